@@ -1,0 +1,141 @@
+"""An attention implementation for transformers that hands out the tensors of chosen attention modules.
+
+Every module runs fused scaled-dot-product attention, as ever; only a module that is tapped for its map builds the map.
+It plugs into transformers through the public `AttentionInterface` and `AttentionMaskInterface`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+IMPLEMENTATION = "sdpa_with_maps"
+MAPS = ("attention", "attention_scores")
+STATES = ("query", "key", "value")
+
+# A tap is called with the module and says which tensors it wants; it is given them as one mapping.
+Take = Callable[[nn.Module, Mapping[str, Tensor]], None]
+_taps: WeakKeyDictionary[nn.Module, tuple[frozenset[str], Take]] = WeakKeyDictionary()
+_observers: list[tuple[frozenset[str], Take]] = []
+
+
+def sdpa_with_maps(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers calls it; the map is returned, and handed out, only where it is tapped.
+
+    Args:
+        query: (batch, heads, length, head width); `key` and `value` may have fewer heads (grouped queries).
+        attention_mask: None, or boolean (True attends) or additive, broadcastable to (batch, heads, length, keys).
+    """
+    wanted, take = _taps.get(module) or (_observers[-1] if _observers else (frozenset(), None))
+    softcap = kwargs.get("softcap")
+    if take is None and softcap is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **kwargs
+        )
+    tensors = {"query": query, "key": key, "value": value}
+    if softcap is None and not wanted.intersection(MAPS):
+        result = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **kwargs
+        )
+    else:
+        scores = attention_scores(query, key, scaling, position_bias, softcap)
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        probabilities = torch.softmax(masked_scores(scores, attention_mask, causal), dim=-1, dtype=torch.float32)
+        tensors |= {"attention_scores": scores, "attention": probabilities}
+        dropped = nn.functional.dropout(probabilities.to(value.dtype), dropout, module.training)
+        context = dropped @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+        result = context.transpose(1, 2).contiguous(), probabilities
+    if take is not None:
+        take(module, tensors)
+    return result
+
+
+def attention_scores(
+    query: Tensor, key: Tensor, scaling: float | None, position_bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Scaled dot products before the mask, (batch, heads, length, keys); a learned position bias is part of them."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return scores if position_bias is None else scores + position_bias
+
+
+def masked_scores(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    rows, keys = scores.shape[-2:]
+    if mask is None:
+        if not causal or rows == 1:
+            return scores
+        mask = torch.ones(rows, keys, dtype=torch.bool, device=scores.device).tril(keys - rows)
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+AttentionInterface.register(IMPLEMENTATION, sdpa_with_maps)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+def tap(module: nn.Module, wanted: frozenset[str], take: Take) -> None:
+    """Hand out the `wanted` tensors of one attention module at each of its calls, until `untap`."""
+    _taps[module] = (wanted, take)
+
+
+def untap(module: nn.Module) -> None:
+    _taps.pop(module, None)
+
+
+@contextmanager
+def observe(wanted: frozenset[str], take: Take) -> Iterator[None]:
+    """Within the context, hand out the `wanted` tensors of every attention module that has no tap of its own."""
+    _observers.append((wanted, take))
+    try:
+        yield
+    finally:
+        _observers.pop()
+
+
+def offers_interface(model: nn.Module) -> bool:
+    """Whether the model computes attention through transformers' interface, with scaled dot products."""
+    return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation() and model._supports_sdpa
+
+
+@contextmanager
+def implementation(model: nn.Module) -> Iterator[bool]:
+    """Run `model` with this implementation; yields whether it can. The model's own setting is put back."""
+    if not offers_interface(model):
+        yield False
+        return
+    restore = use(model)
+    try:
+        yield True
+    finally:
+        restore()
+
+
+def use(model: PreTrainedModel) -> Callable[[], None]:
+    """Switch `model` to this implementation and return what puts its own setting back."""
+    config = model.config
+    before = {"": config._attn_implementation}
+    before |= {key: sub._attn_implementation for key in config.sub_configs if (sub := getattr(config, key)) is not None}
+    model.set_attn_implementation(IMPLEMENTATION)
+    return lambda: model.set_attn_implementation(before)

@@ -1,0 +1,139 @@
+"""A sentiment data set that needs no download: sentences whose label follows from grammar, not from words alone.
+
+Every label is the polarity of the speaker's own judgement. Negation turns a clause round, denial ("it is not true
+that ...") turns it round again, of two contrasted clauses ("..., but ...", "although ..., ...") one decides, and what
+other people love, hate or say decides nothing until the speaker agrees or disagrees. Positive and negative words
+stand in sentences of both labels in nearly equal numbers, so a bag of words is of little use.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MAX_WORDS = 30
+
+GOOD = """good great fine superb lovely brilliant charming clever funny moving fresh warm gripping elegant honest
+bright tender bold graceful witty rich lively splendid thrilling delightful""".split()
+BAD = """bad awful poor terrible ugly dull boring clumsy dreary shallow stale cold tedious crude false
+bleak bland weak lazy silly empty lifeless dreadful painful annoying""".split()
+LIKED = "loved enjoyed admired liked praised adored treasured".split()
+DISLIKED = "hated disliked despised loathed resented detested regretted".split()
+LIKE = "love enjoy admire like praise adore treasure".split()
+DISLIKE = "hate dislike despise loathe resent detest regret".split()
+NOUNS = """film plot story acting music script ending dialogue cast scene camera song book novel play show
+performance direction editing title sequel opening villain hero""".split()
+PARTS = "first second middle last final whole early later".split()
+PEOPLE = """my brother|my sister|my uncle|my friend|the critic|a reviewer|the neighbour|our teacher|the director
+|my mother|the audience|a stranger""".replace("\n", "").split("|")
+COPULAS = "was seemed felt looked sounded".split()
+INTENSIFIERS = "very really truly quite so extremely rather incredibly".split()
+TAILS = """from start to finish|in the second half|for most of the evening|on the big screen|this time
+|at the end of the day|in every way|to my surprise""".replace("\n", "").split("|")
+DENIALS = "it is not true that|nobody can say that|i do not believe that|it is false that".split("|")
+OPENERS = "i think that|i must say that|it is true that|in my view".split("|")
+
+
+def embedded_sentiment(num_train: int = 8000, num_validation: int = 1000, seed: int = 0) -> dict[str, Dataset]:
+    """Generate the data set; the same arguments give the same sentences.
+
+    Args:
+        num_train, num_validation: rows of each split; half of each is positive.
+        seed: of the sentences, and of nothing else.
+    Returns:
+        "train" and "validation" with the columns of sst2: `sentence` (4 to 30 words, lower case, punctuation apart),
+        `label` (0 negative, 1 positive) and `idx`, the row number. No sentence comes twice, in one split or over both.
+    Raises:
+        ConfigError: a number of rows below 2.
+    """
+    import datasets
+
+    for name, size in {"num_train": num_train, "num_validation": num_validation}.items():
+        if size < 2:
+            raise ConfigError(f"{name} is {size}; it must be at least 2, one row of each label")
+    label = datasets.ClassLabel(names=["negative", "positive"])
+    kinds = {"sentence": datasets.Value("string"), "label": label, "idx": datasets.Value("int32")}
+    generator = random.Random(seed)
+    seen: set[str] = set()
+    splits = {}
+    # Validation comes first, so that it stays the same whatever the number of training rows.
+    for split, size in (("validation", num_validation), ("train", num_train)):
+        labels = [row % 2 for row in range(size)]
+        generator.shuffle(labels)
+        sentences = [_new_sentence(bool(label), generator, seen) for label in labels]
+        columns = {"sentence": sentences, "label": labels, "idx": list(range(size))}
+        splits[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+    return {"train": splits["train"], "validation": splits["validation"]}
+
+
+def _new_sentence(positive: bool, generator: random.Random, seen: set[str]) -> str:
+    while True:
+        sentence = _sentence(positive, generator) + " ."
+        if sentence not in seen and len(sentence.split()) <= MAX_WORDS:
+            seen.add(sentence)
+            return sentence
+
+
+def _sentence(positive: bool, generator: random.Random) -> str:
+    """One clause, two in contrast, or someone else's opinion and the speaker's stance on it."""
+    form = generator.choices(("statement", "but", "although", "aside", "stance", "report"), (30, 15, 10, 10, 20, 15))[0]
+    if form == "statement":
+        return _statement(positive, generator)
+    if form == "stance":
+        agrees = generator.random() < 0.6
+        said = _clause(positive == agrees, generator)
+        stance = "and i agree" if agrees else "but i disagree"
+        return f"{_person(generator)} said that {said} , {stance}"
+    # Mostly the opposite, as contrast has it, but not always: else the side that does not count would tell.
+    other = _clause(positive ^ (generator.random() < 0.75), generator)
+    own = _statement(positive, generator)
+    if form == "but":
+        return f"{other} , {generator.choice(('but', 'yet'))} {own}"
+    if form == "although":
+        return f"{generator.choice(('although', 'while'))} {other} , {own}"
+    if form == "aside":
+        return f"{own} , {generator.choice(('although', 'even though'))} {other}"
+    return f"{_person(generator)} said that {other} , but {own}"
+
+
+def _statement(positive: bool, generator: random.Random) -> str:
+    """The speaker's own judgement: a clause, two that agree, or the denial of one."""
+    form = generator.choices(("clause", "pair", "opener", "denial"), (45, 20, 15, 20))[0]
+    if form == "pair":
+        return f"{_clause(positive, generator)} and {_clause(positive, generator)}"
+    if form == "denial":
+        return f"{generator.choice(DENIALS)} {_clause(not positive, generator)}"
+    opener = f"{generator.choice(OPENERS)} " if form == "opener" else ""
+    return opener + _clause(positive, generator)
+
+
+def _clause(positive: bool, generator: random.Random) -> str:
+    negated = generator.random() < 0.35
+    good = positive ^ negated
+    if generator.random() < 0.3:
+        verb = generator.choice((LIKE if good else DISLIKE) if negated else (LIKED if good else DISLIKED))
+        clause = f"i {'did not ' if negated else ''}{verb} {_thing(generator)}"
+    else:
+        negation = generator.choice(("not ", "never ", "hardly ")) if negated else ""
+        intensity = f"{generator.choice(INTENSIFIERS)} " if generator.random() < 0.35 else ""
+        adjective = generator.choice(GOOD if good else BAD)
+        clause = f"{_thing(generator)} {generator.choice(COPULAS)} {negation}{intensity}{adjective}"
+    return clause + (f" {generator.choice(TAILS)}" if generator.random() < 0.2 else "")
+
+
+def _thing(generator: random.Random) -> str:
+    part = f"{generator.choice(PARTS)} " if generator.random() < 0.2 else ""
+    return f"the {part}{generator.choice(NOUNS)}"
+
+
+def _person(generator: random.Random) -> str:
+    """Someone else, whose own likes are no part of the judgement."""
+    person = generator.choice(PEOPLE)
+    if generator.random() < 0.3:
+        return f"{person} who {generator.choice(LIKED + DISLIKED)} {_thing(generator)}"
+    return person

@@ -1,0 +1,36 @@
+"""The errors a caller may want to catch; each is also the builtin one would expect."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class DistillationError(Exception):
+    """Every error this package raises on purpose."""
+
+
+class ConfigError(DistillationError, ValueError):
+    """Something asked for in a config, a recipe or an argument does not fit."""
+
+
+class DataError(DistillationError, ValueError):
+    """A data set, a file or a batch is not what was promised."""
+
+
+class CheckpointError(DistillationError, RuntimeError):
+    """An output directory or a checkpoint does not belong to this run."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """` Nearest: x` for the closest candidate, or nothing where none is close."""
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" Nearest: {found[0]}" if found else ""
+
+
+def raise_all(error: type[DistillationError], where: str, problems: Sequence[tuple[int, str]]) -> None:
+    """Raise every problem found in a numbered list as one error; return where there is none."""
+    if problems:
+        count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
+        lines = "".join(f"\n  [{index}] {text}" for index, text in sorted(problems, key=lambda p: p[0]))
+        raise error(f"{count} in {where}{lines}")

@@ -1,0 +1,91 @@
+"""The loss library: one small function per method. This file holds the only table of names.
+
+A loss is a function `(student, teacher, **arguments)` of tensors that returns one value per item, or a scalar where
+the method compares items with each other. It asks for context (`mask`, `labels`, any key of the batch) by naming the
+keyword. Precision, masking and averaging are the loss model's business.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import ConfigError, nearest
+from .attention import attention_mse
+from .hidden import cos, hidden_mse
+from .logits import hard_cross_entropy, kl_divergence, label_mse, soft_cross_entropy
+
+Loss = Callable[..., Any]
+
+_MSE = {"vector": hidden_mse, "tokens": hidden_mse, "heads": hidden_mse, "map": hidden_mse, "attention": attention_mse}
+_HIDDEN = {kind: hidden_mse for kind in ("vector", "tokens", "map")}
+_LOGITS = ("vector", "tokens")
+
+# name -> the function for each kind of feature; a kind that is not listed is an error that says so.
+SOFT_LOSSES: Mapping[str, Mapping[str, Loss]] = {
+    "mse": _MSE,
+    "mse_with_mask": _MSE,
+    "hidden_mse": _HIDDEN,
+    "logits_mse": dict.fromkeys(_LOGITS, hidden_mse),
+    "attention_mse": {"attention": attention_mse},
+    "attention_mse_with_mask": {"attention": attention_mse},
+    "cos": dict.fromkeys(("vector", "tokens", "heads"), cos),
+    "cross_entropy": dict.fromkeys(_LOGITS, soft_cross_entropy),
+    "soft_cross_entropy": dict.fromkeys(_LOGITS, soft_cross_entropy),
+    "kl_divergence": dict.fromkeys(_LOGITS, kl_divergence),
+}
+HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
+    "cross_entropy": dict.fromkeys(_LOGITS, hard_cross_entropy),
+    "mse": {"vector": label_mse},
+}
+
+
+def list_losses(hard: bool = False) -> list[str]:
+    """The names an entry may give: of losses against the teacher, or (`hard`) against the labels."""
+    return sorted(HARD_LOSSES if hard else SOFT_LOSSES)
+
+
+def get_loss(name: str, kind: str = "tokens", hard: bool = False) -> Loss:
+    """The function behind a name, for a kind of feature.
+
+    Raises:
+        ConfigError: the name is unknown, or the loss does not apply to the kind.
+    """
+    table = HARD_LOSSES if hard else SOFT_LOSSES
+    if name not in table:
+        what = "loss against the labels" if hard else "loss"
+        raise ConfigError(f"unknown {what} {name!r}.{nearest(name, table)} Known: {', '.join(list_losses(hard))}")
+    if kind not in table[name]:
+        fitting = [other for other in list_losses(hard) if kind in table[other]]
+        raise ConfigError(f"loss {name} does not apply to a feature of kind {kind}. These do: {', '.join(fitting)}")
+    return table[name][kind]
+
+
+def parameters_of(loss: Loss) -> list[inspect.Parameter] | None:
+    """The parameters of a loss beyond its two tensors; None where Python cannot tell."""
+    try:
+        parameters = list(inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    return [p for p in parameters[2:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def check_arguments(name: str, loss: Loss, args: Mapping[str, Any], context: Iterable[str]) -> str | None:
+    """What is wrong with the arguments of an entry, or None. `context` are the keywords the loss model can fill."""
+    parameters = parameters_of(loss)
+    if parameters is None:
+        return None
+    known = [p.name for p in parameters if p.name not in ("mask", "teacher_mask", "labels")]
+    takes = ", ".join(str(p).partition(":")[0] + (f"={p.default}" if p.default is not p.empty else "") for p in parameters)
+    for key in args:
+        if key not in known:
+            near = nearest(key, known)
+            return f"loss {name} takes no argument {key!r}.{near} It takes: {takes or 'no arguments'}"
+    offered = {*args, *context}
+    for p in parameters:
+        if p.default is p.empty and p.name not in offered:
+            return f"loss {name} needs {p.name!r}, which is neither in args nor a key of the batch ({', '.join(context)})"
+    return None

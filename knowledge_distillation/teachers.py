@@ -1,0 +1,67 @@
+"""Anything that gives the teacher's features of a batch. Frozen by construction."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class FrozenTeacher(nn.Module):
+    """A model that stays in eval mode, takes no gradient and keeps its caller's model as it was.
+
+    It is a copy in structure that shares the caller's weights, so it costs no memory; where `dtype` differs the
+    weights are a converted copy. Batch normalisation and buffers keep their precision.
+
+    Args:
+        model: the teacher, in whatever mode it is.
+        dtype: floating-point type of the weights; None keeps theirs.
+        device: None keeps theirs.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.model = _frozen_copy(model, dtype, device)
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.hold_still()
+        with torch.no_grad():
+            return self.model(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        """Stays in eval mode, whatever `mode` is."""
+        return super().train(False)
+
+    def hold_still(self) -> None:
+        """Undo what anyone may have done to a part of the teacher since the last pass."""
+        if any(module.training for module in self.modules()):
+            self.eval()
+
+    def cast(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Floating-point inputs in the type of the weights."""
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        return {
+            key: value.to(dtype) if dtype and isinstance(value, Tensor) and value.is_floating_point() else value
+            for key, value in inputs.items()
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+def _frozen_copy(model: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
+    exact = {id(p) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()}
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        change = dtype if parameter.is_floating_point() and id(parameter) not in exact else None
+        value = parameter.detach().to(device=device, dtype=change)
+        memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().to(device=device)
+    return copy.deepcopy(model, memo)
