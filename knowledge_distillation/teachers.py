@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,6 +40,12 @@ class FrozenTeacher(nn.Module):
         """Undo what anyone may have done to a part of the teacher since the last pass."""
         if any(module.training for module in self.modules()):
             self.eval()
+
+    def features(self, source: Callable[[Any], dict[Any, Tensor]], inputs: dict[str, Any]) -> dict[Any, Tensor]:
+        """The features that `source`, bound to this teacher's model, takes from one pass: detached, no gradient."""
+        self.hold_still()
+        with torch.no_grad():
+            return {name: tensor.detach() for name, tensor in source(self.cast(inputs)).items()}
 
     def cast(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Floating-point inputs in the type of the weights."""

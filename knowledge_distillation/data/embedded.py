@@ -3,7 +3,7 @@
 Every label is the polarity of the speaker's own judgement. Negation turns a clause round, denial ("it is not true
 that ...") turns it round again, of two contrasted clauses ("..., but ...", "although ..., ...") one decides, and what
 other people love, hate or say decides nothing until the speaker agrees or disagrees. Positive and negative words
-stand in sentences of both labels in nearly equal numbers, so a bag of words is of little use.
+stand in sentences of both labels, so that a bag of words gets little more than two in three right.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MAX_WORDS = 30
+_NEGATED = 0.25
 
 GOOD = """good great fine superb lovely brilliant charming clever funny moving fresh warm gripping elegant honest
 bright tender bold graceful witty rich lively splendid thrilling delightful""".split()
@@ -80,30 +81,29 @@ def _new_sentence(positive: bool, generator: random.Random, seen: set[str]) -> s
 
 
 def _sentence(positive: bool, generator: random.Random) -> str:
-    """One clause, two in contrast, or someone else's opinion and the speaker's stance on it."""
-    form = generator.choices(("statement", "but", "although", "aside", "stance", "report"), (30, 15, 10, 10, 20, 15))[0]
+    """One statement, two in contrast, or someone else's opinion and the speaker's stance on it."""
+    form = generator.choices(("statement", "but", "although", "aside", "stance", "report"), (40, 15, 10, 10, 15, 10))[0]
     if form == "statement":
         return _statement(positive, generator)
     if form == "stance":
-        agrees = generator.random() < 0.6
-        said = _clause(positive == agrees, generator)
+        agrees = generator.random() < 0.7
         stance = "and i agree" if agrees else "but i disagree"
-        return f"{_person(generator)} said that {said} , {stance}"
-    # Mostly the opposite, as contrast has it, but not always: else the side that does not count would tell.
-    other = _clause(positive ^ (generator.random() < 0.75), generator)
+        return f"{_person(generator)} said that {_verdict(positive == agrees, generator)} , {stance}"
+    # The other clause says the opposite a little more often than not, as contrast has it: its words must not tell.
+    other = positive ^ (generator.random() < 0.6)
     own = _statement(positive, generator)
     if form == "but":
-        return f"{other} , {generator.choice(('but', 'yet'))} {own}"
+        return f"{_clause(other, generator)} , {generator.choice(('but', 'yet'))} {own}"
     if form == "although":
-        return f"{generator.choice(('although', 'while'))} {other} , {own}"
+        return f"{generator.choice(('although', 'while'))} {_clause(other, generator)} , {own}"
     if form == "aside":
-        return f"{own} , {generator.choice(('although', 'even though'))} {other}"
-    return f"{_person(generator)} said that {other} , but {own}"
+        return f"{own} , {generator.choice(('although', 'even though'))} {_clause(other, generator)}"
+    return f"{_person(generator)} said that {_verdict(other, generator)} , but {own}"
 
 
 def _statement(positive: bool, generator: random.Random) -> str:
     """The speaker's own judgement: a clause, two that agree, or the denial of one."""
-    form = generator.choices(("clause", "pair", "opener", "denial"), (45, 20, 15, 20))[0]
+    form = generator.choices(("clause", "pair", "opener", "denial"), (45, 25, 15, 15))[0]
     if form == "pair":
         return f"{_clause(positive, generator)} and {_clause(positive, generator)}"
     if form == "denial":
@@ -113,17 +113,30 @@ def _statement(positive: bool, generator: random.Random) -> str:
 
 
 def _clause(positive: bool, generator: random.Random) -> str:
-    negated = generator.random() < 0.35
-    good = positive ^ negated
-    if generator.random() < 0.3:
-        verb = generator.choice((LIKE if good else DISLIKE) if negated else (LIKED if good else DISLIKED))
-        clause = f"i {'did not ' if negated else ''}{verb} {_thing(generator)}"
+    make = _feeling if generator.random() < 0.3 else _verdict
+    return make(positive, generator)
+
+
+def _feeling(positive: bool, generator: random.Random) -> str:
+    """`i loved the plot`, or with a negation `i did not hate the plot`."""
+    if generator.random() < _NEGATED:
+        verb = "did not " + generator.choice(DISLIKE if positive else LIKE)
     else:
-        negation = generator.choice(("not ", "never ", "hardly ")) if negated else ""
-        intensity = f"{generator.choice(INTENSIFIERS)} " if generator.random() < 0.35 else ""
-        adjective = generator.choice(GOOD if good else BAD)
-        clause = f"{_thing(generator)} {generator.choice(COPULAS)} {negation}{intensity}{adjective}"
-    return clause + (f" {generator.choice(TAILS)}" if generator.random() < 0.2 else "")
+        verb = generator.choice(LIKED if positive else DISLIKED)
+    return f"i {verb} {_thing(generator)}{_tail(generator)}"
+
+
+def _verdict(positive: bool, generator: random.Random) -> str:
+    """`the plot was very good`, or with a negation `the plot was hardly bad`."""
+    negated = generator.random() < _NEGATED
+    negation = generator.choice(("not ", "never ", "hardly ")) if negated else ""
+    intensity = f"{generator.choice(INTENSIFIERS)} " if generator.random() < 0.35 else ""
+    adjective = generator.choice(GOOD if positive ^ negated else BAD)
+    return f"{_thing(generator)} {generator.choice(COPULAS)} {negation}{intensity}{adjective}{_tail(generator)}"
+
+
+def _tail(generator: random.Random) -> str:
+    return f" {generator.choice(TAILS)}" if generator.random() < 0.2 else ""
 
 
 def _thing(generator: random.Random) -> str:

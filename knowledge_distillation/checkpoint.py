@@ -1,0 +1,229 @@
+"""What a run leaves on disk: a clean student directory, and everything else beside it. Every write is atomic.
+
+    output_dir/
+      student/        save_pretrained: transformers alone loads it
+      checkpoints/    step-00000120/{module,optimizer,...}.safetensors and .json: enough to go on exactly
+      history.jsonl   one line per log and evaluation
+      run.json        what this run is, so that it is not taken for another
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+
+_STEP = re.compile(r"step-(\d+)")
+_CONTENTS = ("run.json", "history.jsonl", "student", "checkpoints")
+# What may differ between a run and its continuation without making it another run.
+_FREE = ("num_train_epochs", "max_steps", "logging_steps", "save_total_limit", "report_to", "disable_tqdm", "overwrite_output_dir")
+
+
+def claim(output_dir: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    """Make `output_dir` this run's own.
+
+    Raises:
+        CheckpointError: it holds another run, or (resuming) the run's config has changed, with what changed.
+    """
+    marker = output_dir / "run.json"
+    identity = json.loads(json.dumps(identity))
+    held = [name for name in _CONTENTS if (output_dir / name).exists()]
+    if held and resume:
+        if not marker.exists():
+            raise CheckpointError(f"cannot resume {output_dir}: it holds {', '.join(held)} but no run.json")
+        changed = _differences(json.loads(marker.read_text(encoding="utf-8")), identity)
+        if changed:
+            raise CheckpointError(f"cannot resume {output_dir}: this is not the run it holds\n  " + "\n  ".join(changed))
+    elif held and not overwrite:
+        raise CheckpointError(
+            f"output_dir {output_dir} holds another run ({', '.join(held)}). Resume it (resume_from_checkpoint=True, "
+            "--resume), choose another directory, or set overwrite_output_dir"
+        )
+    elif held:
+        for name in held:
+            path = output_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_text(marker, json.dumps(identity, indent=2))
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in dict.fromkeys([*old, *new])
+            if key not in _FREE
+            for line in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for i, pair in enumerate(zip(old, new, strict=True)) for line in _differences(*pair, f"{where}[{i}]")]
+    return [] if old == new else [f"{where}: it has {_short(old)}, asked is {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def save_student(directory: Path, student: nn.Module, processing_class: Any = None) -> None:
+    """Write a directory that transformers loads; a reader sees the old files or the new ones, each whole."""
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if hasattr(student, "save_pretrained"):
+        student.save_pretrained(temporary)
+    else:
+        save_model(student, str(temporary / "model.safetensors"))
+    if processing_class is not None and hasattr(processing_class, "save_pretrained"):
+        processing_class.save_pretrained(temporary)
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in sorted(temporary.rglob("*")):
+        if path.is_file():
+            target = directory / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    shutil.rmtree(temporary)
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    folder = output_dir / "checkpoints"
+    found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)] if folder.exists() else []
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def latest(folder: Path) -> Path:
+    """The checkpoint meant by a run directory (its last one), or by a checkpoint."""
+    if _STEP.fullmatch(folder.name):
+        return folder
+    found = checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"{folder} holds no checkpoint (checkpoints/step-…)")
+    return found[-1]
+
+
+def read_student(folder: Path, student: nn.Module) -> None:
+    """Load a student's weights from a run directory, a checkpoint or a student directory."""
+    if (folder / "model.safetensors").exists() and hasattr(type(student), "from_pretrained"):
+        student.load_state_dict(type(student).from_pretrained(folder).state_dict())
+    elif (folder / "model.safetensors").exists():
+        read_module(folder, "model", student)
+    else:
+        read_module(latest(folder), "student", student)
+
+
+class Writer:
+    """Collects the parts of one checkpoint in a hidden folder; `commit` gives it its name.
+
+    With several processes the main one writes the shared parts and all write their own random state.
+    """
+
+    def __init__(self, output_dir: Path, step: int) -> None:
+        self.final = output_dir / "checkpoints" / f"step-{step:08d}"
+        self.folder = self.final.with_name(f".{self.final.name}.tmp")
+
+    def begin(self) -> None:
+        for leftover in self.folder.parent.glob(".step-*.tmp") if self.folder.parent.exists() else ():
+            shutil.rmtree(leftover)
+        self.folder.mkdir(parents=True)
+
+    def module(self, name: str, module: nn.Module) -> None:
+        save_model(module, str(self.folder / f"{name}.safetensors"))
+
+    def tree(self, name: str, tree: Any) -> None:
+        tensors: dict[str, Tensor] = {}
+        write_text(self.folder / f"{name}.json", json.dumps(_pack(tree, tensors)))
+        save_file(tensors, str(self.folder / f"{name}.safetensors"))
+
+    def commit(self, limit: int) -> Path:
+        for path in self.folder.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(self.final, ignore_errors=True)
+        os.replace(self.folder, self.final)
+        for old in checkpoints(self.final.parent.parent)[:-limit]:
+            shutil.rmtree(old)
+        return self.final
+
+
+def read_module(folder: Path, name: str, module: nn.Module) -> None:
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {path.name}")
+    try:
+        load_model(module, str(path))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model: {error}") from error
+
+
+def read_tree(folder: Path, name: str) -> Any:
+    path = folder / f"{name}.json"
+    if not path.exists():
+        raise CheckpointError(f"{folder} has no {path.name}")
+    return _unpack(json.loads(path.read_text(encoding="utf-8")), load_file(str(folder / f"{name}.safetensors")))
+
+
+def _pack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """A tree of plain values and tensors as JSON, its tensors set apart under numbers. No pickle."""
+    if isinstance(tree, np.ndarray):
+        return {"array": _pack(torch.from_numpy(tree.astype(np.int64)), tensors), "dtype": str(tree.dtype)}
+    if isinstance(tree, Tensor):
+        key = str(len(tensors))
+        tensors[key] = tree.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": key}
+    if isinstance(tree, Mapping):
+        return {"map": [[_pack(k, tensors), _pack(v, tensors)] for k, v in tree.items()]}
+    if isinstance(tree, (list, tuple)):
+        return {"list": [_pack(value, tensors) for value in tree], "tuple": isinstance(tree, tuple)}
+    if isinstance(tree, np.generic):
+        return tree.item()
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    raise CheckpointError(f"cannot save a {type(tree).__name__} in a checkpoint")
+
+
+def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if "tensor" in tree:
+        return tensors[tree["tensor"]]
+    if "array" in tree:
+        return _unpack(tree["array"], tensors).numpy().astype(tree["dtype"])
+    if "map" in tree:
+        return {_unpack(key, tensors): _unpack(value, tensors) for key, value in tree["map"]}
+    values = [_unpack(value, tensors) for value in tree["list"]]
+    return tuple(values) if tree["tuple"] else values
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator a step may draw from."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,220 @@
+"""Batches for training and evaluation, out of data sets or any iterable, alike on one process and on many."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import DataLoader
+
+from ..checkpoint import random_state, set_random_state
+from ..errors import ConfigError, DataError
+from ..settings import TrainingSettings
+from .batching import LengthGroupedBatchSampler
+
+
+class TrainBatches:
+    """The training batches of this process, epoch by epoch.
+
+    The order of an epoch depends on the seed and the epoch alone, so that a resumed run finds its place: the random
+    state is set while an epoch's first batch is drawn, and put back.
+
+    Args:
+        loader: any iterable of batches; `DataLoader`s are sharded over processes by batch, others by position.
+        seed: of the order.
+    """
+
+    def __init__(self, loader: Iterable[Any], seed: int, accelerator: Accelerator) -> None:
+        self.loader, self.seed, self.accelerator = _sharded(loader, accelerator), seed, accelerator
+        self.generator_states: list[torch.Tensor] = []
+
+    def peek(self) -> Any:
+        """The first batch, which stays in its place.
+
+        Raises:
+            DataError: there is none.
+        """
+        states = [generator.get_state() for generator in self._generators()]
+        with seeded(self.seed):
+            iterator = iter(self.loader)
+            first = next(iterator, None)
+        for generator, state in zip(self._generators(), states, strict=True):
+            generator.set_state(state)
+        if first is None:
+            raise DataError("the training data is empty: it has no batch")
+        if iterator is self.loader:  # an iterator cannot begin again
+            self.loader = itertools.chain([first], iterator)
+        return first
+
+    def __len__(self) -> int:
+        """Batches of an epoch on the process that has most. Raises TypeError where the data has no length."""
+        here = len(self.loader)  # type: ignore[arg-type]
+        return self.most(here)
+
+    def most(self, number: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return number
+        numbers = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        return int(numbers.max())
+
+    def windows(self, epoch: int, size: int, skip: int = 0) -> Iterator[list[Any]]:
+        """The batches of an epoch, `size` at a time, without the first `skip`.
+
+        Every process gets as many windows: one that is out of batches gets empty ones. Where the data has a length
+        the number of windows is known beforehand, and no process waits to ask another.
+        """
+        batches = self._epoch(epoch, skip)
+        try:
+            left: float = math.ceil(max(0, len(self) - skip) / size)
+        except TypeError:
+            left = math.inf
+        while left:
+            window = list(itertools.islice(batches, size))
+            if left == math.inf and not self.most(len(window)):
+                return
+            yield window
+            left -= 1
+
+    def _epoch(self, epoch: int, skip: int) -> Iterator[Any]:
+        set_epoch = getattr(getattr(self.loader, "batch_sampler", None), "set_epoch", None) or getattr(
+            self.loader, "set_epoch", None
+        )
+        if set_epoch:
+            set_epoch(epoch)
+        if self.generator_states and skip:
+            for generator, state in zip(self._generators(), self.generator_states, strict=True):
+                generator.set_state(state)
+        self.generator_states = [generator.get_state() for generator in self._generators()]
+        with seeded(self.seed + epoch):
+            iterator = iter(self.loader)
+            drawn = None
+            for _ in range(max(skip, 1)):
+                drawn = next(iterator, _END)
+        if drawn is _END and not skip:
+            raise DataError(f"the training data gave no batch in epoch {epoch + 1}: can it be iterated more than once?")
+        yield from iterator if skip else itertools.chain([drawn], iterator)
+
+    def _generators(self) -> list[torch.Generator]:
+        """Generators of the loader's own, whose state is not part of the global random state."""
+        sampler = getattr(self.loader, "batch_sampler", None)
+        owners = (self.loader, getattr(self.loader, "sampler", None), getattr(sampler, "sampler", None))
+        found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, torch.Generator)}
+        return list(found.values())
+
+
+_END = object()
+
+
+class _EveryNth:
+    """The batches at this process's positions of an iterable."""
+
+    def __init__(self, batches: Iterable[Any], start: int, step: int) -> None:
+        self.batches, self.start, self.step = batches, start, step
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.batches), self.start, None, self.step)
+
+    def __len__(self) -> int:
+        return max(0, math.ceil((len(self.batches) - self.start) / self.step))  # type: ignore[arg-type]
+
+
+def _sharded(loader: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
+    if accelerator.num_processes == 1 or isinstance(getattr(loader, "batch_sampler", None), LengthGroupedBatchSampler):
+        return loader
+    if isinstance(loader, DataLoader) and loader.batch_sampler is not None:
+        shard = BatchSamplerShard(
+            loader.batch_sampler, accelerator.num_processes, accelerator.process_index, even_batches=False
+        )
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=shard,
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+            generator=loader.generator,
+        )
+    return _EveryNth(loader, accelerator.process_index, accelerator.num_processes)
+
+
+def loader_of(
+    dataset: Any,
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    data_collator: Callable[..., Any] | None,
+    processing_class: Any,
+    train: bool,
+) -> DataLoader[Any]:
+    """A loader of this process's share of a data set, in batches of rows of similar length, padded to the longest.
+
+    Raises:
+        DataError: the data set is empty, or rows have no input a length could be taken from where one is needed.
+    """
+    if len(dataset) == 0:
+        raise DataError(f"the {'training' if train else 'evaluation'} data set is empty")
+    rows = _numeric_columns(dataset)
+    sampler = LengthGroupedBatchSampler(
+        _lengths(rows) if settings.group_by_length else [1] * len(rows),
+        settings.per_device_train_batch_size if train else settings.per_device_eval_batch_size,
+        shuffle=train,
+        seed=settings.seed,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
+    collate = data_collator or _default_collator(processing_class)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, pin_memory=accelerator.device.type == "cuda")
+
+
+def _default_collator(processing_class: Any) -> Callable[..., Any]:
+    from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
+
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        return DataCollatorWithPadding(processing_class)
+    return default_data_collator
+
+
+def _numeric_columns(dataset: Any) -> Any:
+    """The rows without columns of text, which no tensor can hold."""
+    features = getattr(dataset, "features", None)
+    if features is None:
+        return dataset
+    text = [name for name, feature in features.items() if str(getattr(feature, "dtype", "")) in ("string", "large_string")]
+    return dataset.remove_columns(text) if text else dataset
+
+
+def _lengths(rows: Any) -> Sequence[int]:
+    names = getattr(rows, "column_names", None)
+    if names is not None:
+        if "length" in names:
+            return list(rows["length"])
+        return [len(ids) for ids in rows["input_ids"]] if "input_ids" in names else [1] * len(rows)
+    first = rows[0]
+    if isinstance(first, dict) and "input_ids" in first:
+        return [len(rows[i]["input_ids"]) for i in range(len(rows))]
+    return [1] * len(rows)
+
+
+def choose(loader: Iterable[Any] | None, dataset: Any, what: str) -> None:
+    """See that at most one of a loader and a data set is given."""
+    if loader is not None and dataset is not None:
+        raise ConfigError(f"give either {what}_dataloader or {what}_dataset")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Set every generator within the context and put its state back after it."""
+    before = random_state()
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_random_state(before)

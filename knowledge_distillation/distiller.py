@@ -1,0 +1,581 @@
+"""The runner: one loop for distillation and for fine-tuning, from a batch to a saved student."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from . import checkpoint, placement
+from .adaptors import accepted, named, same_inputs
+from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
+from .data.loading import TrainBatches, choose, loader_of
+from .errors import CheckpointError, ConfigError
+from .evaluators import TaskEvaluator, modes_kept, resting
+from .loss_model import MultiLayerBasedDistillationLoss, make_context
+from .plan import Plan, bind
+from .settings import TrainingSettings
+from .teachers import FrozenTeacher
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    `step`: optimizer steps done; `epoch`: epochs done; `batches`: batches of the present epoch done on this process;
+    `fraction`: epochs done, with the part of the present one; `best`: the best primary metric so far.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batches: int = 0
+    fraction: float = 0.0
+    best: float | None = None
+
+
+class Batch(NamedTuple):
+    """One batch, ready: what each model takes, and all that losses may ask for."""
+
+    student: dict[str, Any]
+    teacher: dict[str, Any]
+    context: dict[str, Any]
+
+
+class Running:
+    """Sums of the loss and its terms over steps, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        self.steps += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def read(self, accelerator: Any) -> dict[str, float]:
+        """The mean of each over the steps, summed over the processes' shares; starts again from nothing."""
+        if not self.steps:
+            return {}
+        stacked = torch.stack([value.float() for value in self.sums.values()])
+        means = (accelerator.reduce(stacked, "sum") / self.steps).tolist()
+        names, self.sums, self.steps = list(self.sums), {}, 0
+        return dict(zip(names, means, strict=True))
+
+
+class StudentAndProjections(nn.Module):
+    """The one module that trains: called through its wrapper, so that every gradient is seen by it."""
+
+    def __init__(self, student: nn.Module, loss_model: MultiLayerBasedDistillationLoss, features: Callable[..., Any]) -> None:
+        super().__init__()
+        self.student, self.loss_model = student, loss_model
+        self._features = features
+
+    def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Entry name -> its student feature, projected."""
+        return self.loss_model.project(self._features(inputs))
+
+
+class KnowledgeDistiller:
+    """Teach a student what a `distill_config` says. `train()` and `distillate()` are the same call.
+
+    Args:
+        teacher_model: the teacher; None where every entry is hard (fine-tuning). It stays as it is.
+        student_model: the student; it is trained in place.
+        distill_config: a list of entries, a DistillConfig or the path of a YAML file; or give a `loss_model`.
+        train_dataloader: any iterable of batches, sized or not; or give a `train_dataset`.
+        dev_dataloader: iterable of batches for the evaluator; or give an `eval_dataset`.
+        train_dataset, eval_dataset: tokenized rows; batched by length and padded to the longest row of the batch.
+        data_collator, processing_class, compute_metrics: as in transformers' `Trainer`; `compute_metrics` is called
+            as `(logits, labels)` on numpy arrays.
+        train_data_adaptor, dev_data_adaptor: `(device, batch) -> (teacher_inputs, student_inputs)`, each a dict or a
+            tuple. None: both models get the batch.
+        teacher_output_adaptor, student_output_adaptor: model output -> `{"layer": {"output": tensor}}`. None: the
+            ready-made names.
+        loss_model: a `MultiLayerBasedDistillationLoss`, in place of `distill_config`.
+        optimizer: None for AdamW. Projections join it as one more group.
+        lr_scheduler: None for `lr_scheduler_type`; with an optimizer of your own, for a constant rate.
+        evaluator: a callable `(student, teacher, dataloader, accelerator) -> metrics`, or an object with
+            `evaluate(teacher_model, student_model, dev_data, dev_data_adaptor, epoch, step, loss_value)`, which is
+            called after every step. None: `TaskEvaluator` where there is evaluation data.
+        callbacks: further `Callback`s.
+        output_dir: where student, checkpoints and history go; None writes nothing.
+        device: None lets Accelerate choose.
+        num_epoch: the older name of `num_train_epochs`.
+        **settings: the fields of `TrainingSettings`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before the first step and before anything is written.
+    """
+
+    def __init__(
+        self,
+        teacher_model: nn.Module | None = None,
+        student_model: nn.Module | None = None,
+        distill_config: Any = None,
+        *,
+        train_dataloader: Iterable[Any] | None = None,
+        dev_dataloader: Iterable[Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        data_collator: Callable[..., Any] | None = None,
+        processing_class: Any = None,
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
+        train_data_adaptor: Callable[..., Any] | None = None,
+        dev_data_adaptor: Callable[..., Any] | None = None,
+        teacher_output_adaptor: Callable[..., Any] | None = None,
+        student_output_adaptor: Callable[..., Any] | None = None,
+        loss_model: MultiLayerBasedDistillationLoss | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        lr_scheduler: Any = None,
+        evaluator: Any = None,
+        callbacks: Sequence[Callback] = (),
+        output_dir: str | Path | None = None,
+        device: torch.device | str | None = None,
+        num_epoch: int | None = None,
+        **settings: Any,
+    ) -> None:
+        if student_model is None:
+            raise ConfigError("student_model is missing")
+        if (loss_model is None) == (distill_config is None):
+            raise ConfigError("give either distill_config or loss_model")
+        if num_epoch is not None:
+            settings.setdefault("num_train_epochs", num_epoch)
+        self.settings = TrainingSettings.parse(settings)
+        self.loss_model = loss_model or MultiLayerBasedDistillationLoss(
+            distill_config, teacher_output_adaptor, student_output_adaptor
+        )
+        self.student = student_model
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.processing_class = processing_class
+        self.train_data_adaptor = train_data_adaptor or same_inputs
+        self.dev_data_adaptor = dev_data_adaptor or self.train_data_adaptor
+        self.evaluator = evaluator
+        self.callbacks: list[Callback] = list(callbacks)
+        self.progress = Progress()
+        self.total_steps: int | None = None
+        self._teacher_model, self._optimizer, self._scheduler = teacher_model, optimizer, lr_scheduler
+        self._compute_metrics = compute_metrics
+        self._undo = ExitStack()
+        self._plan: Plan | None = None
+        self._ready = self._stopped = False
+        self._metrics: dict[str, float] = {}
+        self._logged = Running()
+
+        self.accelerator = placement.make_accelerator(self.settings, device, self.output_dir)
+        choose(train_dataloader, train_dataset, "train")
+        choose(dev_dataloader, eval_dataset, "dev")
+        self._train_loader, self.dev_dataloader = train_dataloader, dev_dataloader
+        if train_dataset is not None:
+            self._train_loader = self._loader(train_dataset, data_collator, train=True)
+        if eval_dataset is not None:
+            self.dev_dataloader = self._loader(eval_dataset, data_collator, train=False)
+        if self.evaluator is None and self.dev_dataloader is not None:
+            self.evaluator = TaskEvaluator(compute_metrics, self.dev_data_adaptor, fixed_order=eval_dataset is not None)
+        self._asked_each_step = hasattr(self.evaluator, "evaluate")
+        self.student.to(self.accelerator.device)
+        self.teacher = (
+            None
+            if teacher_model is None
+            else FrozenTeacher(
+                teacher_model, placement.teacher_dtype(self.settings, self.accelerator), self.accelerator.device
+            )
+        )
+
+    # --- the algorithm -------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: bool | str | Path = False) -> dict[str, float]:
+        """Train to the end and return the last metrics.
+
+        Args:
+            resume_from_checkpoint: go on from the last checkpoint of `output_dir` (True), or from the checkpoint or
+                run directory named; a run that has no checkpoint yet starts afresh.
+        """
+        self._prepare()
+        self._open_output(resume_from_checkpoint)
+        self._call("on_train_begin")
+        try:
+            while self.progress.epoch < self.settings.num_train_epochs and not self._finished():
+                self._epoch(managed=True)
+                if not self.settings.eval_steps or self._finished():
+                    self._evaluate_and_keep_best()
+                if not self.settings.save_steps or self._finished():
+                    self._save_checkpoint()
+            if self.output_dir is not None and not self._keeps_best():
+                self._save_student(self.output_dir / "student")
+        finally:
+            self._call("on_train_end")
+            self.accelerator.end_training()
+            self.close()
+        return dict(self._metrics)
+
+    distillate = train
+
+    def train_epoch(self) -> dict[str, float]:
+        """One pass over the training data, for a loop of one's own. Returns the mean of the loss and of every term."""
+        self._prepare()
+        return self._epoch(managed=False)
+
+    def _epoch(self, managed: bool) -> dict[str, float]:
+        """The rest of the present epoch. A managed one evaluates and saves as the settings say."""
+        self.module.train()
+        whole = Running()
+        size = self.settings.gradient_accumulation_steps
+        for window in self.batches.windows(self.progress.epoch, size, skip=self.progress.batches):
+            values = self._step([self._batch(raw, self.train_data_adaptor) for raw in window])
+            whole.add(values)
+            self._after_step(values, len(window), managed)
+            if self._finished():
+                break
+        else:
+            self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
+            self.progress.fraction = float(self.progress.epoch)
+        self._log()
+        return whole.read(self.accelerator)
+
+    def _step(self, window: list[Batch]) -> dict[str, Tensor]:
+        """One optimizer step on an accumulation window. Returns this process's share of the loss and of its terms."""
+        counts = self._counts(window)
+        values: dict[str, Tensor] = {}
+        batches = window or [self._idle_batch]  # a process out of batches takes part with a loss of zero
+        for number, batch in enumerate(batches, start=1):
+            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.module):
+                teacher = self._teacher_features(batch)
+                terms = self.loss_model.terms(self.module(batch.student), teacher, batch.context, counts)
+                share = 1.0 if window else 0.0
+                # Gradients are averaged over processes and counts are summed over them: the sum is what is wanted.
+                self.accelerator.backward(terms.loss * (share * self.accelerator.num_processes))
+            for name, value in {"loss": terms.loss.detach(), **terms.values}.items():
+                values[name] = values[name] + value * share if name in values else value * share
+        if self.settings.max_grad_norm:
+            self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self._idle_batch = batches[-1]
+        return values
+
+    def _counts(self, window: list[Batch]) -> dict[str, Any] | None:
+        """What each entry's sum is divided by: counted over the whole window and all processes, before any pass."""
+        if self.accelerator.num_processes == 1 and len(window) == 1:
+            return None  # the batch is the whole
+        device = self.accelerator.device
+        sums = {name: torch.zeros((), device=device) for name in self.loss_model.bound}
+        for batch in window:
+            for name, number in self.loss_model.counts(batch.context).items():
+                sums[name] = sums[name] + number
+        reduced = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
+        return dict(zip(sums, reduced, strict=True))
+
+    def _teacher_features(self, batch: Batch) -> dict[Any, Tensor]:
+        assert self._plan is not None
+        if self.teacher is None or self._plan.teacher is None:
+            return {}
+        return self.teacher.features(self._plan.teacher.features, batch.teacher)
+
+    def _after_step(self, values: dict[str, Tensor], batches: int, managed: bool) -> None:
+        progress, settings = self.progress, self.settings
+        progress.step, progress.batches = progress.step + 1, progress.batches + batches
+        if self._steps_per_epoch:
+            progress.fraction = progress.epoch + progress.batches / settings.gradient_accumulation_steps / self._steps_per_epoch
+        self._logged.add(values)
+        self._call("on_step_end")
+        if progress.step % settings.logging_steps == 0:
+            self._log()
+        if self._asked_each_step:
+            self._ask_evaluator(values["loss"])
+        if managed and settings.eval_steps and progress.step % settings.eval_steps == 0:
+            self._evaluate_and_keep_best()
+        if managed and settings.save_steps and progress.step % settings.save_steps == 0:
+            self._save_checkpoint()
+
+    def _batch(self, raw: Any, adaptor: Callable[..., Any]) -> Batch:
+        for_teacher, for_student = adaptor(self.accelerator.device, raw)
+        student = named(for_student, self.student, "student")
+        teacher = student if for_teacher is for_student or self.teacher is None else named(for_teacher, self.teacher.model, "teacher")
+        context = make_context(student, teacher, self.loss_model.shift_labels)
+        given = {} if self.teacher is None else accepted(teacher, self.teacher.model)
+        return Batch(accepted(student, self.student), given, context)
+
+    # --- measuring -----------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """The evaluator's metrics of the student as it is now.
+
+        Raises:
+            ConfigError: there is nothing to evaluate on, or the evaluator decides for itself when to measure.
+        """
+        if self._asked_each_step or self.evaluator is None:
+            raise ConfigError("evaluate() needs dev_dataloader or eval_dataset, and an evaluator that is a callable")
+        with resting(self.student), torch.no_grad():
+            metrics = self.evaluator(self.student, self.teacher, self.dev_dataloader, self.accelerator)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _evaluate_and_keep_best(self) -> None:
+        if self.evaluator is None or self._asked_each_step:
+            return
+        metrics = self.evaluate()
+        self._metrics = {f"eval_{name}": value for name, value in metrics.items()}
+        self.accelerator.log(self._metrics, step=self.progress.step)
+        if self._keeps_best():
+            self._keep_if_best(metrics)
+        self._call("on_evaluate", metrics)
+
+    def _keep_if_best(self, metrics: dict[str, float]) -> None:
+        name = self.settings.metric_for_best_model or self.evaluator.primary_metric
+        if name not in metrics:
+            raise ConfigError(f"metric_for_best_model {name!r} is not among the evaluator's metrics: {', '.join(metrics)}")
+        greater = self.settings.greater_is_better
+        greater = getattr(self.evaluator, "greater_is_better", True) if greater is None else greater
+        best, value = self.progress.best, metrics[name]
+        if best is None or (value > best if greater else value < best):
+            self.progress.best = value
+            if self.output_dir is not None:
+                self._save_student(self.output_dir / "student")
+
+    def _keeps_best(self) -> bool:
+        named = self.settings.metric_for_best_model or getattr(self.evaluator, "primary_metric", None) is not None
+        return self.evaluator is not None and not self._asked_each_step and bool(named)
+
+    def _ask_evaluator(self, loss: Tensor) -> None:
+        """The long-known form: asked after every step, with the loss as a detached 0-d tensor."""
+        loss = self.accelerator.reduce(loss, "sum")
+        if self.accelerator.is_main_process:
+            with modes_kept(self.student):
+                self.evaluator.evaluate(
+                    teacher_model=self.teacher,
+                    student_model=self.student,
+                    dev_data=self.dev_dataloader,
+                    dev_data_adaptor=self.dev_data_adaptor,
+                    epoch=self.progress.epoch + 1,
+                    step=self.progress.step,
+                    loss_value=loss,
+                )
+
+    def _log(self) -> None:
+        values = self._logged.read(self.accelerator)
+        if values:
+            values["learning_rate"] = self.scheduler.get_last_lr()[0]
+            self.accelerator.log(values, step=self.progress.step)
+            self._call("on_log", values)
+
+    # --- preparing -----------------------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """Bind the config to both models on the first batch, and check everything; `print` it to read it."""
+        if self._plan is None:
+            if self._train_loader is None:
+                raise ConfigError("train_dataloader or train_dataset is missing")
+            self.batches = TrainBatches(self._train_loader, self.settings.seed, self.accelerator)
+            set_seed(self.settings.seed)  # projections begin alike on every process
+            raw = self.batches.peek()
+            for_teacher, for_student = self.train_data_adaptor(self.accelerator.device, raw)
+            student = named(for_student, self.student, "student")
+            teacher = student if self.teacher is None else named(for_teacher, self.teacher.model, "teacher")
+            self._check_vocabulary()
+            self._plan = bind(self.loss_model, self.student, self.teacher, student, teacher)
+            self._undo.callback(self._plan.close)
+            self._idle_batch = self._batch(raw, self.train_data_adaptor)
+        return self._plan
+
+    def _check_vocabulary(self) -> None:
+        for who, model in (("student", self.student), ("teacher", self.teacher)):
+            config = getattr(model, "config", None)
+            rows = getattr(config, "vocab_size", None)
+            size = len(self.processing_class) if hasattr(self.processing_class, "__len__") else 0
+            if rows and size > rows:
+                raise ConfigError(
+                    f"the tokenizer has {size} entries and the {who}'s vocabulary {rows}: they do not belong together"
+                )
+
+    def _prepare(self) -> None:
+        """Everything before the first step, once: plan, frozen rest, optimizer, schedule, placement."""
+        if self._ready:
+            return
+        plan = self.plan()
+        for name in plan.unreached:
+            parameter = self.student.get_parameter(name)
+            parameter.requires_grad_(False)
+            self._undo.callback(parameter.requires_grad_, True)
+        module = StudentAndProjections(self.student, self.loss_model, plan.student.features)
+        module.to(self.accelerator.device)
+        self._count_steps()
+        own = self._optimizer
+        if own is None:
+            optimizer = placement.make_optimizer(self.settings, module)
+        else:
+            optimizer = own
+            known = {id(p) for group in own.param_groups for p in group["params"]}
+            extra = [p for p in self.loss_model.parameters() if id(p) not in known]
+            if extra:
+                optimizer.add_param_group({"params": extra})
+        scheduler = self._scheduler or (
+            placement.make_scheduler(self.settings, optimizer, self.total_steps)
+            if own is None
+            else placement.constant_rate(optimizer)
+        )
+        self.module, self.optimizer, self.scheduler = self.accelerator.prepare(module, optimizer, scheduler)
+        set_seed(self.settings.seed, device_specific=True)
+        self._ready = True
+
+    def _count_steps(self) -> None:
+        try:
+            self._steps_per_epoch = math.ceil(len(self.batches) / self.settings.gradient_accumulation_steps)
+        except TypeError:
+            self._steps_per_epoch = 0
+        most = self._steps_per_epoch * self.settings.num_train_epochs or None
+        limit = self.settings.max_steps if self.settings.max_steps > 0 else None
+        self.total_steps = min(filter(None, (most, limit)), default=None)
+
+    def _loader(self, dataset: Any, data_collator: Callable[..., Any] | None, train: bool) -> Any:
+        return loader_of(dataset, self.settings, self.accelerator, data_collator, self.processing_class, train)
+
+    def stop(self) -> None:
+        """End the run after the present step."""
+        self._stopped = True
+
+    def _finished(self) -> bool:
+        return self._stopped or (0 < self.settings.max_steps <= self.progress.step)
+
+    def close(self) -> None:
+        """Take every hook off the models, and let frozen parameters train again."""
+        self._undo.close()
+        self._plan, self._ready = None, False
+
+    # --- keeping -------------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path | None = None) -> None:
+        """Write the student and a checkpoint to go on from, in the layout of an `output_dir`."""
+        target = self.output_dir if directory is None else Path(directory)
+        if target is None:
+            raise ConfigError("save() needs a directory, since there is no output_dir")
+        self._prepare()
+        self._save_student(target / "student")
+        self._save_checkpoint(target)
+
+    def load_state(
+        self,
+        student: str | Path | None = None,
+        projections: str | Path | None = None,
+        optimizer: str | Path | None = None,
+        progress: str | Path | None = None,
+    ) -> int:
+        """Load parts of an earlier run, each from a run directory or a checkpoint; what is left out stays as it is.
+
+        Args:
+            student: also a student directory.
+            optimizer: state of the optimizer and its schedule.
+            progress: place in the training, and random states.
+
+        Returns:
+            The number of epochs done: where a loop of one's own goes on.
+        """
+        self._prepare()
+        if student is not None:
+            checkpoint.read_student(Path(student), self.student)
+        if projections is not None:
+            checkpoint.read_module(checkpoint.latest(Path(projections)), "projections", self.loss_model)
+        if optimizer is not None:
+            state = checkpoint.read_tree(checkpoint.latest(Path(optimizer)), "optimizer")
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            if self.accelerator.scaler is not None and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        if progress is not None:
+            folder = checkpoint.latest(Path(progress))
+            state = checkpoint.read_tree(folder, "progress")
+            self.progress = Progress(**state["progress"])
+            self._metrics = state["metrics"]
+            mine = checkpoint.read_tree(folder, f"random-{self.accelerator.process_index}")
+            self.batches.generator_states = mine["generators"]
+            checkpoint.set_random_state(mine["random"])
+        return self.progress.epoch
+
+    def _open_output(self, resume: bool | str | Path) -> None:
+        if self.output_dir is None:
+            if resume:
+                raise CheckpointError("resume_from_checkpoint needs an output_dir")
+        else:
+            if self.accelerator.is_main_process:
+                checkpoint.claim(self.output_dir, self._identity(), bool(resume), self.settings.overwrite_output_dir)
+            self.accelerator.wait_for_everyone()
+            folder = Path(resume) if isinstance(resume, (str, Path)) else self.output_dir
+            if resume and (checkpoint.checkpoints(folder) or folder != self.output_dir):
+                self.load_state(student=folder, projections=folder, optimizer=folder, progress=folder)
+        self._add_standard_callbacks()
+        if self.settings.report_to:
+            self.accelerator.init_trackers("distillation", {k: str(v) for k, v in self.settings.to_dict().items()})
+
+    def _add_standard_callbacks(self) -> None:
+        if any(isinstance(callback, NonFiniteGuard) for callback in self.callbacks):
+            return
+        self.callbacks.append(NonFiniteGuard())
+        if self.output_dir is not None:
+            self.callbacks.append(History(self.output_dir / "history.jsonl"))
+        if not self.settings.disable_tqdm:
+            self.callbacks.append(ProgressBar())
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes this run this run: a changed one is not resumed."""
+        entries = [
+            {**asdict(e), "loss": e.loss_name, "args": {k: repr(v) for k, v in e.args.items()}}
+            for e in self.loss_model.config.entries
+        ]
+        models = {"student": self.student, "teacher": None if self.teacher is None else self.teacher.model}
+        described = {
+            who: None if model is None else {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
+            for who, model in models.items()
+        }
+        data = {"batches": self._steps_per_epoch, "processes": self.accelerator.num_processes}
+        precision = self.accelerator.mixed_precision
+        return {
+            "distill_config": entries,
+            "settings": {**self.settings.to_dict(), "mixed_precision": precision},
+            "models": described,
+            "data": data,
+        }
+
+    def _save_student(self, directory: Path) -> None:
+        if self.accelerator.is_main_process:
+            checkpoint.save_student(directory, self.student, self.processing_class)
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, directory: Path | None = None) -> None:
+        directory = directory or self.output_dir
+        if directory is None:
+            return
+        writer = checkpoint.Writer(directory, self.progress.step)
+        if self.accelerator.is_main_process:
+            writer.begin()
+        self.accelerator.wait_for_everyone()
+        mine = {"random": checkpoint.random_state(), "generators": self.batches.generator_states}
+        writer.tree(f"random-{self.accelerator.process_index}", mine)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            writer.module("student", self.student)
+            writer.module("projections", self.loss_model)
+            writer.tree(
+                "optimizer",
+                {
+                    "optimizer": self.optimizer.state_dict(),
+                    "scheduler": self.scheduler.state_dict(),
+                    "scaler": None if scaler is None else scaler.state_dict(),
+                },
+            )
+            writer.tree("progress", {"progress": asdict(self.progress), "metrics": self._metrics})
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._call("on_save", writer.commit(self.settings.save_total_limit))
+        self.accelerator.wait_for_everyone()
+
+    def _call(self, event: str, *data: Any) -> None:
+        if self.accelerator.is_main_process:
+            for callback in self.callbacks:
+                getattr(callback, event)(self, *data)

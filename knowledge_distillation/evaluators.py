@@ -1,0 +1,196 @@
+"""When and what to measure. Two forms: a callable the runner calls, or an object that is asked after every step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from .adaptors import DataAdaptor, accepted, named, same_inputs
+
+logger = logging.getLogger(__name__)
+ComputeMetrics = Callable[[Any, Any], dict[str, float]]
+
+
+class Evaluator(Protocol):
+    """`(student, teacher, dataloader, accelerator) -> {metric: value}`; the runner decides when.
+
+    `primary_metric` names the metric by which the best student is kept.
+    """
+
+    primary_metric: str
+    greater_is_better: bool
+
+    def __call__(
+        self, student: nn.Module, teacher: nn.Module | None, dataloader: Iterable[Any], accelerator: Any
+    ) -> dict[str, float]: ...
+
+
+class TaskEvaluator:
+    """Scores of student and teacher on a task, and how often the two agree.
+
+    Metrics are `<name>` of the student, `teacher_<name>`, and `agreement`: the share of rows (or tokens) for which
+    both give the same class, or for a single real output the Pearson correlation. The teacher is frozen, so where the
+    data keeps its order (`fixed_order`) it runs once per evaluator.
+
+    Args:
+        compute_metrics: `(logits, labels) -> {name: value}` on numpy arrays; None for accuracy.
+        data_adaptor: as for training; None gives both models the batch.
+        primary_metric: None for the first metric of the student, `agreement` where there are no labels.
+        fixed_order: the data loader gives the same rows in the same order each time.
+    """
+
+    greater_is_better = True
+
+    def __init__(
+        self,
+        compute_metrics: ComputeMetrics | None = None,
+        data_adaptor: DataAdaptor | None = None,
+        primary_metric: str = "",
+        fixed_order: bool = False,
+    ) -> None:
+        self.compute_metrics = compute_metrics or _accuracy
+        self.data_adaptor = data_adaptor or same_inputs
+        self.primary_metric = primary_metric
+        self.fixed_order = fixed_order
+        self._teacher_logits: np.ndarray | None = None
+
+    def __call__(
+        self, student: nn.Module, teacher: nn.Module | None, dataloader: Iterable[Any], accelerator: Any
+    ) -> dict[str, float]:
+        remembered = self._teacher_logits if self.fixed_order else None
+        running = teacher if remembered is None else None
+        collected = list(self._predictions(student, running, dataloader, accelerator))
+        student_logits, labels = _join([c[0] for c in collected]), _join([c[2] for c in collected])
+        teacher_logits = remembered if remembered is not None else _join([c[1] for c in collected])
+        self._teacher_logits = teacher_logits if self.fixed_order else None
+        if student_logits is None:
+            return {}
+        metrics = self.compute_metrics(student_logits, labels) if labels is not None else {}
+        self.primary_metric = self.primary_metric or next(iter(metrics), "agreement")
+        if teacher_logits is not None:
+            if labels is not None:
+                scores = self.compute_metrics(teacher_logits, labels)
+                metrics |= {f"teacher_{name}": value for name, value in scores.items()}
+            if teacher_logits.shape == student_logits.shape:
+                metrics["agreement"] = agreement(student_logits, teacher_logits)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _predictions(
+        self, student: nn.Module, teacher: nn.Module | None, dataloader: Iterable[Any], accelerator: Any
+    ) -> Iterator[tuple[Tensor | None, ...]]:
+        with resting(student), torch.no_grad():
+            for batch in dataloader:
+                teacher_inputs, student_inputs = self.data_adaptor(accelerator.device, batch)
+                student_inputs = named(student_inputs, student, "student")
+                with accelerator.autocast():
+                    mine = _logits(student(**accepted(student_inputs, student)))
+                theirs = None
+                if teacher is not None:
+                    model = getattr(teacher, "model", teacher)
+                    given = accepted(named(teacher_inputs, model, "teacher"), model)
+                    theirs = _logits(teacher(**(teacher.cast(given) if hasattr(teacher, "cast") else given)))
+                labels = student_inputs.get("labels")
+                if labels is None and isinstance(batch, dict):
+                    labels = batch.get("labels")
+                one = (mine, theirs, labels)
+                yield tuple(None if t is None else t.detach().float().cpu() if t.is_floating_point() else t.cpu() for t in one)
+
+
+class MultiLayerBasedDistillationEvaluator:
+    """Logs the loss every `print_loss_step` steps and saves the student every `save_step` steps.
+
+    Args:
+        save_dir: folder of the saved students, `epoch_{epoch}_step_{step}` each; None saves nothing.
+        save_step: steps between two saves; None saves nothing.
+        print_loss_step: steps between two log lines, each the mean loss since the last.
+    """
+
+    def __init__(
+        self, save_dir: str | Path | None = None, save_step: int | None = None, print_loss_step: int | None = 20
+    ) -> None:
+        self.save_dir = None if save_dir is None else Path(save_dir)
+        self.save_step, self.print_loss_step = save_step, print_loss_step
+        self._sum: Tensor | None = None
+        self._steps = 0
+
+    def evaluate(
+        self,
+        teacher_model: nn.Module,
+        student_model: nn.Module,
+        dev_data: Any,
+        dev_data_adaptor: Any,
+        epoch: int,
+        step: int,
+        loss_value: Tensor,
+    ) -> None:
+        """Called after every step. `epoch` and `step` count from 1, `step` over the whole run."""
+        self._sum = loss_value if self._sum is None else self._sum + loss_value
+        self._steps += 1
+        if self.print_loss_step and step % self.print_loss_step == 0:
+            logger.info("epoch %d  step %d  loss %.6f", epoch, step, self._sum.item() / self._steps)
+            self._sum, self._steps = None, 0
+        if self.save_dir is not None and self.save_step and step % self.save_step == 0:
+            checkpoint.save_student(self.save_dir / f"epoch_{epoch}_step_{step}", student_model)
+
+
+def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
+    """Share of rows with the same class, in [0, 1]; for one real output the Pearson correlation, in [-1, 1]."""
+    if student.shape[-1] > 1:
+        return float((student.argmax(-1) == teacher.argmax(-1)).mean())
+    one, other = student.ravel() - student.mean(), teacher.ravel() - teacher.mean()
+    scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
+    return float((one * other).sum() / scale) if scale else 0.0
+
+
+@contextmanager
+def resting(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the context, and every module's own mode again after it."""
+    with modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever happens within the context, every module is in its own mode again after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    counted = labels != -100
+    return {"accuracy": float((logits.argmax(-1) == labels)[counted].mean())}
+
+
+def _logits(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    return logits if logits is not None else output[0]
+
+
+def _join(parts: list[Tensor | None]) -> np.ndarray | None:
+    """All processes' parts as one array, in the order of the processes; token rows are padded to one length."""
+    from accelerate.utils import gather_object
+
+    arrays = gather_object([None if part is None else part.numpy() for part in parts])
+    if not arrays or any(array is None for array in arrays):
+        return None
+    if arrays[0].ndim < 2 or len({array.shape[1:] for array in arrays}) == 1:
+        return np.concatenate(arrays)
+    length = max(array.shape[1] for array in arrays)
+    fill = -100 if arrays[0].dtype.kind == "i" else 0
+    pads = [[(0, 0), (0, length - a.shape[1])] + [(0, 0)] * (a.ndim - 2) for a in arrays]
+    return np.concatenate([np.pad(a, pad, constant_values=fill) for a, pad in zip(arrays, pads, strict=True)])

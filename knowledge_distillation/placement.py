@@ -1,0 +1,83 @@
+"""Where a run computes and in which precision: Accelerate, set up from the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import get_scheduler
+
+from .errors import ConfigError
+from .settings import TrainingSettings, machine_precision
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def make_accelerator(settings: TrainingSettings, device: torch.device | str | None, output_dir: Path | None) -> Accelerator:
+    """An Accelerator for one run; a run before it in the same process may have had another precision or device."""
+    wanted = None if device is None else torch.device(device)
+    _forget_previous(wanted)
+    if wanted is not None and wanted.type == "cuda" and wanted.index is not None:
+        torch.cuda.set_device(wanted)
+    on_cpu = wanted is not None and wanted.type == "cpu"
+    precision = settings.mixed_precision
+    if precision == "auto":
+        precision = machine_precision(wanted or PartialState().device)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        cpu=on_cpu,
+        step_scheduler_with_optimizer=False,
+        log_with=list(settings.report_to) or None,
+        project_dir=None if output_dir is None else str(output_dir),
+    )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise ConfigError(
+            f"Accelerate is set up for {accelerator.distributed_type}; one process or data-parallel processes are "
+            "supported, since exact averages over accumulated batches need every gradient in place"
+        )
+    return accelerator
+
+
+def _forget_previous(wanted: torch.device | None) -> None:
+    if PartialState._shared_state and wanted is not None and PartialState().device.type != wanted.type:
+        if PartialState().num_processes == 1:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def teacher_dtype(settings: TrainingSettings, accelerator: Accelerator) -> torch.dtype | None:
+    """The type of the teacher's weights; None keeps their own."""
+    if settings.teacher_dtype == "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    return _DTYPES[settings.teacher_dtype]
+
+
+def make_optimizer(settings: TrainingSettings, module: nn.Module) -> torch.optim.Optimizer:
+    """Fused AdamW; biases and norms do not decay."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=fused)
+
+
+def make_scheduler(settings: TrainingSettings, optimizer: torch.optim.Optimizer, total_steps: int | None) -> Any:
+    """The schedule `lr_scheduler_type`; constant after warm-up where the number of steps is not known."""
+    name = settings.lr_scheduler_type if total_steps else "constant"
+    warmup = int(settings.warmup_ratio * (total_steps or 0))
+    try:
+        return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+    except ValueError as error:
+        raise ConfigError(f"lr_scheduler_type {name!r}: {error}") from error
+
+
+def constant_rate(optimizer: torch.optim.Optimizer) -> Any:
+    return get_scheduler("constant", optimizer)

@@ -1,0 +1,331 @@
+"""Bind entries to two models on one probe batch: everything checked, every problem raised at once, and printable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .adaptors import AdaptedOutput, Inputs, accepted
+from .capture import Capture, Location
+from .config import Entry, Feature
+from .errors import ConfigError, raise_all
+from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
+from .loss_model import MultiLayerBasedDistillationLoss, kind_by_name, make_context
+from .teachers import FrozenTeacher
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
+COLUMNS = ("entry", "teacher", "student", "projection", "loss", "mask", "weight", "memory")
+
+
+@dataclass
+class Source:
+    """One model's side of a plan: how its features are taken."""
+
+    features: Capture | AdaptedOutput
+    kinds: dict[Feature, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    ran: str = ""  # how deep the model runs
+
+    def close(self) -> None:
+        self.features.close()
+
+
+@dataclass
+class Plan:
+    """The bound, checked, printable form of a config on two models.
+
+    `rows` holds one row per entry under `COLUMNS`; `notes` everything else worth knowing; `unreached` the student's
+    parameters that no entry reaches.
+    """
+
+    teacher: Source | None
+    student: Source
+    rows: list[tuple[str, ...]]
+    notes: list[str]
+    unreached: list[str]
+
+    def close(self) -> None:
+        """Take every hook off both models."""
+        for source in (self.teacher, self.student):
+            if source is not None:
+                source.close()
+
+    def __str__(self) -> str:
+        widths = [max(len(row[i]) for row in [COLUMNS, *self.rows]) for i in range(len(COLUMNS))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [COLUMNS, *self.rows]]
+        return "\n".join([*lines, *self.notes])
+
+    def rich_table(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title="plan", title_justify="left")
+        for column in COLUMNS:
+            table.add_column(column, overflow="fold", justify="right" if column in ("weight", "memory") else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def bind(
+    loss_model: MultiLayerBasedDistillationLoss,
+    student: nn.Module,
+    teacher: FrozenTeacher | None,
+    student_inputs: Inputs,
+    teacher_inputs: Inputs,
+) -> Plan:
+    """Bind a loss model to its two models. The probe leaves weights, buffers and random state as they were.
+
+    Args:
+        student_inputs: what the data adaptor gave for the student on one batch; `teacher_inputs` for the teacher.
+
+    Raises:
+        ConfigError: every problem in the config, each with its entry.
+    """
+    config = loss_model.config
+    problems = list(config.problems)
+    if config.needs_teacher and teacher is None:
+        problems += [(e.index, "compares with a teacher, and there is no teacher_model") for e in config.entries if e.teacher]
+        raise_all(ConfigError, "distill_config", problems)
+    loss_model.shift_labels = bool(_CAUSAL.search(type(student).__name__))
+    check_vocabulary(student, student_inputs, "student")
+    context = make_context(student_inputs, teacher_inputs, loss_model.shift_labels)
+    was_training = student.training
+    student.train()
+    taken: dict[str, Source | None] = {"teacher": None, "student": None}
+    try:
+        if teacher is not None and config.needs_teacher:
+            check_vocabulary(teacher.model, teacher_inputs, "teacher")
+            teacher_run = teacher.cast(accepted(teacher_inputs, teacher.model))
+            taken["teacher"] = _source(
+                teacher.model, teacher_run, config.entries, "teacher", loss_model.teacher_output_adaptor, problems
+            )
+        student_run = accepted(student_inputs, student)
+        taken["student"] = _source(
+            student, student_run, config.entries, "student", loss_model.student_output_adaptor, problems
+        )
+        found = {"teacher": {}, "student": {}}  # type: dict[str, dict[Feature, Tensor]]
+        if taken["teacher"] is not None:
+            found["teacher"] = teacher.features(taken["teacher"].features, teacher_run)  # type: ignore[union-attr]
+        with _preserved_with_gradient(student):
+            found["student"] = taken["student"].features(student_run)
+            rows, reached = _bind_entries(loss_model, found, taken, context, problems, student)
+        raise_all(ConfigError, "distill_config", problems)
+    except BaseException:
+        for source in taken.values():
+            if source is not None:
+                source.close()
+        raise
+    finally:
+        student.train(was_training)
+    unreached = [name for name, p in student.named_parameters() if p.requires_grad and id(p) not in reached]
+    notes = _notes(taken, teacher, student, loss_model, unreached)
+    return Plan(taken["teacher"], taken["student"], rows, notes, unreached)  # type: ignore[arg-type]
+
+
+def check_vocabulary(model: nn.Module, inputs: Inputs, who: str) -> None:
+    """Raise where a batch holds token ids that the model's embedding does not have."""
+    ids = inputs.get("input_ids")
+    get = getattr(model, "get_input_embeddings", None)
+    try:
+        rows = getattr(get() if get else None, "num_embeddings", None)
+    except NotImplementedError:
+        rows = None
+    if rows and isinstance(ids, Tensor) and ids.numel() and not ids.is_floating_point() and int(ids.max()) >= rows:
+        raise ConfigError(
+            f"input_ids hold id {int(ids.max())}, and the {who}'s vocabulary has {rows} entries. The text was tokenized "
+            f"for another model: use the {who}'s own tokenizer, or a student with the teacher's vocabulary"
+        )
+
+
+def _source(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    entries: Sequence[Entry],
+    who: str,
+    adaptor: Any,
+    problems: list[tuple[int, str]],
+) -> Source:
+    asked = {feature: entry for entry in reversed(entries) for feature in getattr(entry, who)}
+    if adaptor is not None:
+        return _adapted(model, inputs, asked, who, adaptor)
+    names = catalogue(model, first_rows(inputs))
+    known: dict[Feature, Known] = {}
+    for entry in entries:
+        for feature in getattr(entry, who):
+            if feature in known:
+                continue
+            found = names.find(feature)
+            if found is None:
+                problems.append((entry.index, names.explain(feature, who)))
+            else:
+                known[feature] = found
+    places = {feature: one.location for feature, one in known.items()}
+    kinds = {feature: one.kind for feature, one in known.items() if one.kind}
+    unclear = {feature: place for feature, place in places.items() if feature not in kinds}
+    kinds |= _probe(model, unclear, inputs, asked, problems)
+    source = Source(Capture(model, places), kinds, list(names.notes))
+    source.ran = _depth(names, places, source.features.stop_early) if places else "not at all"  # type: ignore[union-attr]
+    return source
+
+
+def _probe(
+    model: nn.Module,
+    unclear: Mapping[Feature, Location],
+    inputs: dict[str, Any],
+    asked: Mapping[Feature, Entry],
+    problems: list[tuple[int, str]],
+) -> dict[Feature, str]:
+    kinds: dict[Feature, str] = {}
+    for feature, place in unclear.items():
+        try:
+            kinds |= probe_kinds(model, {feature: place}, first_rows(inputs))
+        except (ConfigError, KeyError, IndexError, TypeError) as error:
+            problems.append((asked[feature].index, f"{feature}: {error}"))
+    return kinds
+
+
+def _adapted(model: nn.Module, inputs: dict[str, Any], asked: Mapping[Feature, Entry], who: str, adaptor: Any) -> Source:
+    with preserved(model):
+        features = AdaptedOutput(model, adaptor, list(asked), inputs, who)
+        kinds = {feature: kind_by_name(feature, tensor) for feature, tensor in features(inputs).items()}
+    return Source(features, kinds, [f"the {who}'s output adaptor takes its whole output"], "whole, for its output adaptor")
+
+
+def _depth(names: Catalogue, places: Mapping[Feature, Location], stops_early: bool) -> str:
+    """How deep a model runs when it stops after the last of `places`."""
+    if not stops_early:
+        return "whole"
+    last = max(place.order for place in places.values())
+    parts = []
+    for stack in ("encoder_layer", "decoder_layer", "layer"):
+        depth = names.depth(stack)
+        orders = [names.known[Feature(f"{stack}{n}", "hidden_states")].location.order for n in range(1, depth + 1)]
+        if depth:
+            begun = sum(order <= last for order in orders)
+            inside = next((n for n, order in enumerate(orders, 1) if order > last), depth)
+            touched = any(
+                known.location.order <= last for f, known in names.known.items() if f.layer == f"{stack}{inside}"
+            )
+            parts.append(f"{max(begun, inside if touched else begun)} of {depth} {stack.replace('_', ' ')}s")
+    logits = names.known.get(Feature("output", "logits"))
+    whole = logits is not None and logits.location.order <= last
+    return ", ".join(parts) + (", and the head" if whole else "") if parts else "to the deepest mapped module"
+
+
+def _bind_entries(
+    loss_model: MultiLayerBasedDistillationLoss,
+    found: Mapping[str, Mapping[Feature, Tensor]],
+    taken: Mapping[str, Source | None],
+    context: Mapping[str, Any],
+    problems: list[tuple[int, str]],
+    student: nn.Module,
+) -> tuple[list[tuple[str, ...]], set[int]]:
+    rows, losses = [], []
+    for entry in loss_model.config.entries:
+        if any(f not in found["student"] for f in entry.student) or any(f not in found["teacher"] for f in entry.teacher):
+            continue
+        kind = taken["student"].kinds[entry.student[0]]  # type: ignore[union-attr]
+        try:
+            terms = loss_model.bind(entry, found["student"], found["teacher"], kind, context)
+            if not any(found["student"][feature].requires_grad for feature in entry.student):
+                raise ConfigError(f"{entry.student[0]}: no gradient can reach the student from here: its parameters are frozen")
+            if not terms.loss.requires_grad:
+                raise ConfigError(f"loss {entry.loss_name} cuts the gradient: its value does not depend on the student")
+        except ConfigError as error:
+            problems.append((entry.index, str(error)))
+            continue
+        losses.append(terms.loss)
+        rows.append(_row(loss_model, entry, found))
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(sum(losses), parameters, allow_unused=True) if losses else ()
+    reached = {id(p) for p, gradient in zip(parameters, gradients, strict=bool(losses)) if gradient is not None}
+    return rows, reached
+
+
+def _row(
+    loss_model: MultiLayerBasedDistillationLoss, entry: Entry, found: Mapping[str, Mapping[Feature, Tensor]]
+) -> tuple[str, ...]:
+    bound = loss_model.bound[entry.name]
+    sides = []
+    for features, tensors in ((entry.teacher, found["teacher"]), (entry.student, found["student"])):
+        sides.append("\n".join(f"{f} {_shape(tensors[f])}" for f in features) or "labels")
+    memory = sum(found["student"][f].nbytes for f in entry.student) + sum(found["teacher"][f].nbytes for f in entry.teacher)
+    projection = loss_model.projections[entry.name] if entry.name in loss_model.projections else None
+    shown = "-" if projection is None else f"{type(projection).__name__} {_count(projection)}"
+    args = ", ".join(f"{key}={value}" for key, value in entry.args.items())
+    masked = {"pairs": "rows and keys", "rows": "rows", "tokens": "tokens"}.get(bound.layout.name, "-")
+    has_mask = bound.rows is not None or (entry.hard and bound.layout.name == "tokens")
+    if bound.layout.name == "batch" and bound.rows and "mask" not in bound.asks_for:
+        masked = "NONE: a scalar"
+    elif not has_mask:
+        masked = "-"
+    loss = f"{entry.loss_name}({args})" if args else entry.loss_name
+    return (str(entry.index), *sides, shown, loss, masked, f"{entry.weight:g}", _bytes(memory))
+
+
+def _notes(
+    taken: Mapping[str, Source | None],
+    teacher: FrozenTeacher | None,
+    student: nn.Module,
+    loss_model: MultiLayerBasedDistillationLoss,
+    unreached: list[str],
+) -> list[str]:
+    notes = []
+    for who, model in (("teacher", teacher.model if teacher else None), ("student", student)):
+        source = taken[who]
+        if model is None or source is None:
+            continue
+        dtype = next((str(p.dtype).removeprefix("torch.") for p in model.parameters()), "")
+        notes.append(f"{who}: {type(model).__name__}, {_count(model)} parameters in {dtype}, runs {source.ran}")
+        notes += [f"{who}: {note}" for note in source.notes]
+    if list(loss_model.parameters()):
+        notes.append(f"projections: {_count(loss_model)} parameters, trained and saved beside the student")
+    if unreached:
+        shown = ", ".join(unreached[:4]) + (f" and {len(unreached) - 4} more" if len(unreached) > 4 else "")
+        notes.append(f"student: no entry reaches {shown}: frozen for this run")
+    scalars = [b.entry.name for b in loss_model.bound.values() if b.layout.name == "batch" and b.rows]
+    for name in scalars:
+        if "mask" not in loss_model.bound[name].asks_for:
+            notes.append(f"warning: {name} returns a scalar and asks for no mask, so padding counts in it")
+    return notes
+
+
+class _preserved_with_gradient:
+    """`preserved`, with gradients on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.inner = preserved(model)
+
+    def __enter__(self) -> None:
+        self.inner.__enter__()
+        torch.set_grad_enabled(True)
+
+    def __exit__(self, *error: Any) -> None:
+        self.inner.__exit__(*error)
+
+
+def _count(module: nn.Module) -> str:
+    number = sum(p.numel() for p in module.parameters())
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} B"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"

@@ -1,0 +1,136 @@
+"""The settings of a run, under the names they have in Hugging Face's `TrainingArguments` and in Accelerate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from .errors import ConfigError, nearest
+
+_PRECISIONS = ("auto", "no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of a run. Each can be given to `KnowledgeDistiller` by name, or under `training:` in a recipe.
+
+    Args:
+        num_train_epochs: passes over the training data, 1 or more.
+        max_steps: optimizer steps after which to stop; -1 for no limit.
+        per_device_train_batch_size: rows of a batch on each process (with `train_dataset`).
+        per_device_eval_batch_size: the same for evaluation.
+        learning_rate: peak learning rate of the ready-made AdamW.
+        weight_decay: of matrices; biases and norms never decay.
+        warmup_ratio: part of the steps over which the learning rate rises, in [0, 1].
+        lr_scheduler_type: a name transformers' `get_scheduler` knows.
+        gradient_accumulation_steps: batches of one optimizer step, averaged exactly.
+        max_grad_norm: clip the gradient of student and projections together to this norm; 0 does not clip.
+        logging_steps: optimizer steps between two lines of the history.
+        eval_steps, save_steps: optimizer steps between two evaluations, checkpoints; None after each epoch.
+        save_total_limit: checkpoints to keep, 1 or more.
+        seed: of data order, dropout and projections.
+        mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 where the machine has it.
+        teacher_dtype: `float32`, `bfloat16`, `float16`, or `auto`: as `mixed_precision`.
+        group_by_length: batches of rows of similar length (with `train_dataset`).
+        metric_for_best_model: metric by which the best student is kept; None for the evaluator's primary metric.
+        greater_is_better: None for the evaluator's own.
+        report_to: trackers of Accelerate, such as `tensorboard`.
+        disable_tqdm: no progress bar.
+        overwrite_output_dir: replace a run that is in `output_dir`.
+    """
+
+    num_train_epochs: int = 3
+    max_steps: int = -1
+    per_device_train_batch_size: int = 32
+    per_device_eval_batch_size: int = 64
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.1
+    lr_scheduler_type: str = "linear"
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    logging_steps: int = 20
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    save_total_limit: int = 1
+    seed: int = 42
+    mixed_precision: str = "auto"
+    teacher_dtype: str = "auto"
+    group_by_length: bool = True
+    metric_for_best_model: str | None = None
+    greater_is_better: bool | None = None
+    report_to: tuple[str, ...] = ()
+    disable_tqdm: bool = False
+    overwrite_output_dir: bool = False
+
+    @classmethod
+    def parse(cls, given: dict[str, Any]) -> TrainingSettings:
+        """Check names, types and ranges; every problem in one ConfigError."""
+        known = {f.name: f for f in fields(cls)}
+        problems = [f"unknown setting {k!r}.{nearest(k, known)}" for k in given if k not in known]
+        values = {}
+        for name, value in given.items():
+            if name in known:
+                try:
+                    values[name] = _convert(name, value, known[name].default)
+                except (TypeError, ValueError):
+                    wanted = type(known[name].default).__name__ if known[name].default is not None else "int or None"
+                    problems.append(f"{name} is of type {wanted}; found {value!r}")
+        settings = cls(**values)
+        problems += settings._out_of_range()
+        if problems:
+            raise ConfigError("settings: " + "; ".join(problems))
+        return settings
+
+    def _out_of_range(self) -> list[str]:
+        positive = ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
+        positive += ("gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps", "save_total_limit")
+        problems = [f"{n} is 1 or more; found {getattr(self, n)}" for n in positive if (getattr(self, n) or 1) < 1]
+        problems += [f"{n} is 1 or more; found 0" for n in positive if getattr(self, n) == 0]
+        not_negative = ("learning_rate", "weight_decay", "max_grad_norm", "seed")
+        problems += [f"{n} is 0 or more; found {getattr(self, n)}" for n in not_negative if getattr(self, n) < 0]
+        if not 0 <= self.warmup_ratio <= 1:
+            problems.append(f"warmup_ratio is in [0, 1]; found {self.warmup_ratio}")
+        choices = {"mixed_precision": _PRECISIONS, "teacher_dtype": ("auto", "float32", "bfloat16", "float16")}
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                problems.append(f"{name} is one of {', '.join(allowed)}; found {value!r}.{nearest(str(value), allowed)}")
+        return problems
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"report_to": list(self.report_to)}
+
+
+def _convert(name: str, value: Any, default: Any) -> Any:
+    if name == "report_to":
+        return (value,) if isinstance(value, str) else tuple(value or ())
+    if value is None and (default is None or name in ("max_grad_norm",)):
+        return 0.0 if name == "max_grad_norm" else None
+    if name == "metric_for_best_model":
+        return str(value)
+    if name == "greater_is_better" or isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if isinstance(default, int) or default is None:
+        if isinstance(value, bool) or float(value) != int(float(value)):
+            raise TypeError
+        return int(float(value))
+    if isinstance(default, float):
+        return float(value)
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def machine_precision(device: torch.device) -> str:
+    """`bf16` where the device computes in it natively, else `no`."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if device.type == "cpu":
+        amx = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return "bf16" if amx else "no"
+    return "no"
