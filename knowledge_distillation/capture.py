@@ -52,7 +52,7 @@ class Capture:
     def __init__(self, model: nn.Module, wanted: Mapping[Any, Location], stop_early: bool = True) -> None:
         self.fields = {key: place for key, place in wanted.items() if place.source == "field"}
         self.model, self.flags = model, accepted_flags(model) | self._field_flags()
-        self.stop_early = stop_early and not self.fields and not getattr(model, "is_gradient_checkpointing", False)
+        self.stop_early = stop_early and not self.fields and not _recomputes(model)
         self._pending = {key: place for key, place in wanted.items() if place.source != "field"}
         self._taken: dict[Any, Tensor] | None = None
         self._calls: Counter[Hashable] = Counter()
@@ -175,3 +175,8 @@ def forward_parameters(model: nn.Module) -> tuple[list[str], bool]:
     parameters = inspect.signature(model.forward).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _recomputes(model: nn.Module) -> bool:
+    """Whether gradient checkpointing is on: a pass left early could not be recomputed."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

@@ -192,7 +192,10 @@ class KnowledgeDistiller:
     # --- the algorithm -------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: bool | str | Path = False) -> dict[str, float]:
-        """Train to the end and return the last metrics.
+        """Train to the end.
+
+        Returns the metrics of the last evaluation (`eval_…`) and the best value of the primary one (`best_…`), which is
+        that of the student in `output_dir/student`; the student in memory is the last one.
 
         Args:
             resume_from_checkpoint: go on from the last checkpoint of `output_dir` (True), or from the checkpoint or
@@ -325,10 +328,11 @@ class KnowledgeDistiller:
         self._metrics = {f"eval_{name}": value for name, value in metrics.items()}
         self.accelerator.log(self._metrics, step=self.progress.step)
         if self._keeps_best():
-            self._keep_if_best(metrics)
+            name = self._keep_if_best(metrics)
+            self._metrics[f"best_{name}"] = self.progress.best  # type: ignore[assignment]
         self._call("on_evaluate", metrics)
 
-    def _keep_if_best(self, metrics: dict[str, float]) -> None:
+    def _keep_if_best(self, metrics: dict[str, float]) -> str:
         name = self.settings.metric_for_best_model or self.evaluator.primary_metric
         if name not in metrics:
             raise ConfigError(f"metric_for_best_model {name!r} is not among the evaluator's metrics: {', '.join(metrics)}")
@@ -339,6 +343,7 @@ class KnowledgeDistiller:
             self.progress.best = value
             if self.output_dir is not None:
                 self._save_student(self.output_dir / "student")
+        return name
 
     def _keeps_best(self) -> bool:
         named = self.settings.metric_for_best_model or getattr(self.evaluator, "primary_metric", None) is not None

@@ -82,7 +82,9 @@ def _new_sentence(positive: bool, generator: random.Random, seen: set[str]) -> s
 
 def _sentence(positive: bool, generator: random.Random) -> str:
     """One statement, two in contrast, or someone else's opinion and the speaker's stance on it."""
-    form = generator.choices(("statement", "but", "although", "aside", "stance", "report"), (40, 15, 10, 10, 15, 10))[0]
+    form = generator.choices(("statement", "but", "although", "aside", "stance", "report"), (40, 15, 10, 10, 15, 10))[
+        0
+    ]
     if form == "statement":
         return _statement(positive, generator)
     if form == "stance":

@@ -99,14 +99,18 @@ class TrainBatches:
             for _ in range(max(skip, 1)):
                 drawn = next(iterator, _END)
         if drawn is _END and not skip:
-            raise DataError(f"the training data gave no batch in epoch {epoch + 1}: can it be iterated more than once?")
+            raise DataError(
+                f"the training data gave no batch in epoch {epoch + 1}: can it be iterated more than once?"
+            )
         yield from iterator if skip else itertools.chain([drawn], iterator)
 
     def _generators(self) -> list[torch.Generator]:
         """Generators of the loader's own, whose state is not part of the global random state."""
         sampler = getattr(self.loader, "batch_sampler", None)
         owners = (self.loader, getattr(self.loader, "sampler", None), getattr(sampler, "sampler", None))
-        found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, torch.Generator)}
+        found = {
+            id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, torch.Generator)
+        }
         return list(found.values())
 
 
@@ -185,7 +189,9 @@ def _numeric_columns(dataset: Any) -> Any:
     features = getattr(dataset, "features", None)
     if features is None:
         return dataset
-    text = [name for name, feature in features.items() if str(getattr(feature, "dtype", "")) in ("string", "large_string")]
+    text = [
+        name for name, feature in features.items() if str(getattr(feature, "dtype", "")) in ("string", "large_string")
+    ]
     return dataset.remove_columns(text) if text else dataset
 
 

@@ -20,7 +20,7 @@ POLARITY = {
 
 @pytest.fixture(scope="module")
 def splits():
-    return embedded_sentiment(num_train=6000, num_validation=1000)
+    return embedded_sentiment(num_train=4000, num_validation=1000)
 
 
 def meaning(sentence: str) -> int:
@@ -60,18 +60,18 @@ def test_the_evaluator_of_this_file_reads_sentences_as_a_person_does():
     assert meaning("it is not true that i did not enjoy the song .") == 1
 
 
-@pytest.mark.parametrize(("ngrams", "most"), [((1, 1), 0.75), ((1, 3), 0.8)], ids=["words", "up to three words"])
+@pytest.mark.parametrize(("ngrams", "most"), [((1, 1), 0.75), ((1, 2), 0.8)], ids=["words", "words and pairs"])
 def test_a_bag_of_words_stays_well_below_what_the_structure_allows(splits, ngrams, most):
     bag = CountVectorizer(ngram_range=ngrams, token_pattern=r"\S+")
     train, validation = splits["train"], splits["validation"]
-    model = LogisticRegression(max_iter=300).fit(bag.fit_transform(train["sentence"]), train["label"])
+    model = LogisticRegression(solver="liblinear").fit(bag.fit_transform(train["sentence"]), train["label"])
     assert model.score(bag.transform(validation["sentence"]), validation["label"]) < most
 
 
 def test_labels_are_balanced_and_sentences_disjoint(splits):
     sentences = [sentence for rows in splits.values() for sentence in rows["sentence"]]
-    assert len(set(sentences)) == len(sentences) == 7000
-    assert {name: sum(rows["label"]) for name, rows in splits.items()} == {"train": 3000, "validation": 500}
+    assert len(set(sentences)) == len(sentences) == 5000
+    assert {name: sum(rows["label"]) for name, rows in splits.items()} == {"train": 2000, "validation": 500}
 
 
 def test_lengths_vary_and_the_vocabulary_is_small(splits):

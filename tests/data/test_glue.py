@@ -13,18 +13,50 @@ from knowledge_distillation.errors import ConfigError, DataError
 
 SST2 = "sentence\tlabel\na fine film \t1\ndull\t0\n"
 
-# For each task: its folder and the files of GLUE's own layout, then the first train row as the hub has it.
+
+def rows(*lines: str, end: str = "\n") -> str:
+    """A file's content; columns are written apart by " | " here."""
+    return "".join(line.replace(" | ", "\t") + end for line in lines)
+
+
+# For each task: its folder and a train file of GLUE's own layout, then its first row as the hub has it.
 LAYOUTS = {
-    "sst2": ("SST-2", {"train.tsv": SST2, "dev.tsv": SST2, "test.tsv": "index\tsentence\n0\tso so\n"}, {"sentence": "a fine film ", "label": 1}),
-    "qqp": ("QQP", dict.fromkeys(("train.tsv", "dev.tsv"), "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n9\t1\t2\twhy ?\thow ?\t0\n"), {"question1": "why ?", "question2": "how ?", "label": 0}),
-    "qnli": ("QNLI", dict.fromkeys(("train.tsv", "dev.tsv"), "index\tquestion\tsentence\tlabel\n0\twho ?\tme\tnot_entailment\n"), {"question": "who ?", "sentence": "me", "label": 1}),
-    "rte": ("RTE", dict.fromkeys(("train.tsv", "dev.tsv"), "index\tsentence1\tsentence2\tlabel\n0\tit rains\tit pours\tentailment\n"), {"sentence1": "it rains", "sentence2": "it pours", "label": 0}),
-    "mrpc": ("MRPC", dict.fromkeys(("train.tsv", "dev.tsv"), "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t7\t8\tone\ttwo\r\n"), {"sentence1": "one", "sentence2": "two", "label": 1}),
-    "cola": ("CoLA", dict.fromkeys(("train.tsv", "dev.tsv"), "gj04\t0\t*\tme likes it\n"), {"sentence": "me likes it", "label": 0}),
-    "stsb": ("STS-B", dict.fromkeys(("train.tsv", "dev.tsv"), "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n0\tg\tf\ty\t1\ta\tb\ta man\ta dog\t2.500\n"), {"sentence1": "a man", "sentence2": "a dog", "label": 2.5}),
-    "wnli": ("WNLI", dict.fromkeys(("train.tsv", "dev.tsv"), "index\tsentence1\tsentence2\tlabel\n0\tx\ty\t1\n"), {"sentence1": "x", "sentence2": "y", "label": 1}),
-}  # fmt: skip
-MNLI_HEADER = "index\tpromptID\tsentence1\tsentence2\tgold_label\n"
+    "sst2": ("SST-2", SST2, {"sentence": "a fine film ", "label": 1}),
+    "qqp": (
+        "QQP",
+        rows("id | qid1 | qid2 | question1 | question2 | is_duplicate", "9 | 1 | 2 | why ? | how ? | 0"),
+        {"question1": "why ?", "question2": "how ?", "label": 0},
+    ),
+    "qnli": (
+        "QNLI",
+        rows("index | question | sentence | label", "0 | who ? | me | not_entailment"),
+        {"question": "who ?", "sentence": "me", "label": 1},
+    ),
+    "rte": (
+        "RTE",
+        rows("index | sentence1 | sentence2 | label", "0 | it rains | it pours | entailment"),
+        {"sentence1": "it rains", "sentence2": "it pours", "label": 0},
+    ),
+    "mrpc": (
+        "MRPC",
+        rows("\ufeffQuality | #1 ID | #2 ID | #1 String | #2 String", "1 | 7 | 8 | one | two", end="\r\n"),
+        {"sentence1": "one", "sentence2": "two", "label": 1},
+    ),
+    "cola": ("CoLA", rows("gj04 | 0 | * | me likes it"), {"sentence": "me likes it", "label": 0}),
+    "stsb": (
+        "STS-B",
+        rows(
+            "index | genre | filename | year | old_index | source1 | source2 | sentence1 | sentence2 | score",
+            "0 | g | f | y | 1 | a | b | a man | a dog | 2.500",
+        ),
+        {"sentence1": "a man", "sentence2": "a dog", "label": 2.5},
+    ),
+    "wnli": (
+        "WNLI",
+        rows("index | sentence1 | sentence2 | label", "0 | x | y | 1"),
+        {"sentence1": "x", "sentence2": "y", "label": 1},
+    ),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -55,26 +87,29 @@ def error_of(tmp_path: Path, train: str | bytes, task: str = "sst2", **options) 
 @pytest.mark.parametrize("task", LAYOUTS)
 @pytest.mark.parametrize("inside", [False, True], ids=["glue folder", "task folder"])
 def test_every_layout_is_read_with_the_columns_of_the_hub(tmp_path, task, inside):
-    folder, files, first = LAYOUTS[task]
-    write(tmp_path / folder, files)
+    folder, content, first = LAYOUTS[task]
+    write(tmp_path / folder, {"train.tsv": content, "dev.tsv": content})
     splits = load_glue(task, tmp_path / folder if inside else tmp_path)
-    assert set(splits) == {"train", "validation"} | ({"test"} if "test.tsv" in files else set())
+    assert set(splits) == {"train", "validation"}
     assert splits["train"][0] == {**first, "idx": 0}
     assert splits["validation"].column_names == [*GLUE_TASKS[task].text_columns, "label", "idx"]
 
 
 def test_mnli_has_two_validation_splits_and_the_matched_one_is_the_plain_one(tmp_path):
-    row = MNLI_HEADER + "0\t1\tit rains\tit is {}\tcontradiction\n"
-    write(tmp_path / "MNLI", {"train.tsv": row.format("dry"), "dev_matched.tsv": row.format("m"), "dev_mismatched.tsv": row.format("mm")})  # fmt: skip
+    texts = {"train.tsv": "it is dry", "dev_matched.tsv": "matched", "dev_mismatched.tsv": "mismatched"}
+    header = "index | promptID | sentence1 | sentence2 | gold_label"
+    files = {name: rows(header, f"0 | 1 | it rains | {text} | contradiction") for name, text in texts.items()}
+    write(tmp_path / "MNLI", files)
     splits = load_glue("mnli", tmp_path)
     assert splits["train"][0] == {"premise": "it rains", "hypothesis": "it is dry", "label": 2, "idx": 0}
     assert set(splits) == {"train", "validation", "validation_matched", "validation_mismatched"}
-    assert splits["validation"][:] == splits["validation_matched"][:] != splits["validation_mismatched"][:]
+    assert splits["validation"]["hypothesis"] == splits["validation_matched"]["hypothesis"] == ["matched"]
+    assert splits["validation_mismatched"]["hypothesis"] == ["mismatched"]
 
 
 def test_mrpc_reads_microsofts_own_files_and_says_what_validation_is(tmp_path, caplog):
-    rows = LAYOUTS["mrpc"][1]["train.tsv"]
-    write(tmp_path / "MRPC", {"msr_paraphrase_train.txt": rows, "msr_paraphrase_test.txt": rows})
+    content = LAYOUTS["mrpc"][1]
+    write(tmp_path / "MRPC", {"msr_paraphrase_train.txt": content, "msr_paraphrase_test.txt": content})
     assert load_glue("mrpc", tmp_path)["validation"][0]["sentence2"] == "two"
     assert "validation is msr_paraphrase_test.txt, GLUE's test set" in caplog.text
     assert len(caplog.records) == 1
@@ -86,8 +121,7 @@ def test_quotes_and_unusual_line_ends_are_ordinary_text(tmp_path):
 
 
 def test_test_rows_are_labelled_minus_one_as_on_the_hub(tmp_path):
-    folder, files, _ = LAYOUTS["sst2"]
-    write(tmp_path / folder, files)
+    write(write_sst2(tmp_path) / "SST-2", {"test.tsv": rows("index | sentence", "0 | so so")})
     assert load_glue("sst2", tmp_path)["test"][:] == {"sentence": ["so so"], "label": [-1], "idx": [0]}
 
 
@@ -129,14 +163,19 @@ def test_further_broken_rows_are_counted(tmp_path):
         ("stsb", "2.500", "nan", "line 2: found score 'nan', expected a number from 0 to 5"),
         ("stsb", "2.500", "high", "line 2: found score 'high', expected a number from 0 to 5"),
         ("cola", "gj04\t0", "gj04\t*", "line 1: found label '*', expected one of 0, 1"),
-        ("qqp", "is_duplicate", "duplicate", "has no column 'is_duplicate'. Its first line names: 'id', 'qid1', 'qid2', "
-         "'question1', 'question2', 'duplicate'. Nearest: duplicate"),
+        (
+            "qqp",
+            "is_duplicate",
+            "duplicate",
+            "has no column 'is_duplicate'. Its first line names: 'id', 'qid1', 'qid2', 'question1', 'question2', "
+            "'duplicate'. Nearest: duplicate",
+        ),
         ("mrpc", "#2 String", "#1 String", "has no column '#2 String'"),
     ],
-)  # fmt: skip
+)
 def test_labels_and_columns_are_those_of_the_task(tmp_path, task, old, new, problem):
-    folder, files, _ = LAYOUTS[task]
-    write(tmp_path / folder, {name: content.replace(old, new) for name, content in files.items()})
+    folder, content, _ = LAYOUTS[task]
+    write(tmp_path / folder, {"train.tsv": content.replace(old, new), "dev.tsv": content})
     assert problem in error_of(tmp_path, "", task)
 
 
@@ -159,9 +198,9 @@ def test_a_file_of_only_broken_rows_cannot_be_skipped(tmp_path):
         ("", "train.tsv is empty"),
         ("sentence\tlabel\n", "train.tsv holds no rows"),
         (b"sent\xffence\tlabel\n", "line 1: the header is not UTF-8"),
-        ("sentense\tlabel\nx\t1\n", "has no column 'sentence'. Its first line names: 'sentense', 'label'. Nearest: sentense"),
+        ("sentense\tlabel\nx\t1\n", "'sentence'. Its first line names: 'sentense', 'label'. Nearest: sentense"),
     ],
-)  # fmt: skip
+)
 def test_an_unusable_file_is_named(tmp_path, content, problem):
     assert problem in error_of(tmp_path, content)
 
@@ -183,15 +222,17 @@ def test_task_names_are_the_hubs_or_the_folders():
 
 
 def test_without_a_folder_the_hub_is_asked(monkeypatch):
-    def rows(count):
-        return datasets.Dataset.from_dict({"sentence": ["s"] * count, "label": [0] * count, "idx": list(range(count))})
+    def split(count):
+        columns = {"sentence": ["s"] * count, "label": [0] * count, "idx": list(range(count))}
+        return datasets.Dataset.from_dict(columns)
 
     def load_dataset(path, name):
         assert (path, name) == ("nyu-mll/glue", "sst2")
-        return datasets.DatasetDict(train=rows(5), validation=rows(4))
+        return datasets.DatasetDict(train=split(5), validation=split(4))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert {name: len(split) for name, split in load_glue("sst2", max_eval_samples=2).items()} == {"train": 5, "validation": 2}  # fmt: skip
+    splits = load_glue("sst2", max_eval_samples=2)
+    assert (len(splits["train"]), len(splits["validation"])) == (5, 2)
 
 
 def test_an_unreachable_hub_names_the_way_out(monkeypatch):
@@ -199,7 +240,9 @@ def test_an_unreachable_hub_names_the_way_out(monkeypatch):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"offline\. To read local files pass data_dir or set GLUE_DATA_DIR to .* QQP/"):
+    with pytest.raises(
+        DataError, match=r"offline\. To read local files pass data_dir or set GLUE_DATA_DIR to .* QQP/"
+    ):
         load_glue("qqp")
 
 

@@ -9,8 +9,11 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 from knowledge_distillation.data.text import tokenize, train_tokenizer
 from knowledge_distillation.errors import ConfigError, DataError
 
-TEXTS = [f"The {noun} was {adjective}, wasn't it?" for noun in ("plot", "score", "naïve hero") for adjective in
-         ("unbelievable", "believable", "remarkable", "fine", "finest")]  # fmt: skip
+TEXTS = [
+    f"The {noun} was {adjective}, wasn't it?"
+    for noun in ("plot", "score", "naïve hero")
+    for adjective in ("unbelievable", "believable", "remarkable", "fine", "finest")
+]
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +106,18 @@ def test_tokenized_rows_are_padded_by_the_collator_of_transformers(tokenizer):
 @pytest.mark.parametrize(
     ("columns", "text_columns", "error", "message"),
     [
-        ({"sentence": [], "label": []}, ["sentence"], DataError, "the data set is empty: there is nothing to tokenize"),
-        ({"sentence": ["x"], "label": [1]}, ["sentense"], DataError,
-         "the data set has no column 'sentense'. It has: sentence, label. Nearest: sentence"),
+        ({"sentence": [], "label": []}, ["sentence"], DataError, "the data set is empty"),
+        (
+            {"sentence": ["x"], "label": [1]},
+            ["sentense"],
+            DataError,
+            "the data set has no column 'sentense'. It has: sentence, label. Nearest: sentence",
+        ),
         ({"sentence": ["x", None]}, ["sentence"], DataError, "column 'sentence' holds None where text was expected"),
         ({"sentence": ["x"]}, "sentence", ConfigError, "text_columns is 'sentence'; expected a list of one column"),
         ({"sentence": ["x"]}, [], ConfigError, r"text_columns is \[\]; expected a list of one column"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_tokenized_is_refused(tokenizer, columns, text_columns, error, message):
     with pytest.raises(error, match=message):
         tokenize(rows(**columns), tokenizer, text_columns)

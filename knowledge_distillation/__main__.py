@@ -1,0 +1,5 @@
+"""`python -m knowledge_distillation` is the command `distill`."""
+
+from .cli import main
+
+main()

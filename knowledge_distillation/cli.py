@@ -1,0 +1,270 @@
+"""The command `distill`. Each command is a few lines over the library; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    help="Make small transformers out of big ones: a list says which teacher layer teaches which student layer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[Optional[Path], typer.Argument(help="A recipe (YAML); none: options alone.", metavar="RECIPE")]
+Override = Annotated[list[str], typer.Option("--set", help="Override any key: --set training.learning_rate=1e-4")]
+TaskOption = Annotated[Optional[str], typer.Option("--task", help="A GLUE task, or 'embedded'.")]
+DataDir = Annotated[Optional[str], typer.Option("--data-dir", help="Folder in GLUE's TSV layout. [GLUE_DATA_DIR]")]
+Teacher = Annotated[Optional[str], typer.Option("--teacher", help="Directory or hub name.")]
+Student = Annotated[
+    Optional[str], typer.Option("--student", help="Directory, hub name, or layers of the teacher to keep: 4,8,12")
+]
+OutputDir = Annotated[Optional[str], typer.Option("--output-dir", "-o", help="Where the run goes.")]
+Epochs = Annotated[Optional[int], typer.Option("--epochs", help="training.num_train_epochs")]
+Seed = Annotated[Optional[int], typer.Option("--seed", help="training.seed")]
+MaxTrain = Annotated[Optional[int], typer.Option("--max-train-samples", help="A fixed random part of the train set.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the output directory.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the output directory.")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Log to TensorBoard in the output directory.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument = None,
+    overrides: Override = [],  # noqa: B006 (typer copies it)
+    teacher: Teacher = None,
+    student: Student = None,
+    task: TaskOption = None,
+    data_dir: DataDir = None,
+    method: Annotated[Optional[str], typer.Option("--method", help="hinton or layers.")] = None,
+    alpha: Annotated[Optional[float], typer.Option("--alpha", help="Weight of the soft part, 0 to 1.")] = None,
+    temperature: Annotated[Optional[float], typer.Option("--temperature", help="Of the soft part.")] = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    max_train_samples: MaxTrain = None,
+    output_dir: OutputDir = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also train the same student without the teacher, for the table.")
+    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    tensorboard: Tensorboard = False,
+) -> None:
+    """Distil a student; print what teacher, student with and student without distillation score."""
+    from .recipe import Ingredients, load_recipe
+
+    given = _given(teacher, student, task, data_dir, epochs, seed, max_train_samples, output_dir, overwrite, tensorboard)
+    given |= {"alpha": alpha, "temperature": temperature, "method": method}
+    with _errors(), _quiet():
+        read = load_recipe(recipe, overrides, given)
+        ready = Ingredients.of(read)
+        small = ready.student()
+        distiller = ready.distiller(small, ready.entries(small), read.output_dir)
+        _print(distiller.plan())
+        metrics = distiller.train(resume_from_checkpoint=resume)
+        without = None
+        if baseline:
+            _say("student without distillation: the same student and settings, labels only")
+            folder = None if read.output_dir is None else Path(read.output_dir) / "baseline"
+            plain = ready.distiller(ready.student(), read.hard_entries(), folder, finetune=True, **_not_finetune(read))
+            without = plain.train(resume_from_checkpoint=resume and folder is not None and folder.exists())
+        _final(ready, distiller, metrics, small, without)
+        if read.output_dir:
+            _say(f"student: {Path(read.output_dir) / 'student'}")
+
+
+@app.command()
+def finetune(
+    recipe: RecipeArgument = None,
+    overrides: Override = [],  # noqa: B006
+    model: Annotated[Optional[str], typer.Option("--model", "--teacher", help="Directory or hub name.")] = None,
+    task: TaskOption = None,
+    data_dir: DataDir = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    max_train_samples: MaxTrain = None,
+    output_dir: OutputDir = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    tensorboard: Tensorboard = False,
+) -> None:
+    """Fine-tune a teacher on a task: the same loop, with labels only. Its directory is OUTPUT_DIR/student."""
+    from .recipe import Ingredients, load_recipe
+
+    given = _given(model, None, task, data_dir, epochs, seed, max_train_samples, output_dir, overwrite, tensorboard)
+    if epochs is not None:
+        given["finetune.num_train_epochs"] = epochs
+    with _errors(), _quiet():
+        read = load_recipe(recipe, overrides, given)
+        ready = Ingredients.of(read)
+        distiller = ready.distiller(ready.teacher, read.hard_entries(), read.output_dir, finetune=True)
+        _print(distiller.plan())
+        _metrics(distiller.train(resume_from_checkpoint=resume))
+        if read.output_dir:
+            _say(f"model: {Path(read.output_dir) / 'student'}")
+
+
+@app.command()
+def check(recipe: Annotated[Path, typer.Argument(metavar="RECIPE")], overrides: Override = []) -> None:  # noqa: B006
+    """Bind a recipe to its models on one batch, report every problem, print the plan. Trains and writes nothing."""
+    from .recipe import Ingredients, load_recipe
+
+    with _errors(), _quiet():
+        ready = Ingredients.of(load_recipe(recipe, overrides))
+        student = ready.student()
+        _print(ready.distiller(student, ready.entries(student), None).plan())
+
+
+@app.command()
+def layers(model: Annotated[str, typer.Argument(help="Directory, hub name, or a model_type such as bert.")]) -> None:
+    """List every name a model offers to a distill_config."""
+    with _errors(), _quiet():
+        from .listing import list_features
+
+        _print_table(list_features(model))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Directory or hub name of a student or teacher.")],
+    task: TaskOption = None,
+    data_dir: DataDir = None,
+    teacher: Teacher = None,
+) -> None:
+    """Score a model on a task's evaluation data, and how often it agrees with a teacher."""
+    from .recipe import Ingredients, build_model, load_recipe
+
+    given = {"teacher": model, "task": task, "data_dir": data_dir}
+    with _errors(), _quiet():
+        read = load_recipe(None, (), given)
+        ready = Ingredients.of(read)
+        distiller = ready.distiller(ready.teacher, read.hard_entries(), None, finetune=True)
+        if teacher is not None:
+            from .teachers import FrozenTeacher
+
+            distiller.teacher = FrozenTeacher(build_model(teacher, read, ready.tokenizer, ready.seed))
+        _metrics(distiller.evaluate())
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[str, typer.Option("--output-dir", "-o")] = "runs/demo",
+    smoke: Annotated[bool, typer.Option("--smoke", help="A few steps only, to see that all works.")] = False,
+) -> None:
+    """Train a 12-layer teacher on the embedded sentences, distil it into 3 layers, print the table. Needs no network."""
+    from .demo import run_demo
+
+    with _errors(), _quiet():
+        run_demo(Path(output_dir), smoke, _say, _print, _final)
+
+
+def _given(
+    teacher: str | None,
+    student: str | None,
+    task: str | None,
+    data_dir: str | None,
+    epochs: int | None,
+    seed: int | None,
+    max_train_samples: int | None,
+    output_dir: str | None,
+    overwrite: bool,
+    tensorboard: bool,
+) -> dict[str, Any]:
+    cut = {"layers": [int(n) for n in student.split(",")]} if student and student.replace(",", "").replace("-", "").isdigit() else student
+    return {
+        "teacher": teacher,
+        "student": cut,
+        "task": task,
+        "data_dir": data_dir,
+        "max_train_samples": max_train_samples,
+        "output_dir": output_dir,
+        "training.num_train_epochs": epochs,
+        "training.seed": seed,
+        "training.overwrite_output_dir": overwrite or None,
+        "training.report_to": ["tensorboard"] if tensorboard else None,
+    }
+
+
+def _not_finetune(recipe: Any) -> dict[str, Any]:
+    """A baseline has the budget of the student, not that of the teacher's fine-tuning."""
+    from dataclasses import asdict
+
+    from .settings import TrainingSettings
+
+    return {key: recipe.training.get(key, asdict(TrainingSettings())[key]) for key in recipe.finetune}
+
+
+def _final(ready: Any, distiller: Any, metrics: dict[str, float], student: Any, without: dict[str, float] | None) -> None:
+    from .report import final_table, measure
+
+    metric = ready.recipe.glue_task.primary_metric
+    batch = next(iter(distiller.dev_dataloader))
+    teacher = distiller.teacher if distiller.teacher is None else ready.teacher.to(distiller.accelerator.device)
+    rows = [measure("teacher", teacher, metrics.get(f"eval_teacher_{metric}"), batch)] if teacher is not None else []
+    if without is not None:
+        rows.append(measure("student without distillation", student, without.get(f"best_{metric}"), batch))
+    rows.append(measure("student with distillation", student, metrics.get(f"best_{metric}"), batch))
+    _print_table(final_table(rows, metric, len(next(iter(batch.values())))))
+    if "eval_agreement" in metrics:
+        _say(f"student and teacher agree on {metrics['eval_agreement']:.1%} of the rows")
+
+
+def _print(plan: Any) -> None:
+    _print_table(plan.rich_table())
+    for note in plan.notes:
+        _say(note)
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _metrics(metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
+        _say(f"{name}: {value:.4f}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """One clear error, no traceback, exit status 2."""
+    from .errors import DistillationError
+
+    try:
+        yield
+    except DistillationError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave the terminal to our own lines."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    yield
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+"""A whole run as one YAML file: teacher, student, data, distill_config, training. No code comes out of YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from . import presets
+from .data.embedded import embedded_sentiment
+from .data.glue import GLUE_TASKS, GlueTask, load_glue
+from .errors import ConfigError, nearest
+
+EMBEDDED = "embedded"
+HARD = [{"student": "output.logits", "loss": "cross_entropy"}]
+HARD_REGRESSION = [{"student": "output.logits", "loss": "mse"}]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run.
+
+    Args:
+        teacher: a directory or hub name; or a mapping that describes a model to build from scratch, with
+            `model_type` and the fields of its config.
+        student: the same; or `{layers: [4, 8, 12]}` to cut it out of the teacher, or `{layers: [...], of: NAME}` out
+            of another model.
+        task: a GLUE task, or `embedded` for the data set that comes with the package.
+        data_dir: folder in GLUE's own TSV layout; None: `GLUE_DATA_DIR`, else the hub.
+        max_train_samples, max_eval_samples: a fixed random part of the data.
+        max_length: tokens after which text is cut.
+        tokenizer: None: the teacher's, or one trained on the task's text where the teacher is built from scratch.
+        vocab_size: of a tokenizer that is trained.
+        method: a preset, in place of `distill_config`.
+        alpha, temperature: arguments of the method.
+        distill_config: the entries.
+        finetune: settings of `distill finetune`, over those of `training`.
+        training: the fields of `TrainingSettings`.
+        output_dir: where the run goes.
+    """
+
+    teacher: Any = None
+    student: Any = None
+    task: str = EMBEDDED
+    data_dir: str | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    max_length: int = 128
+    tokenizer: str | None = None
+    vocab_size: int = 8000
+    method: str | None = None
+    alpha: float = 0.5
+    temperature: float = 2.0
+    distill_config: list[Any] | None = None
+    finetune: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    output_dir: str | None = None
+
+    def check(self) -> Recipe:
+        problems = []
+        if self.task != EMBEDDED and self.task not in GLUE_TASKS:
+            known = [EMBEDDED, *GLUE_TASKS]
+            problems.append(f"task {self.task!r} is unknown.{nearest(self.task, known)} Known: {', '.join(known)}")
+        if self.method is not None and self.method not in presets.METHODS:
+            near = nearest(self.method, presets.METHODS)
+            problems.append(f"method {self.method!r} is unknown.{near} Known: {', '.join(presets.METHODS)}")
+        if self.method is not None and self.distill_config is not None:
+            problems.append("give either method or distill_config")
+        if problems:
+            raise ConfigError("recipe: " + "; ".join(problems))
+        return self
+
+    @property
+    def glue_task(self) -> GlueTask:
+        return GLUE_TASKS["sst2" if self.task == EMBEDDED else self.task]
+
+    def hard_entries(self) -> list[dict[str, Any]]:
+        return HARD_REGRESSION if self.glue_task.is_regression else HARD
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe, its `base:` first, then `key=value` overrides, then values given on the command line.
+
+    Args:
+        overrides: `training.learning_rate=1e-4`; values are YAML.
+        given: field -> value; None values are left out.
+
+    Raises:
+        ConfigError: the file is missing or no valid YAML, or a key is unknown (with the nearest name).
+    """
+    content = _read(Path(path)) if path is not None else {}
+    for override in overrides:
+        _override(content, override)
+    for key, value in (given or {}).items():
+        if value is not None:
+            _set(content, key.split("."), value)
+    known = [f.name for f in fields(Recipe)]
+    unknown = [key for key in content if key not in known]
+    if unknown:
+        texts = [f"unknown key {key!r}.{nearest(str(key), known)}" for key in unknown]
+        raise ConfigError(f"recipe: {'; '.join(texts)} Keys: {', '.join(known)}")
+    for key in ("training", "finetune"):
+        if not isinstance(content.get(key, {}), Mapping):
+            raise ConfigError(f"recipe: {key} is a mapping of settings; found {content[key]!r}")
+    for key, types in (("max_train_samples", int), ("max_eval_samples", int), ("max_length", int), ("vocab_size", int)):
+        if content.get(key) is not None and not isinstance(content[key], types):
+            raise ConfigError(f"recipe: {key} is a whole number; found {content[key]!r}")
+    return Recipe(**content).check()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise ConfigError(f"recipe {path} does not exist")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"recipe {path} is a mapping; found {type(content).__name__}")
+    base = content.pop("base", None)
+    return _merged(_read(path.parent / base), content) if base else content
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict) and key in ("training", "finetune")
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _override(content: dict[str, Any], text: str) -> None:
+    import yaml
+
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise ConfigError(f"--set takes key=value, as in training.learning_rate=1e-4; found {text!r}")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+    _set(content, key.split("."), parsed)
+
+
+def _set(content: Any, keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if isinstance(content, list):
+            content = content[int(key)]
+        else:
+            content[key] = content.get(key) or {}
+            content = content[key]
+    if isinstance(content, list):
+        content[int(keys[-1])] = value
+    elif isinstance(content, dict):
+        content[keys[-1]] = value
+    else:
+        raise ConfigError(f"--set {'.'.join(keys)}: {keys[-2]} is not a mapping")
+
+
+# --- recipe -> objects ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ingredients:
+    """What a recipe says, as objects: data, tokenizer, models."""
+
+    recipe: Recipe
+    data: dict[str, Any]
+    tokenizer: Any
+    teacher: Any
+    seed: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, needs_teacher: bool = True) -> Ingredients:
+        """Load data, tokenizer and teacher.
+
+        Raises:
+            ConfigError, DataError: something the recipe names is not there or does not fit.
+        """
+        if recipe.teacher is None and needs_teacher:
+            raise ConfigError("recipe: teacher is missing: a directory, a hub name, or a mapping to build one")
+        seed = int(recipe.training.get("seed", 42))
+        raw = load_data(recipe)
+        tokenizer = load_tokenizer(recipe, raw)
+        teacher = None if recipe.teacher is None else build_model(recipe.teacher, recipe, tokenizer, seed)
+        ready = cls(recipe, raw, tokenizer, teacher, seed)
+        ready.data = {name: ready.tokenized(rows) for name, rows in raw.items() if name in ("train", "validation")}
+        return ready
+
+    def tokenized(self, rows: Any) -> Any:
+        from .data.text import tokenize
+
+        return tokenize(rows, self.tokenizer, self.recipe.glue_task.text_columns, self.recipe.max_length)
+
+    def student(self, seed: int | None = None) -> Any:
+        """A fresh student: built from the recipe each time it is asked for."""
+        from .students import student_from_teacher
+
+        wanted = self.recipe.student
+        seed = self.seed if seed is None else seed
+        if wanted is None:
+            raise ConfigError("recipe: student is missing: {layers: [...]}, a directory, a hub name, or a mapping")
+        if isinstance(wanted, Mapping) and "layers" in wanted:
+            extra = sorted(set(wanted) - {"layers", "of"})
+            if extra:
+                raise ConfigError(f"recipe: a student cut out of a model has the keys layers and of; found {extra}")
+            source = build_model(wanted["of"], self.recipe, self.tokenizer, seed) if "of" in wanted else self.teacher
+            return student_from_teacher(source, wanted["layers"])
+        return build_model(wanted, self.recipe, self.tokenizer, seed)
+
+    def entries(self, student: Any) -> list[Any]:
+        """The recipe's `distill_config`, or what its method expands to."""
+        recipe = self.recipe
+        if recipe.distill_config is not None:
+            return recipe.distill_config
+        name = recipe.method or "layers"
+        if name == "layers":
+            return presets.layers(self.teacher, student, recipe.alpha, recipe.temperature)
+        return presets.hinton(recipe.alpha, recipe.temperature)
+
+    def distiller(
+        self, student: Any, entries: list[Any], output_dir: str | Path | None, finetune: bool = False, **settings: Any
+    ) -> Any:
+        """A KnowledgeDistiller for one of the runs a recipe gives rise to."""
+        from .distiller import KnowledgeDistiller
+        from .metrics import compute_metrics_for
+
+        task = self.recipe.glue_task
+        training = {**self.recipe.training, **(self.recipe.finetune if finetune else {}), **settings}
+        training.setdefault("metric_for_best_model", task.primary_metric)
+        return KnowledgeDistiller(
+            None if finetune else self.teacher,
+            student,
+            entries,
+            train_dataset=self.data["train"],
+            eval_dataset=self.data["validation"],
+            processing_class=self.tokenizer,
+            compute_metrics=compute_metrics_for(task),
+            output_dir=output_dir,
+            **training,
+        )
+
+
+def load_data(recipe: Recipe) -> dict[str, Any]:
+    """The task's raw rows, `train` and `validation`."""
+    if recipe.task != EMBEDDED:
+        return load_glue(recipe.task, recipe.data_dir, recipe.max_train_samples, recipe.max_eval_samples)
+    data = embedded_sentiment()
+    limits = {"train": recipe.max_train_samples, "validation": recipe.max_eval_samples}
+    return {name: rows.select(range(min(limits.get(name) or len(rows), len(rows)))) for name, rows in data.items()}
+
+
+def load_tokenizer(recipe: Recipe, raw: Mapping[str, Any]) -> Any:
+    """The named tokenizer, the teacher's, or one trained on the task's own text."""
+    from .data.text import train_tokenizer
+
+    name = recipe.tokenizer or (recipe.teacher if isinstance(recipe.teacher, str) else None)
+    if name is None and isinstance(recipe.student, str):
+        name = recipe.student
+    if name is not None:
+        return _pretrained("AutoTokenizer", name, "tokenizer")
+    texts = (text for column in recipe.glue_task.text_columns for text in raw["train"][column])
+    return train_tokenizer(texts, vocab_size=recipe.vocab_size)
+
+
+def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
+    """A model with the task's head: loaded by name, or built from scratch out of a mapping."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+
+    task = recipe.glue_task
+    set_seed(seed)
+    if isinstance(wanted, str):
+        return _pretrained("AutoModelForSequenceClassification", wanted, "model", num_labels=task.num_labels)
+    if not isinstance(wanted, Mapping) or "model_type" not in wanted:
+        raise ConfigError(f"recipe: a model is a name, or a mapping with model_type; found {wanted!r}")
+    described = dict(wanted)
+    kind = described.pop("model_type")
+    try:
+        config = AutoConfig.for_model(kind)
+    except ValueError as error:
+        raise ConfigError(f"recipe: model_type {kind!r} is not one transformers knows") from error
+    unknown = [key for key in described if not hasattr(config, key)]
+    if unknown:
+        texts = [f"{key!r}{nearest(key, config.to_dict())}" for key in unknown]
+        raise ConfigError(f"recipe: {kind} has no such field: {', '.join(texts)}")
+    sizes = {"vocab_size": len(tokenizer), "num_labels": task.num_labels, "pad_token_id": tokenizer.pad_token_id}
+    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**sizes, **described}))
+
+
+def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
+    import transformers
+
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+    path = Path(name).expanduser()
+    if looks_local and not (path / ("config.json" if what == "model" else "tokenizer_config.json")).exists():
+        found = "no such directory" if not path.is_dir() else f"it holds {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}"
+        raise ConfigError(f"recipe: no {what} in {name!r}: {found}")
+    try:
+        return getattr(transformers, auto).from_pretrained(str(path) if looks_local else name, **arguments)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"recipe: cannot load {what} {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def without_teacher(recipe: Recipe) -> Recipe:
+    """The same run on labels alone."""
+    return replace(recipe, distill_config=recipe.hard_entries(), method=None)

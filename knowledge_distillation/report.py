@@ -1,0 +1,72 @@
+"""What came of a run: scores, size and latency of each model, side by side."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adaptors import accepted
+from .evaluators import resting
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's line: `size` in bytes of its weights, `latency` in seconds for one batch."""
+
+    name: str
+    score: float | None
+    parameters: int
+    latency: float
+    size: int
+
+
+def measure(name: str, model: nn.Module, score: float | None, batch: Any, repeats: int = 9) -> Row:
+    """Count and time a model: the median of `repeats` passes over one batch, in eval mode, as it is stored."""
+    inputs = accepted(batch, model)
+    device = next(model.parameters()).device
+    inputs = {k: v.to(device) for k, v in inputs.items()}
+    times = []
+    with resting(model), torch.no_grad():
+        for _ in range(repeats + 2):
+            started = time.perf_counter()
+            model(**inputs)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - started)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return Row(name, score, sum(p.numel() for p in model.parameters()), statistics.median(times[2:]), size)
+
+
+def final_table(rows: Iterable[Row], metric: str, batch_size: int) -> Any:
+    """A rich table: score, parameters, latency and size of each model, with ratios to the first."""
+    from rich.table import Table
+
+    rows = list(rows)
+    table = Table(title=f"{metric} on the evaluation data; latency of one batch of {batch_size}", title_justify="left")
+    for column in ("model", metric, "parameters", "latency", "size"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    first = rows[0]
+    for row in rows:
+        score = "-" if row.score is None else f"{row.score:.4f}"
+        times = "" if row is first else f"  ({first.latency / row.latency:.1f}× faster)"
+        smaller = "" if row is first else f"  ({first.size / row.size:.1f}× smaller)"
+        table.add_row(
+            row.name, score, f"{row.parameters / 1e6:.2f} M", f"{row.latency * 1e3:.1f} ms{times}", f"{row.size / 1e6:.1f} MB{smaller}"
+        )
+    return table
+
+
+def plain(table: Any) -> str:
+    """A rich table as text without colour."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=120, no_color=True)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
