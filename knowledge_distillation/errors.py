@@ -23,9 +23,9 @@ class CheckpointError(DistillationError, RuntimeError):
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """` Nearest: x` for the closest candidate, or nothing where none is close."""
+    """` Nearest: x.` for the closest candidate, or nothing where none is close."""
     found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f" Nearest: {found[0]}" if found else ""
+    return f" Nearest: {found[0]}." if found else ""
 
 
 def raise_all(error: type[DistillationError], where: str, problems: Sequence[tuple[int, str]]) -> None:

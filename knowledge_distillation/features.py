@@ -78,7 +78,7 @@ class Catalogue:
         if found and depth and not 1 <= int(self.canonical(feature).layer.removeprefix(found[1])) <= depth:
             number = max(1, depth) if int(found[2]) > 0 else 1
             close = Feature(f"{prefix}{found[1]}{number}", feature.output)
-            hint = f" Nearest: {close}" if self.find(close) else ""
+            hint = f" Nearest: {close}." if self.find(close) else ""
             return f"{feature}: the {owner} has {depth} layers.{hint}"
         outputs = [known.output for known in self.known if known.layer == self.canonical(feature).layer]
         if outputs:

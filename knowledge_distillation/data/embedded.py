@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 MAX_WORDS = 30
 _NEGATED = 0.25
 
-GOOD = """good great fine superb lovely brilliant charming clever funny moving fresh warm gripping elegant honest
-bright tender bold graceful witty rich lively splendid thrilling delightful""".split()
-BAD = """bad awful poor terrible ugly dull boring clumsy dreary shallow stale cold tedious crude false
-bleak bland weak lazy silly empty lifeless dreadful painful annoying""".split()
-LIKED = "loved enjoyed admired liked praised adored treasured".split()
-DISLIKED = "hated disliked despised loathed resented detested regretted".split()
-LIKE = "love enjoy admire like praise adore treasure".split()
-DISLIKE = "hate dislike despise loathe resent detest regret".split()
+GOOD = "good great fine superb brilliant charming clever funny moving fresh warm gripping elegant witty rich".split()
+BAD = "bad awful poor terrible dull boring clumsy dreary shallow stale cold tedious crude weak silly".split()
+LIKED = "loved enjoyed admired liked praised".split()
+DISLIKED = "hated disliked despised loathed regretted".split()
+LIKE = "love enjoy admire like praise".split()
+DISLIKE = "hate dislike despise loathe regret".split()
 NOUNS = """film plot story acting music script ending dialogue cast scene camera song book novel play show
 performance direction editing title sequel opening villain hero""".split()
 PARTS = "first second middle last final whole early later".split()

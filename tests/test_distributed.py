@@ -1,0 +1,83 @@
+"""Two processes are one process with the same global batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training_script import forked
+
+SCRIPT = str(Path(__file__).with_name("training_script.py"))
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def alone(folder: Path, *options: str) -> dict[str, torch.Tensor]:
+    assert forked(str(folder), *options).wait() == 0
+    return weights(folder)
+
+
+def in_two(folder: Path, *options: str) -> dict[str, torch.Tensor]:
+    """Two processes, started as a launcher starts them."""
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
+    both = [forked(str(folder), *options, **rendezvous, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
+    assert [process.wait() for process in both] == [0, 0]
+    return weights(folder)
+
+
+def launched(folder: Path, *options: str) -> dict[str, torch.Tensor]:
+    """Two processes, started by torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": os.getcwd()}
+    call = [sys.executable, *launcher, SCRIPT, str(folder), *options]
+    done = subprocess.run(call, env=environment, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    return weights(folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    last = sorted((folder / "checkpoints").iterdir())[-1]
+    projections = load_file(str(last / "projections.safetensors"))
+    return {**load_file(str(last / "student.safetensors")), **{f"projection.{k}": v for k, v in projections.items()}}
+
+
+def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[key] - other[key]).abs().max()) for key in one)
+
+
+@pytest.mark.parametrize(
+    "data", [("--list", "--sgd", "--learning-rate", "0.1"), ("--sgd", "--learning-rate", "0.1")], ids=["list", "data-set"]
+)
+def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data: tuple[str, ...]) -> None:
+    """37 rows in global batches of 8: in the last step one process has 4 rows and 1, the other none."""
+    common = ("--dropout", "0", *data)
+    one = alone(tmp_path / "one", "--batch", "8", *common)
+    two = in_two(tmp_path / "two", "--batch", "4", *common)
+    start = alone(tmp_path / "still", "--batch", "8", *common[:-1], "0")
+    assert furthest(one, start) > 1e-2  # the run moved the weights
+    assert furthest(one, two) < 1e-5
+
+
+def test_two_processes_with_accumulation(tmp_path: Path) -> None:
+    common = ("--dropout", "0", "--list", "--sgd", "--learning-rate", "0.1")
+    one = alone(tmp_path / "one", "--batch", "8", *common)
+    two = in_two(tmp_path / "two", "--batch", "2", "--accumulate", "2", *common)
+    assert furthest(one, two) < 1e-5
+
+
+def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
+    common = ("--dropout", "0", "--sgd", "--learning-rate", "0.1")
+    one = alone(tmp_path / "one", "--batch", "8", *common)
+    assert furthest(one, launched(tmp_path / "two", "--batch", "4", *common)) < 1e-5

@@ -1,0 +1,148 @@
+"""A tiny run as a process of its own, for tests that kill it, resume it, or start it twice.
+
+    python tests/training_script.py OUTPUT_DIR [--resume] [--slow] [--dropout P] [--batch N] [--accumulate N] [--loader]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import traceback
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from knowledge_distillation import Callback, KnowledgeDistiller, student_from_teacher
+from knowledge_distillation.evaluators import TaskEvaluator
+
+CONFIG = [
+    {"teacher": "layer{2,4}.hidden_states", "student": "layer{1,2}.hidden_states", "loss": "mse"},
+    {"teacher": "layer4.attention", "student": "layer2.attention", "loss": "mse"},
+    {"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence", "args": {"temperature": 2}},
+    {"student": "output.logits", "loss": "cross_entropy"},
+]
+
+
+def models(dropout: float, wide: bool = True) -> tuple[torch.nn.Module, torch.nn.Module]:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "num_attention_heads": 2, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    teacher = BertForSequenceClassification(BertConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=4, **sizes))
+    if not wide:
+        return teacher, student_from_teacher(teacher, [2, 4])
+    narrow = BertConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, **sizes)
+    return teacher, BertForSequenceClassification(narrow)
+
+
+def rows(number: int = 37) -> list[dict[str, list[int] | int]]:
+    """Rows of uneven length, a number of them that no batch size divides."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for i in range(number):
+        length = 3 + i % 7
+        ids = torch.randint(2, 40, (length,), generator=generator).tolist()
+        made.append({"input_ids": ids, "labels": sum(ids) % 2})
+    return made
+
+
+def collate(batch: list[dict]) -> dict[str, torch.Tensor]:
+    length = max(len(row["input_ids"]) for row in batch)
+    ids = torch.zeros(len(batch), length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(batch):
+        ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+        mask[i, : len(row["input_ids"])] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in batch])}
+
+
+class Slow(Callback):
+    """Leaves time to be killed in."""
+
+    def on_step_end(self, distiller: KnowledgeDistiller) -> None:
+        time.sleep(0.05)
+
+
+class Forked:
+    """A process of its own that need not import everything again."""
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+        self.status: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                os.environ.update(environment)
+                main(list(arguments))
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+
+    def poll(self) -> int | None:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status
+
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(0.02)
+        assert self.status is not None
+        return self.status
+
+
+def forked(*arguments: str, **environment: str) -> Forked:
+    return Forked(arguments, environment)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output_dir")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--loader", action="store_true", help="a shuffling DataLoader instead of a data set")
+    parser.add_argument("--sgd", action="store_true")
+    parser.add_argument("--list", action="store_true", help="a plain list of batches in a fixed order")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    teacher, student = models(options.dropout)
+    train: dict = {"train_dataset": rows(), "data_collator": collate}
+    if options.loader:
+        loader = torch.utils.data.DataLoader(rows(), batch_size=options.batch, shuffle=True, collate_fn=collate)
+        train = {"train_dataloader": loader}
+    if options.list:
+        all_rows = rows()
+        batches = [collate(all_rows[i : i + options.batch]) for i in range(0, len(all_rows), options.batch)]
+        train = {"train_dataloader": batches}
+    own = {"optimizer": torch.optim.SGD(student.parameters(), lr=options.learning_rate)} if options.sgd else {}
+    distiller = KnowledgeDistiller(
+        teacher,
+        student,
+        CONFIG,
+        **train,
+        **own,
+        dev_dataloader=[collate(rows(11))],
+        evaluator=TaskEvaluator(),
+        callbacks=[Slow()] if options.slow else [],
+        output_dir=options.output_dir,
+        device="cpu",
+        mixed_precision="no",
+        num_train_epochs=3,
+        per_device_train_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulate,
+        learning_rate=options.learning_rate,
+        logging_steps=2,
+        save_steps=4,
+        eval_steps=5,
+        disable_tqdm=True,
+    )
+    distiller.train(resume_from_checkpoint=options.resume)
+
+
+if __name__ == "__main__":
+    main()
