@@ -34,10 +34,14 @@ def named(values: Any, model: nn.Module, who: str) -> dict[str, Any]:
     if isinstance(values, Tensor):
         values = (values,)
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise DataError(f"the data adaptor returned {type(values).__name__} for the {who}; a dict or a tuple is needed")
+        raise DataError(
+            f"the data adaptor returned {type(values).__name__} for the {who}; a dict or a tuple is needed"
+        )
     parameters, _ = forward_parameters(model)
     if len(values) > len(parameters):
-        raise DataError(f"the data adaptor returned {len(values)} inputs for the {who}, whose forward takes {len(parameters)}")
+        raise DataError(
+            f"the data adaptor returned {len(values)} inputs for the {who}, whose forward takes {len(parameters)}"
+        )
     return dict(zip(parameters, values, strict=False))
 
 
@@ -132,7 +136,9 @@ class AdaptedOutput:
         ConfigError: with no setting does the adaptor give every wanted feature.
     """
 
-    def __init__(self, model: nn.Module, adaptor: OutputAdaptor, wanted: Sequence[Feature], probe: Inputs, who: str) -> None:
+    def __init__(
+        self, model: nn.Module, adaptor: OutputAdaptor, wanted: Sequence[Feature], probe: Inputs, who: str
+    ) -> None:
         self.model, self.adaptor, self.wanted = model, adaptor, tuple(wanted)
         self.flags: dict[str, Any] = {}
         self._maps, self._restore = False, None
@@ -141,7 +147,9 @@ class AdaptedOutput:
         self._settle(probe, who)
 
     def __call__(self, inputs: Inputs) -> dict[Feature, Tensor]:
-        maps = attention.observe(frozenset(attention.MAPS), lambda module, tensors: None) if self._maps else nullcontext()
+        maps = (
+            attention.observe(frozenset(attention.MAPS), lambda module, tensors: None) if self._maps else nullcontext()
+        )
         with maps:
             output = self.model(**inputs, **self.flags)
         features = flatten(self.adaptor(readable(output)))

@@ -51,6 +51,7 @@ def sdpa_with_maps(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **kwargs
         )
+    result: tuple[Tensor, Tensor | None]
     tensors = {"query": query, "key": key, "value": value}
     if softcap is None and not wanted.intersection(MAPS):
         result = sdpa_attention_forward(
@@ -70,7 +71,11 @@ def sdpa_with_maps(
 
 
 def attention_scores(
-    query: Tensor, key: Tensor, scaling: float | None, position_bias: Tensor | None = None, softcap: float | None = None
+    query: Tensor,
+    key: Tensor,
+    scaling: float | None,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Scaled dot products before the mask, (batch, heads, length, keys); a learned position bias is part of them."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -125,7 +130,7 @@ def implementation(model: nn.Module) -> Iterator[bool]:
     if not offers_interface(model):
         yield False
         return
-    restore = use(model)
+    restore = use(model)  # type: ignore[arg-type]
     try:
         yield True
     finally:
@@ -136,6 +141,8 @@ def use(model: PreTrainedModel) -> Callable[[], None]:
     """Switch `model` to this implementation and return what puts its own setting back."""
     config = model.config
     before = {"": config._attn_implementation}
-    before |= {key: sub._attn_implementation for key in config.sub_configs if (sub := getattr(config, key)) is not None}
+    before |= {
+        key: sub._attn_implementation for key in config.sub_configs if (sub := getattr(config, key)) is not None
+    }
     model.set_attn_implementation(IMPLEMENTATION)
     return lambda: model.set_attn_implementation(before)

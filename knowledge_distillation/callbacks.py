@@ -92,7 +92,9 @@ class ProgressBar(Callback):
         from tqdm.auto import tqdm
 
         total = distiller.total_steps
-        self.bar = tqdm(total=total, initial=distiller.progress.step, unit="step", dynamic_ncols=True, leave=False, disable=None)
+        self.bar = tqdm(
+            total=total, initial=distiller.progress.step, unit="step", dynamic_ncols=True, leave=False, disable=None
+        )
 
     def on_step_end(self, distiller: KnowledgeDistiller) -> None:
         self.bar.update(1)

@@ -124,9 +124,7 @@ class Capture:
 
         return hook
 
-    def _take(
-        self, keys: list[tuple[Any, Location]], counter: Hashable, pick: Callable[[Location], Tensor]
-    ) -> None:
+    def _take(self, keys: list[tuple[Any, Location]], counter: Hashable, pick: Callable[[Location], Tensor]) -> None:
         if self._taken is None:  # a pass of somebody else, or a recomputation during backward
             return
         call = self._calls[counter]

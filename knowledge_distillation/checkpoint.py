@@ -1,10 +1,10 @@
 """What a run leaves on disk: a clean student directory, and everything else beside it. Every write is atomic.
 
-    output_dir/
-      student/        save_pretrained: transformers alone loads it
-      checkpoints/    step-00000120/{module,optimizer,...}.safetensors and .json: enough to go on exactly
-      history.jsonl   one line per log and evaluation
-      run.json        what this run is, so that it is not taken for another
+output_dir/
+  student/        save_pretrained: transformers alone loads it
+  checkpoints/    step-00000120/{module,optimizer,...}.safetensors and .json: enough to go on exactly
+  history.jsonl   one line per log and evaluation
+  run.json        what this run is, so that it is not taken for another
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ from .errors import CheckpointError
 _STEP = re.compile(r"step-(\d+)")
 _CONTENTS = ("run.json", "history.jsonl", "student", "checkpoints")
 # What may differ between a run and its continuation without making it another run.
-_FREE = ("num_train_epochs", "max_steps", "logging_steps", "save_total_limit", "report_to", "disable_tqdm", "overwrite_output_dir")
+_FREE = (
+    "num_train_epochs",
+    "max_steps",
+    "logging_steps",
+    "save_total_limit",
+    "report_to",
+    "disable_tqdm",
+    "overwrite_output_dir",
+)
 
 
 def claim(output_dir: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
@@ -45,7 +53,9 @@ def claim(output_dir: Path, identity: Mapping[str, Any], resume: bool, overwrite
             raise CheckpointError(f"cannot resume {output_dir}: it holds {', '.join(held)} but no run.json")
         changed = _differences(json.loads(marker.read_text(encoding="utf-8")), identity)
         if changed:
-            raise CheckpointError(f"cannot resume {output_dir}: this is not the run it holds\n  " + "\n  ".join(changed))
+            raise CheckpointError(
+                f"cannot resume {output_dir}: this is not the run it holds\n  " + "\n  ".join(changed)
+            )
     elif held and not overwrite:
         raise CheckpointError(
             f"output_dir {output_dir} holds another run ({', '.join(held)}). Resume it (resume_from_checkpoint=True, "
@@ -68,7 +78,9 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
             for line in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
         ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [line for i, pair in enumerate(zip(old, new, strict=True)) for line in _differences(*pair, f"{where}[{i}]")]
+        return [
+            line for i, pair in enumerate(zip(old, new, strict=True)) for line in _differences(*pair, f"{where}[{i}]")
+        ]
     return [] if old == new else [f"{where}: it has {_short(old)}, asked is {_short(new)}"]
 
 
@@ -88,8 +100,9 @@ def save_student(directory: Path, student: nn.Module, processing_class: Any = No
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    if hasattr(student, "save_pretrained"):
-        student.save_pretrained(temporary)
+    write: Any = getattr(student, "save_pretrained", None)
+    if write is not None:
+        write(temporary)
     else:
         save_model(student, str(temporary / "model.safetensors"))
     if processing_class is not None and hasattr(processing_class, "save_pretrained"):
@@ -122,8 +135,9 @@ def latest(folder: Path) -> Path:
 
 def read_student(folder: Path, student: nn.Module) -> None:
     """Load a student's weights from a run directory, a checkpoint or a student directory."""
-    if (folder / "model.safetensors").exists() and hasattr(type(student), "from_pretrained"):
-        student.load_state_dict(type(student).from_pretrained(folder).state_dict())
+    read: Any = getattr(type(student), "from_pretrained", None)
+    if read is not None and (folder / "model.safetensors").exists():
+        student.load_state_dict(read(folder).state_dict())
     elif (folder / "model.safetensors").exists():
         read_module(folder, "model", student)
     else:

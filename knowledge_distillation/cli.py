@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -18,7 +17,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeArgument = Annotated[Optional[Path], typer.Argument(help="A recipe (YAML); none: options alone.", metavar="RECIPE")]
+RecipeArgument = Annotated[
+    Optional[Path], typer.Argument(help="A recipe (YAML); none: options alone.", metavar="RECIPE")
+]
 Override = Annotated[list[str], typer.Option("--set", help="Override any key: --set training.learning_rate=1e-4")]
 TaskOption = Annotated[Optional[str], typer.Option("--task", help="A GLUE task, or 'embedded'.")]
 DataDir = Annotated[Optional[str], typer.Option("--data-dir", help="Folder in GLUE's TSV layout. [GLUE_DATA_DIR]")]
@@ -60,7 +61,9 @@ def run(
     """Distil a student; print what teacher, student with and student without distillation score."""
     from .recipe import Ingredients, load_recipe
 
-    given = _given(teacher, student, task, data_dir, epochs, seed, max_train_samples, output_dir, overwrite, tensorboard)
+    given = _given(
+        teacher, student, task, data_dir, epochs, seed, max_train_samples, output_dir, overwrite, tensorboard
+    )
     given |= {"alpha": alpha, "temperature": temperature, "method": method}
     with _errors(), _quiet():
         read = load_recipe(recipe, overrides, given)
@@ -177,7 +180,11 @@ def _given(
     overwrite: bool,
     tensorboard: bool,
 ) -> dict[str, Any]:
-    cut = {"layers": [int(n) for n in student.split(",")]} if student and student.replace(",", "").replace("-", "").isdigit() else student
+    cut = (
+        {"layers": [int(n) for n in student.split(",")]}
+        if student and student.replace(",", "").replace("-", "").isdigit()
+        else student
+    )
     return {
         "teacher": teacher,
         "student": cut,
@@ -201,7 +208,9 @@ def _not_finetune(recipe: Any) -> dict[str, Any]:
     return {key: recipe.training.get(key, asdict(TrainingSettings())[key]) for key in recipe.finetune}
 
 
-def _final(ready: Any, distiller: Any, metrics: dict[str, float], student: Any, without: dict[str, float] | None) -> None:
+def _final(
+    ready: Any, distiller: Any, metrics: dict[str, float], student: Any, without: dict[str, float] | None
+) -> None:
     from .report import final_table, measure
 
     metric = ready.recipe.glue_task.primary_metric
@@ -267,4 +276,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -259,7 +259,9 @@ def _name_entries(entries: list[Entry]) -> list[Entry]:
         if not entry.name:
             student = "+".join(f"{feature.layer}_{feature.output}" for feature in entry.student)
             stem = f"{entry.loss_name}:{student}".replace(".", "_").replace("/", "_")
-            name = next(n for n in itertools.chain([stem], (f"{stem}#{i}" for i in itertools.count(2))) if n not in taken)
+            name = next(
+                n for n in itertools.chain([stem], (f"{stem}#{i}" for i in itertools.count(2))) if n not in taken
+            )
             taken.add(name)
             entry = replace(entry, name=name)
         named.append(entry)

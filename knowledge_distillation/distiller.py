@@ -73,7 +73,9 @@ class Running:
 class StudentAndProjections(nn.Module):
     """The one module that trains: called through its wrapper, so that every gradient is seen by it."""
 
-    def __init__(self, student: nn.Module, loss_model: MultiLayerBasedDistillationLoss, features: Callable[..., Any]) -> None:
+    def __init__(
+        self, student: nn.Module, loss_model: MultiLayerBasedDistillationLoss, features: Callable[..., Any]
+    ) -> None:
         super().__init__()
         self.student, self.loss_model = student, loss_model
         self._features = features
@@ -167,6 +169,7 @@ class KnowledgeDistiller:
         self._plan: Plan | None = None
         self._ready = self._stopped = False
         self._metrics: dict[str, float] = {}
+        self._idle_batch: Batch
         self._logged = Running()
 
         self.accelerator = placement.make_accelerator(self.settings, device, self.output_dir)
@@ -178,7 +181,9 @@ class KnowledgeDistiller:
         if eval_dataset is not None:
             self.dev_dataloader = self._loader(eval_dataset, data_collator, train=False)
         if self.evaluator is None and self.dev_dataloader is not None:
-            self.evaluator = TaskEvaluator(compute_metrics, self.dev_data_adaptor, fixed_order=eval_dataset is not None)
+            self.evaluator = TaskEvaluator(
+                compute_metrics, self.dev_data_adaptor, fixed_order=eval_dataset is not None
+            )
         self._asked_each_step = hasattr(self.evaluator, "evaluate")
         self.student.to(self.accelerator.device)
         self.teacher = (
@@ -287,7 +292,9 @@ class KnowledgeDistiller:
         progress, settings = self.progress, self.settings
         progress.step, progress.batches = progress.step + 1, progress.batches + batches
         if self._steps_per_epoch:
-            progress.fraction = progress.epoch + progress.batches / settings.gradient_accumulation_steps / self._steps_per_epoch
+            progress.fraction = (
+                progress.epoch + progress.batches / settings.gradient_accumulation_steps / self._steps_per_epoch
+            )
         self._logged.add(values)
         self._call("on_step_end")
         if progress.step % settings.logging_steps == 0:
@@ -302,7 +309,11 @@ class KnowledgeDistiller:
     def _batch(self, raw: Any, adaptor: Callable[..., Any]) -> Batch:
         for_teacher, for_student = adaptor(self.accelerator.device, raw)
         student = named(for_student, self.student, "student")
-        teacher = student if for_teacher is for_student or self.teacher is None else named(for_teacher, self.teacher.model, "teacher")
+        teacher = (
+            student
+            if for_teacher is for_student or self.teacher is None
+            else named(for_teacher, self.teacher.model, "teacher")
+        )
         context = make_context(student, teacher, self.loss_model.shift_labels)
         given = {} if self.teacher is None else accepted(teacher, self.teacher.model)
         return Batch(accepted(student, self.student), given, context)
@@ -335,7 +346,9 @@ class KnowledgeDistiller:
     def _keep_if_best(self, metrics: dict[str, float]) -> str:
         name = self.settings.metric_for_best_model or self.evaluator.primary_metric
         if name not in metrics:
-            raise ConfigError(f"metric_for_best_model {name!r} is not among the evaluator's metrics: {', '.join(metrics)}")
+            raise ConfigError(
+                f"metric_for_best_model {name!r} is not among the evaluator's metrics: {', '.join(metrics)}"
+            )
         greater = self.settings.greater_is_better
         greater = getattr(self.evaluator, "greater_is_better", True) if greater is None else greater
         best, value = self.progress.best, metrics[name]
@@ -535,7 +548,9 @@ class KnowledgeDistiller:
         ]
         models = {"student": self.student, "teacher": None if self.teacher is None else self.teacher.model}
         described = {
-            who: None if model is None else {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
+            who: None
+            if model is None
+            else {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
             for who, model in models.items()
         }
         data = {"batches": self._steps_per_epoch, "processes": self.accelerator.num_processes}

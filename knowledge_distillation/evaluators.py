@@ -96,12 +96,15 @@ class TaskEvaluator:
                 if teacher is not None:
                     model = getattr(teacher, "model", teacher)
                     given = accepted(named(teacher_inputs, model, "teacher"), model)
-                    theirs = _logits(teacher(**(teacher.cast(given) if hasattr(teacher, "cast") else given)))
+                    cast: Any = getattr(teacher, "cast", dict)
+                    theirs = _logits(teacher(**cast(given)))
                 labels = student_inputs.get("labels")
                 if labels is None and isinstance(batch, dict):
                     labels = batch.get("labels")
                 one = (mine, theirs, labels)
-                yield tuple(None if t is None else t.detach().float().cpu() if t.is_floating_point() else t.cpu() for t in one)
+                yield tuple(
+                    None if t is None else t.detach().float().cpu() if t.is_floating_point() else t.cpu() for t in one
+                )
 
 
 class MultiLayerBasedDistillationEvaluator:

@@ -101,7 +101,9 @@ def catalogue(model: nn.Module, inputs: Mapping[str, Any]) -> Catalogue:
     with preserved(model):
         trace = _trace(model, inputs)
     if not trace.interface and any(getattr(trace.output, f"{side}attentions", None) for side in ("", "encoder_")):
-        names.notes.append("attention does not go through transformers' attention interface, it runs as the model has it")
+        names.notes.append(
+            "attention does not go through transformers' attention interface, it runs as the model has it"
+        )
     stacks = _stacks(trace.output)
     for stack, states in stacks.items():
         _name_hidden_states(names, trace, stack, states)
@@ -156,7 +158,8 @@ def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> _Trace:
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         path, order = paths[module], next(clock)
-        for item, value in [*enumerate(args), *kwargs.items()]:
+        arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        for item, value in arguments:
             if isinstance(value, Tensor):
                 trace.inputs.append((Location("input", path, item, calls[path, "input"], order), value))
         calls[path, "input"] += 1
@@ -189,7 +192,11 @@ def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> _Trace:
 
 def _stacks(output: Any) -> dict[str, Sequence[Tensor]]:
     """Name of a stack of layers -> its hidden states, the embedding first."""
-    fields = {"layer": "hidden_states", "encoder_layer": "encoder_hidden_states", "decoder_layer": "decoder_hidden_states"}
+    fields = {
+        "layer": "hidden_states",
+        "encoder_layer": "encoder_hidden_states",
+        "decoder_layer": "decoder_hidden_states",
+    }
     present = {name: getattr(output, key, None) for name, key in fields.items()}
     return {name: states for name, states in present.items() if isinstance(states, tuple) and states}
 
@@ -296,16 +303,20 @@ def probe_kinds(model: nn.Module, wanted: Mapping[Feature, Location], inputs: Ma
         with preserved(model):
             short = capture(inputs)
             longer = lengthened(inputs)
-            long = capture(longer) if longer is not None else short
+            long = capture(longer) if longer is not None else {}
     finally:
         capture.close()
-    return {feature: kind_of(short[feature], long[feature]) for feature in wanted}
+    return {feature: kind_of(short[feature], long.get(feature)) for feature in wanted}
 
 
-def kind_of(short: Tensor, long: Tensor) -> str:
-    """The kind of a tensor from its shapes at two lengths."""
+def kind_of(short: Tensor, long: Tensor | None) -> str:
+    """The kind of a tensor from its shapes at two lengths; `long` is None where the inputs have no length (images)."""
     if not isinstance(short, Tensor):
-        raise ConfigError(f"found {type(short).__name__} where a tensor was expected; pick one item, as in 'output[0]'")
+        raise ConfigError(
+            f"found {type(short).__name__} where a tensor was expected; pick one item, as in 'output[0]'"
+        )
+    if long is None:
+        return _kind(short, "tokens")
     grows = [a != b for a, b in zip(short.shape, long.shape, strict=False)]
     if short.dim() == 4:
         return "attention" if grows[2:] == [True, True] else "heads" if grows[2] and not grows[3] else "map"

@@ -33,7 +33,9 @@ def list_features(name: str) -> Table:
         where = f"{place.path}.{place.source}{item}" if place.path else f"the model's own {place.item}"
         table.add_row(str(feature), known.kind, "×".join(map(str, known.shape)), where)
     prefix = names.model_type.replace("-", "_")
-    table.caption = f"layer4 is also {prefix}_layer4, layer-1 the last; any module path has .output, .input and .output[1]"
+    table.caption = (
+        f"layer4 is also {prefix}_layer4, layer-1 the last; any module path has .output, .input and .output[1]"
+    )
     for note in names.notes:
         table.caption += f"\nnote: {note}"
     return table
@@ -52,7 +54,9 @@ def load_any(name: str) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no model {name!r}: no such directory, hub name or model_type.{nearest(name, known)}") from error
+        raise ConfigError(
+            f"no model {name!r}: no such directory, hub name or model_type.{nearest(name, known)}"
+        ) from error
     architecture = getattr(transformers, (config.architectures or [""])[0], AutoModel)
     return architecture.from_pretrained(name)
 

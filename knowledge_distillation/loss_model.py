@@ -14,7 +14,7 @@ from .config import DistillConfig, Entry, Feature, parse_config
 from .errors import ConfigError, nearest, raise_all
 from .losses import check_arguments, get_loss, parameters_of
 from .losses.logits import IGNORED_LABEL
-from .losses.reduction import Layout, Masks, count, layout_of, total
+from .losses.reduction import Layout, Masks, blanked, count, layout_of, sizes_of, total
 from .projections import build_projection
 
 Features = Mapping[Feature, Tensor]
@@ -48,7 +48,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
 
     Inside `KnowledgeDistiller` it is bound to both models on a probe batch. Alone, in a loop of one's own, call it as
     `loss_model(teacher_output, student_output, teacher_inputs, student_inputs)`; where widths differ, call
-    `bind_outputs` with the same arguments once before making the optimizer, so that `parameters()` has the projections.
+    `bind_outputs` with the same arguments once before making the optimizer, so that `parameters()` holds the
+    projections.
 
     Args:
         distill_config: a list of entries, a parsed DistillConfig, or the path of a YAML file.
@@ -67,7 +68,9 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         self.teacher_output_adaptor = teacher_output_adaptor
         self.student_output_adaptor = student_output_adaptor
         self.projections = nn.ModuleDict()
-        self.losses = nn.ModuleDict()  # losses that are modules train and are saved with the projections
+        # Losses that are modules train and are saved with the projections.
+        modules = {entry.name: entry.loss for entry in self.config.entries if isinstance(entry.loss, nn.Module)}
+        self.losses = nn.ModuleDict(modules)
         self.bound: dict[str, BoundEntry] = {}
         self.shift_labels = False  # True for causal language models: position i predicts label i + 1
 
@@ -80,7 +83,9 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         student, teacher, context = self._read(teacher_output, student_output, teacher_inputs, student_inputs)
         if not self.bound:
             self.bind_outputs(teacher_output, student_output, teacher_inputs, student_inputs)
-            if list(self.parameters()):
+            if self.projections:
+                self.bound.clear()
+                self.projections.clear()
                 raise ConfigError(
                     "widths differ, so projections were added: call loss_model.bind_outputs(...) with these arguments "
                     "before making the optimizer, and give it loss_model.parameters() as well"
@@ -104,6 +109,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 self.bind(entry, student, teacher, kind, context)
             except ConfigError as error:
                 problems.append((entry.index, str(error)))
+        if problems:
+            self.bound.clear()  # or the next call would go on with the entries that fit
         raise_all(ConfigError, "distill_config", problems)
 
     def _read(
@@ -113,14 +120,17 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         adapt_teacher = self.teacher_output_adaptor or ready_made_output
         teacher = flatten(adapt_teacher(readable(teacher_output))) if teacher_output is not None else {}
         detached = {feature: tensor.detach() for feature, tensor in teacher.items()}
-        as_dict = (inputs if isinstance(inputs, Mapping) else {} for inputs in (student_inputs, teacher_inputs))
-        return self._canonical(student), self._canonical(detached), make_context(*as_dict, shift_labels=self.shift_labels)
+        given, taught = (inputs if isinstance(inputs, Mapping) else {} for inputs in (student_inputs, teacher_inputs))
+        context = make_context(given, taught, self.shift_labels)
+        return self._canonical(student), self._canonical(detached), context
 
     def _canonical(self, features: dict[Feature, Tensor]) -> dict[Feature, Tensor]:
         """Add the `{model_type}_layer{n}` spellings the config uses for ready-made `layer{n}`."""
         asked = {f for entry in self.config.entries for f in entry.student + entry.teacher}
         for feature in asked - set(features):
-            plain = next((f for f in features if feature.layer.endswith(f"_{f.layer}") and f.output == feature.output), None)
+            plain = next(
+                (f for f in features if feature.layer.endswith(f"_{f.layer}") and f.output == feature.output), None
+            )
             if plain:
                 features[feature] = features[plain]
         return features
@@ -137,18 +147,21 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         target = tuple(teacher[feature] for feature in entry.teacher)
         function = entry.loss if callable(entry.loss) else get_loss(entry.loss, kind, entry.hard)
         if isinstance(function, nn.Module):
-            self.losses[entry.name] = function
+            function.to(given[0].device)
         problem = check_arguments(entry.loss_name, function, entry.args, [*_MASK_WORDS, *context])
         if problem:
             raise ConfigError(problem)
         if entry.hard and context.get("labels") is None:
-            raise ConfigError(f"loss {entry.loss_name} compares {entry.student[0]} with labels, and the batch has no 'labels'")
-        wide = {other for other in context if isinstance(context[other], Tensor)}
+            raise ConfigError(
+                f"loss {entry.loss_name} compares {entry.student[0]} with labels, and the batch has no 'labels'"
+            )
         asked = [p.name for p in parameters_of(function) or [] if p.name not in entry.args]
         rows, keys = mask_keys(entry.student[0], kind, given[0], context)
         shape = given[0].shape
         sizes = (shape[1], shape[1]) if kind == "tokens" else (shape[2], shape[-1]) if given[0].dim() == 4 else (1, 1)
-        bound = BoundEntry(entry, function, tuple(a for a in asked if a in _MASK_WORDS or a in wide), kind, rows, keys, sizes)
+        bound = BoundEntry(
+            entry, function, tuple(a for a in asked if a in _MASK_WORDS or a in context), kind, rows, keys, sizes
+        )
         if not entry.hard and not entry.many:
             self._fit(entry, kind, given[0], target[0])
         elif entry.hard:
@@ -168,7 +181,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         for entry in self.config.entries if entries is None else entries:
             tensors = tuple(student[feature] for feature in entry.student)
             if entry.name in self.projections:
-                tensors = tuple(self.projections[entry.name](tensor) for tensor in tensors)
+                tensors = tuple(self.projections[entry.name](at_least_float32(tensor)) for tensor in tensors)
             projected[entry.name] = tensors
         return projected
 
@@ -183,14 +196,14 @@ class MultiLayerBasedDistillationLoss(nn.Module):
 
         Args:
             student: what `project` returned.
-            teacher: the teacher's features, detached.
+            teacher: the teacher's features; no gradient reaches them.
             context: what `make_context` returned.
             counts: entry name -> the number of values to divide by, where a batch is part of a larger whole; None
                 averages over this batch alone.
         """
         loss, terms = None, {}
         for bound in self.bound.values():
-            target = tuple(teacher[feature] for feature in bound.entry.teacher)
+            target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
             values, _ = self._values(bound, student[bound.entry.name], target, context)
             term = self._average(bound, values, context, counts)
             terms[bound.entry.name] = term.detach()
@@ -213,11 +226,15 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         named = not callable(entry.loss)
         differ = widths[0] != widths[1] and named and kind in ("tokens", "vector", "map") and not logits
         pair = f"{entry.student[0]} {tuple(student.shape)} and {entry.teacher[0]} {tuple(teacher.shape)}"
+        if entry.projection == "linear" and kind == "attention":
+            raise ConfigError(f"projection linear does not apply to attention maps, whose width is a length: {pair}")
         if entry.projection == "linear" or (differ and entry.projection == "auto"):
             projection = build_projection(kind, *widths)
-            self.projections[entry.name] = projection.to(student.device)
+            self.projections[entry.name] = projection.to(student.device, at_least_float32(student).dtype)
         elif differ:
-            raise ConfigError(f"widths differ, {pair}, and projection is off. Set projection: auto, or choose equal widths")
+            raise ConfigError(
+                f"widths differ, {pair}, and projection is off. Set projection: auto, or choose equal widths"
+            )
         shape = (*student.shape[:axis], widths[1]) if axis == -1 else (student.shape[0], widths[1], *student.shape[2:])
         adapted = shape if entry.name in self.projections else tuple(student.shape)
         if named and adapted != tuple(teacher.shape):
@@ -225,10 +242,13 @@ class MultiLayerBasedDistillationLoss(nn.Module):
 
     def _fit_labels(self, bound: BoundEntry, student: Tensor, labels: Tensor) -> None:
         named = not callable(bound.entry.loss)
-        expected = student.shape[: labels.dim()] if labels.dim() < student.dim() else student.shape
-        if named and labels.shape != expected:
-            raise ConfigError(f"{bound.entry.student[0]} {tuple(student.shape)} does not fit labels {tuple(labels.shape)}")
-        if named and bound.entry.loss_name == "cross_entropy":
+        cross_entropy = bound.entry.loss_name == "cross_entropy"
+        fits = labels.shape == student.shape[:-1] if cross_entropy else labels.numel() == student.numel()
+        if named and not fits:
+            raise ConfigError(
+                f"{bound.entry.student[0]} {tuple(student.shape)} does not fit labels {tuple(labels.shape)}"
+            )
+        if named and cross_entropy:
             if labels.is_floating_point():
                 raise ConfigError("loss cross_entropy takes class numbers as labels; these are real numbers: use mse")
             real = labels[labels != IGNORED_LABEL]
@@ -242,13 +262,20 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         keys = context.get(bound.keys) if bound.keys else None
         if bound.entry.hard and not context["labels"].is_floating_point():
             labelled = context["labels"] != IGNORED_LABEL
-            rows = labelled if rows is None or rows.shape != labelled.shape else labelled & rows.bool()
+            if rows is None or rows.shape[: labelled.dim()] != labelled.shape:
+                rows = labelled
+            else:
+                rows = rows.bool() & labelled[(...,) + (None,) * (rows.dim() - labelled.dim())]
         return Masks(rows, keys)
 
     def _values(
         self, bound: BoundEntry, student: Any, teacher: Any, context: Mapping[str, Any]
     ) -> tuple[Tensor, Layout]:
-        given, target = tuple(map(at_least_float32, student)), tuple(map(at_least_float32, teacher))
+        counted = self._masks(bound, context)
+        given, target = (
+            tuple(at_least_float32(blanked(feature, bound.kind, bound.layout, counted)) for feature in side)
+            for side in (student, teacher)
+        )
         reference = (context["labels"],) if bound.entry.hard else target
         masks = {"mask": context.get(bound.rows or ""), "teacher_mask": context.get(f"teacher_{bound.rows}")}
         if masks["teacher_mask"] is None:
@@ -271,7 +298,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     ) -> Tensor:
         masks = self._masks(bound, context)
         number: Any = (
-            count(bound.layout, masks, batch_size(context, values), *bound.sizes)
+            count(bound.layout, masks, batch_size(context, values), *sizes_of(values, bound.layout))
             if counts is None
             else counts[bound.entry.name]
         )
@@ -316,7 +343,11 @@ def mask_keys(
         ours = [encoder]
 
     def fitting(length: int, candidates: list[str]) -> str | None:
-        fits = (c for c in candidates if isinstance(context.get(c), Tensor) and context[c].shape == (tensor.shape[0], length))
+        fits = (
+            c
+            for c in candidates
+            if isinstance(context.get(c), Tensor) and context[c].shape == (tensor.shape[0], length)
+        )
         return next(fits, None)
 
     rows = fitting(tensor.shape[1 if kind == "tokens" else 2], ours)
@@ -329,7 +360,13 @@ def kind_by_name(feature: Feature, tensor: Tensor) -> str:
     """The kind of a feature by its name, or by its rank where the name is not one of ours."""
     output = feature.output.removeprefix("cross_")
     if tensor.dim() == 4:
-        return "attention" if output.startswith("attention") else "heads" if output in ("query", "key", "value") else "map"
+        return (
+            "attention"
+            if output.startswith("attention")
+            else "heads"
+            if output in ("query", "key", "value")
+            else "map"
+        )
     return "vector" if tensor.dim() <= 2 else "tokens"
 
 

@@ -18,7 +18,9 @@ from .settings import TrainingSettings, machine_precision
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def make_accelerator(settings: TrainingSettings, device: torch.device | str | None, output_dir: Path | None) -> Accelerator:
+def make_accelerator(
+    settings: TrainingSettings, device: torch.device | str | None, output_dir: Path | None
+) -> Accelerator:
     """An Accelerator for one run; a run before it in the same process may have had another precision or device."""
     wanted = None if device is None else torch.device(device)
     _forget_previous(wanted)

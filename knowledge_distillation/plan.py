@@ -60,7 +60,10 @@ class Plan:
 
     def __str__(self) -> str:
         widths = [max(len(row[i]) for row in [COLUMNS, *self.rows]) for i in range(len(COLUMNS))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [COLUMNS, *self.rows]]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [COLUMNS, *self.rows]
+        ]
         return "\n".join([*lines, *self.notes])
 
     def rich_table(self) -> Table:
@@ -92,7 +95,9 @@ def bind(
     config = loss_model.config
     problems = list(config.problems)
     if config.needs_teacher and teacher is None:
-        problems += [(e.index, "compares with a teacher, and there is no teacher_model") for e in config.entries if e.teacher]
+        problems += [
+            (e.index, "compares with a teacher, and there is no teacher_model") for e in config.entries if e.teacher
+        ]
         raise_all(ConfigError, "distill_config", problems)
     loss_model.shift_labels = bool(_CAUSAL.search(type(student).__name__))
     check_vocabulary(student, student_inputs, "student")
@@ -114,6 +119,7 @@ def bind(
         found = {"teacher": {}, "student": {}}  # type: dict[str, dict[Feature, Tensor]]
         if taken["teacher"] is not None:
             found["teacher"] = teacher.features(taken["teacher"].features, teacher_run)  # type: ignore[union-attr]
+        assert taken["student"] is not None
         with _preserved_with_gradient(student):
             found["student"] = taken["student"].features(student_run)
             rows, reached = _bind_entries(loss_model, found, taken, context, problems, student)
@@ -192,11 +198,15 @@ def _probe(
     return kinds
 
 
-def _adapted(model: nn.Module, inputs: dict[str, Any], asked: Mapping[Feature, Entry], who: str, adaptor: Any) -> Source:
+def _adapted(
+    model: nn.Module, inputs: dict[str, Any], asked: Mapping[Feature, Entry], who: str, adaptor: Any
+) -> Source:
     with preserved(model):
         features = AdaptedOutput(model, adaptor, list(asked), inputs, who)
         kinds = {feature: kind_by_name(feature, tensor) for feature, tensor in features(inputs).items()}
-    return Source(features, kinds, [f"the {who}'s output adaptor takes its whole output"], "whole, for its output adaptor")
+    return Source(
+        features, kinds, [f"the {who}'s output adaptor takes its whole output"], "whole, for its output adaptor"
+    )
 
 
 def _depth(names: Catalogue, places: Mapping[Feature, Location], stops_early: bool) -> str:
@@ -230,22 +240,28 @@ def _bind_entries(
 ) -> tuple[list[tuple[str, ...]], set[int]]:
     rows, losses = [], []
     for entry in loss_model.config.entries:
-        if any(f not in found["student"] for f in entry.student) or any(f not in found["teacher"] for f in entry.teacher):
+        if any(f not in found["student"] for f in entry.student) or any(
+            f not in found["teacher"] for f in entry.teacher
+        ):
             continue
         kind = taken["student"].kinds[entry.student[0]]  # type: ignore[union-attr]
         try:
             terms = loss_model.bind(entry, found["student"], found["teacher"], kind, context)
             if not any(found["student"][feature].requires_grad for feature in entry.student):
-                raise ConfigError(f"{entry.student[0]}: no gradient can reach the student from here: its parameters are frozen")
+                raise ConfigError(
+                    f"{entry.student[0]}: no gradient can reach the student from here: its parameters are frozen"
+                )
             if not terms.loss.requires_grad:
-                raise ConfigError(f"loss {entry.loss_name} cuts the gradient: its value does not depend on the student")
+                raise ConfigError(
+                    f"loss {entry.loss_name} cuts the gradient: its value does not depend on the student"
+                )
         except ConfigError as error:
             problems.append((entry.index, str(error)))
             continue
         losses.append(terms.loss)
         rows.append(_row(loss_model, entry, found))
     parameters = [p for p in student.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(sum(losses), parameters, allow_unused=True) if losses else ()
+    gradients = torch.autograd.grad(torch.stack(losses).sum(), parameters, allow_unused=True) if losses else ()
     reached = {id(p) for p, gradient in zip(parameters, gradients, strict=bool(losses)) if gradient is not None}
     return rows, reached
 
@@ -257,7 +273,9 @@ def _row(
     sides = []
     for features, tensors in ((entry.teacher, found["teacher"]), (entry.student, found["student"])):
         sides.append("\n".join(f"{f} {_shape(tensors[f])}" for f in features) or "labels")
-    memory = sum(found["student"][f].nbytes for f in entry.student) + sum(found["teacher"][f].nbytes for f in entry.teacher)
+    memory = sum(found["student"][f].nbytes for f in entry.student) + sum(
+        found["teacher"][f].nbytes for f in entry.teacher
+    )
     projection = loss_model.projections[entry.name] if entry.name in loss_model.projections else None
     shown = "-" if projection is None else f"{type(projection).__name__} {_count(projection)}"
     args = ", ".join(f"{key}={value}" for key, value in entry.args.items())

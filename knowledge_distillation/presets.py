@@ -50,7 +50,9 @@ def layers(teacher: Any, student: Any, alpha: float = 0.5, temperature: float = 
     outputs = ["hidden_states"]
     if getattr(t, "num_attention_heads", None) == getattr(s, "num_attention_heads", 0):
         outputs.append("attention")
-    entries: Entries = [{"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}]
+    entries: Entries = [
+        {"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}
+    ]
     entries += [{"teacher": f"{pairs[0]}.{o}", "student": f"{pairs[1]}.{o}", "loss": "mse"} for o in outputs]
     return entries + hinton(alpha, temperature)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import presets
+from .config import parse_config
 from .data.embedded import embedded_sentiment
 from .data.glue import GLUE_TASKS, GlueTask, load_glue
 from .errors import ConfigError, nearest
@@ -23,7 +24,7 @@ class Recipe:
 
     Args:
         teacher: a directory or hub name; or a mapping that describes a model to build from scratch, with
-            `model_type` and the fields of its config.
+            `model_type`, the fields of its config, and `zero_residual_branches: true` where it is deep.
         student: the same; or `{layers: [4, 8, 12]}` to cut it out of the teacher, or `{layers: [...], of: NAME}` out
             of another model.
         task: a GLUE task, or `embedded` for the data set that comes with the package.
@@ -79,7 +80,9 @@ class Recipe:
         return HARD_REGRESSION if self.glue_task.is_regression else HARD
 
 
-def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path | None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> Recipe:
     """Read a recipe, its `base:` first, then `key=value` overrides, then values given on the command line.
 
     Args:
@@ -103,7 +106,12 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), given: M
     for key in ("training", "finetune"):
         if not isinstance(content.get(key, {}), Mapping):
             raise ConfigError(f"recipe: {key} is a mapping of settings; found {content[key]!r}")
-    for key, types in (("max_train_samples", int), ("max_eval_samples", int), ("max_length", int), ("vocab_size", int)):
+    for key, types in (
+        ("max_train_samples", int),
+        ("max_eval_samples", int),
+        ("max_length", int),
+        ("vocab_size", int),
+    ):
         if content.get(key) is not None and not isinstance(content[key], types):
             raise ConfigError(f"recipe: {key} is a whole number; found {content[key]!r}")
     return Recipe(**content).check()
@@ -232,7 +240,7 @@ class Ingredients:
         training = {**self.recipe.training, **(self.recipe.finetune if finetune else {}), **settings}
         training.setdefault("metric_for_best_model", task.primary_metric)
         return KnowledgeDistiller(
-            None if finetune else self.teacher,
+            None if finetune or not parse_config(entries).needs_teacher else self.teacher,
             student,
             entries,
             train_dataset=self.data["train"],
@@ -277,7 +285,7 @@ def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
     if not isinstance(wanted, Mapping) or "model_type" not in wanted:
         raise ConfigError(f"recipe: a model is a name, or a mapping with model_type; found {wanted!r}")
     described = dict(wanted)
-    kind = described.pop("model_type")
+    kind, zero = described.pop("model_type"), bool(described.pop("zero_residual_branches", False))
     try:
         config = AutoConfig.for_model(kind)
     except ValueError as error:
@@ -287,7 +295,25 @@ def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
         texts = [f"{key!r}{nearest(key, config.to_dict())}" for key in unknown]
         raise ConfigError(f"recipe: {kind} has no such field: {', '.join(texts)}")
     sizes = {"vocab_size": len(tokenizer), "num_labels": task.num_labels, "pad_token_id": tokenizer.pad_token_id}
-    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**sizes, **described}))
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**sizes, **described}))
+    if zero:
+        zero_residual_branches(model)
+    return model
+
+
+def zero_residual_branches(model: Any) -> None:
+    """Let every layer begin as the identity: the last linear map of each residual branch is set to zero.
+
+    Without it a deep post-norm encoder that starts from nothing often does not train at all.
+    Source: after Zhang, Dauphin and Ma, Fixup Initialization, 2019.
+    """
+    found = [module for path, module in model.named_modules() if path.endswith("output.dense")]
+    if not found:
+        raise ConfigError(
+            f"recipe: zero_residual_branches needs layers built as BERT's; {type(model).__name__} has none"
+        )
+    for module in found:
+        module.weight.data.zero_()
 
 
 def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
@@ -296,7 +322,11 @@ def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
     path = Path(name).expanduser()
     if looks_local and not (path / ("config.json" if what == "model" else "tokenizer_config.json")).exists():
-        found = "no such directory" if not path.is_dir() else f"it holds {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}"
+        found = (
+            "no such directory"
+            if not path.is_dir()
+            else f"it holds {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}"
+        )
         raise ConfigError(f"recipe: no {what} in {name!r}: {found}")
     try:
         return getattr(transformers, auto).from_pretrained(str(path) if looks_local else name, **arguments)

@@ -58,7 +58,11 @@ def final_table(rows: Iterable[Row], metric: str, batch_size: int) -> Any:
         times = "" if row is first else f"  ({first.latency / row.latency:.1f}× faster)"
         smaller = "" if row is first else f"  ({first.size / row.size:.1f}× smaller)"
         table.add_row(
-            row.name, score, f"{row.parameters / 1e6:.2f} M", f"{row.latency * 1e3:.1f} ms{times}", f"{row.size / 1e6:.1f} MB{smaller}"
+            row.name,
+            score,
+            f"{row.parameters / 1e6:.2f} M",
+            f"{row.latency * 1e3:.1f} ms{times}",
+            f"{row.size / 1e6:.1f} MB{smaller}",
         )
     return table
 

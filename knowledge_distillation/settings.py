@@ -85,7 +85,7 @@ class TrainingSettings:
         return settings
 
     def _out_of_range(self) -> list[str]:
-        positive = ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
+        positive: tuple[str, ...] = ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
         positive += ("gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps", "save_total_limit")
         problems = [f"{n} is 1 or more; found {getattr(self, n)}" for n in positive if (getattr(self, n) or 1) < 1]
         problems += [f"{n} is 1 or more; found 0" for n in positive if getattr(self, n) == 0]
@@ -97,7 +97,9 @@ class TrainingSettings:
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
-                problems.append(f"{name} is one of {', '.join(allowed)}; found {value!r}.{nearest(str(value), allowed)}")
+                problems.append(
+                    f"{name} is one of {', '.join(allowed)}; found {value!r}.{nearest(str(value), allowed)}"
+                )
         return problems
 
     def to_dict(self) -> dict[str, Any]:

@@ -71,7 +71,11 @@ def _kept(teacher: PreTrainedModel, layers: Layers) -> dict[str, list[int]]:
     if two != isinstance(layers, Mapping):
         form = 'a mapping {"encoder": [...], "decoder": [...]}' if two else "a list of layer numbers"
         raise ConfigError(f"layers of {type(teacher).__name__} are given as {form}; found {layers!r}")
-    stacks = {f"{side}_layer": chosen for side, chosen in layers.items()} if isinstance(layers, Mapping) else {"layer": layers}
+    stacks = (
+        {f"{side}_layer": chosen for side, chosen in layers.items()}
+        if isinstance(layers, Mapping)
+        else {"layer": layers}
+    )
     unknown = set(stacks) - set(_STACKS)
     if unknown:
         raise ConfigError(f"layers name 'encoder' and 'decoder'; found {sorted(layers)}")
@@ -81,7 +85,9 @@ def _kept(teacher: PreTrainedModel, layers: Layers) -> dict[str, list[int]]:
         numbers = [n + depth + 1 if n < 0 else n for n in chosen]
         wrong = [n for n, number in zip(chosen, numbers, strict=True) if not 1 <= number <= depth]
         if wrong or not numbers:
-            raise ConfigError(f"layers {list(chosen)}: {type(teacher).__name__} has layers 1 to {depth}; found {wrong or 'none'}")
+            raise ConfigError(
+                f"layers {list(chosen)}: {type(teacher).__name__} has layers 1 to {depth}; found {wrong or 'none'}"
+            )
         kept[stack] = numbers
     return kept
 
@@ -99,7 +105,9 @@ def _depth(teacher: PreTrainedModel, stack: str) -> int:
     return int(getattr(teacher.config, _depth_key(teacher, stack)))
 
 
-def _renumbered(teacher: PreTrainedModel, student: PreTrainedModel, kept: Mapping[str, list[int]]) -> dict[str, Tensor]:
+def _renumbered(
+    teacher: PreTrainedModel, student: PreTrainedModel, kept: Mapping[str, list[int]]
+) -> dict[str, Tensor]:
     """The teacher's weights under the student's names: the layers' numbers change, all else stays."""
     stacks = {
         path + ".": numbers

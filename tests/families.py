@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers as hf
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from knowledge_distillation.capture import Capture
+from knowledge_distillation.config import Feature
+from knowledge_distillation.features import catalogue
+
 VOCABULARY, LABELS = 50, 3
+SPREAD = 0.3  # of initial weights: wide enough that attention maps are far from uniform
 _TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -22,13 +28,30 @@ _TEXT = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "num_labels": LABELS,
+    "initializer_range": SPREAD,
 }
-_GPT2 = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 32}
+_GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 16,
+    "n_layer": 3,
+    "n_head": 2,
+    "n_positions": 32,
+    "initializer_range": SPREAD,
+}
 _T5 = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_decoder_layers": 2}
-_BART = {"vocab_size": VOCABULARY, "d_model": 16, "max_position_embeddings": 32}
-_BART |= {f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in (("attention_heads", 2), ("ffn_dim", 24))}
-_IMAGE = {"image_size": 32, "num_labels": LABELS}
-_VIT = {**_IMAGE, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "patch_size": 8}
+_BART = {"vocab_size": VOCABULARY, "d_model": 16, "max_position_embeddings": 32, "init_std": SPREAD}
+_BART |= {
+    f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in (("attention_heads", 2), ("ffn_dim", 24))
+}
+_IMAGE = {"image_size": 32, "num_labels": LABELS, "initializer_range": SPREAD}
+_VIT = {
+    **_IMAGE,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "patch_size": 8,
+}
 _SWIN = {**_IMAGE, "patch_size": 2, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
 _RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic", "num_labels": LABELS}
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
@@ -83,7 +106,9 @@ class Tiny:
     @property
     def stacks(self) -> dict[str, str]:
         """Name of a stack of layers -> what its output fields start with (`encoder_` of `encoder_hidden_states`)."""
-        return {"encoder_layer": "encoder_", "decoder_layer": "decoder_"} if self.family in TWO_STACKS else {"layer": ""}
+        return (
+            {"encoder_layer": "encoder_", "decoder_layer": "decoder_"} if self.family in TWO_STACKS else {"layer": ""}
+        )
 
     def depth(self, stack: str) -> int:
         return 2 if stack == "decoder_layer" or self.family in ("swin", "resnet") else 3
@@ -127,6 +152,28 @@ def eager_twin(model: PreTrainedModel) -> PreTrainedModel:
     twin = type(model)._from_config(model.config, attn_implementation="eager").eval()
     twin.load_state_dict(model.state_dict())
     return twin
+
+
+def take(model: nn.Module, inputs: Mapping[str, Any], *names: str, seed: int = 0) -> dict[str, Tensor]:
+    """The features of one pass from a given random state, by name; nothing is left on the model."""
+    known = catalogue(model, inputs)
+    capture = Capture(model, {name: known.find(Feature(*name.rsplit(".", 1))).location for name in names})
+    torch.manual_seed(seed)
+    try:
+        taken = capture(inputs)
+    finally:
+        capture.close()
+    return {name: taken[name] for name in names}
+
+
+def hooks_left_on(model: nn.Module) -> list[str]:
+    """The modules that carry a hook of this package. (transformers leaves some of its own where it records outputs.)"""
+    return [
+        path
+        for path, module in model.named_modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if hook.__module__.startswith("knowledge_distillation")
+    ]
 
 
 def _inputs(family: str) -> dict[str, Tensor]:

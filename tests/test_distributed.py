@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training_script import forked
+from training_script import forked
 
 SCRIPT = str(Path(__file__).with_name("training_script.py"))
 
@@ -30,7 +30,13 @@ def alone(folder: Path, *options: str) -> dict[str, torch.Tensor]:
 
 def in_two(folder: Path, *options: str) -> dict[str, torch.Tensor]:
     """Two processes, started as a launcher starts them."""
-    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
+    rendezvous = {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "1",
+    }
     both = [forked(str(folder), *options, **rendezvous, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
     assert [process.wait() for process in both] == [0, 0]
     return weights(folder)
@@ -58,7 +64,9 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 @pytest.mark.parametrize(
-    "data", [("--list", "--sgd", "--learning-rate", "0.1"), ("--sgd", "--learning-rate", "0.1")], ids=["list", "data-set"]
+    "data",
+    [("--list", "--sgd", "--learning-rate", "0.1"), ("--sgd", "--learning-rate", "0.1")],
+    ids=["list", "data-set"],
 )
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data: tuple[str, ...]) -> None:
     """37 rows in global batches of 8: in the last step one process has 4 rows and 1, the other none."""

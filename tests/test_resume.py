@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from tests.training_script import forked
+from training_script import forked
 
 
 def finish(folder: Path, *options: str) -> None:
@@ -76,4 +76,9 @@ def test_the_student_directory_is_clean_and_nothing_is_pickled(tmp_path: Path) -
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert suffixes == {".json", ".jsonl", ".safetensors"}
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"student", "checkpoints", "history.jsonl", "run.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "student",
+        "checkpoints",
+        "history.jsonl",
+        "run.json",
+    }

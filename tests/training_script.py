@@ -1,6 +1,6 @@
 """A tiny run as a process of its own, for tests that kill it, resume it, or start it twice.
 
-    python tests/training_script.py OUTPUT_DIR [--resume] [--slow] [--dropout P] [--batch N] [--accumulate N] [--loader]
+python tests/training_script.py OUTPUT_DIR [--resume] [--slow] [--dropout P] [--batch N] [--accumulate N] [--loader]
 """
 
 from __future__ import annotations
@@ -26,8 +26,15 @@ CONFIG = [
 
 def models(dropout: float, wide: bool = True) -> tuple[torch.nn.Module, torch.nn.Module]:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "num_attention_heads": 2, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    teacher = BertForSequenceClassification(BertConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=4, **sizes))
+    sizes = {
+        "vocab_size": 40,
+        "num_attention_heads": 2,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
+    teacher = BertForSequenceClassification(
+        BertConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=4, **sizes)
+    )
     if not wide:
         return teacher, student_from_teacher(teacher, [2, 4])
     narrow = BertConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, **sizes)

@@ -73,19 +73,26 @@ def parameters_of(loss: Loss) -> list[inspect.Parameter] | None:
     return [p for p in parameters[2:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
+def takes_any_keyword(loss: Loss) -> bool:
+    signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    return any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+
+
 def check_arguments(name: str, loss: Loss, args: Mapping[str, Any], context: Iterable[str]) -> str | None:
     """What is wrong with the arguments of an entry, or None. `context` are the keywords the loss model can fill."""
     parameters = parameters_of(loss)
     if parameters is None:
         return None
     known = [p.name for p in parameters if p.name not in ("mask", "teacher_mask", "labels")]
-    takes = ", ".join(str(p).partition(":")[0] + (f"={p.default}" if p.default is not p.empty else "") for p in parameters)
+    takes = ", ".join(p.name + (f"={p.default}" if p.default is not p.empty else "") for p in parameters)
     for key in args:
-        if key not in known:
+        if key not in known and not takes_any_keyword(loss):
             near = nearest(key, known)
             return f"loss {name} takes no argument {key!r}.{near} It takes: {takes or 'no arguments'}"
     offered = {*args, *context}
     for p in parameters:
         if p.default is p.empty and p.name not in offered:
-            return f"loss {name} needs {p.name!r}, which is neither in args nor a key of the batch ({', '.join(context)})"
+            return (
+                f"loss {name} needs {p.name!r}, which is neither in args nor a key of the batch ({', '.join(context)})"
+            )
     return None

@@ -63,7 +63,11 @@ def hard_cross_entropy(student: Tensor, labels: Tensor, label_smoothing: float =
         The shape of `labels`.
     """
     losses = F.cross_entropy(
-        student.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none", label_smoothing=label_smoothing
+        student.flatten(0, -2),
+        labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="none",
+        label_smoothing=label_smoothing,
     )
     return losses.view(labels.shape)
 
@@ -72,10 +76,10 @@ def label_mse(student: Tensor, labels: Tensor) -> Tensor:
     """Squared error against real-valued labels, one value per sample, for regression tasks.
 
     Args:
-        student: (batch, 1) or (batch,) predictions.
-        labels: (batch,) targets.
+        student: (batch, 1) or (batch,) predictions, or (batch, targets).
+        labels: (batch,) targets, or the shape of `student`.
 
     Returns:
-        (batch,).
+        The shape of `labels`.
     """
-    return (student.flatten(1).squeeze(-1) if student.dim() > 1 else student).sub(labels).square()
+    return (student.reshape(labels.shape) - labels).square()

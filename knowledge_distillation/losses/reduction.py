@@ -49,6 +49,8 @@ def layout_of(kind: str, feature: torch.Size, values: torch.Size) -> Layout:
         return Layout("pairs", values[1])
     if kind in ("attention", "heads") and values[:3] == feature[:3]:
         return Layout("rows", values[1] * values[3:].numel())
+    if kind in ("attention", "heads") and values == (feature[0], feature[2]):  # one value per row, heads averaged
+        return Layout("tokens")
     if kind == "tokens" and values[:2] == feature[:2]:
         return Layout("tokens", values[2:].numel())
     if values[0] == feature[0]:
@@ -60,14 +62,44 @@ def layout_of(kind: str, feature: torch.Size, values: torch.Size) -> Layout:
 
 
 def kept(layout: Layout, masks: Masks) -> Tensor | None:
-    """The boolean mask of the items of a layout, broadcastable to its leading dimensions; None keeps all."""
+    """The boolean mask of the items of a layout, broadcastable to its leading dimensions; None keeps all.
+
+    A sample counts where any of its tokens does.
+    """
     rows, keys = masks.rows, masks.keys
-    if layout.name in ("tokens", "samples") or rows is None:
-        return None if rows is None else rows.bool()
+    if rows is None:
+        return None if keys is None or layout.name != "pairs" else keys.bool()[:, None, None]
+    if layout.name == "samples":
+        return rows.bool().flatten(1).any(1) if rows.dim() > 1 else rows.bool()
+    if layout.name == "tokens":
+        return rows.bool()
     if layout.name == "rows":
         return rows.bool()[:, None]
     pairs = rows.bool()[:, None, :, None]
     return pairs if keys is None else pairs & keys.bool()[:, None, None]
+
+
+def blanked(feature: Tensor, kind: str, layout: Layout, masks: Masks) -> Tensor:
+    """The feature with 0 where nothing counts, so that what stands there, even inf, reaches no value and no gradient.
+
+    Masking the values of a loss is not enough for that: 0 times the derivative of an infinite value is not a number.
+    A feature whose sizes are not those of the masks is left alone, and so is one of a loss that compares items.
+    """
+    rows, keys = masks.rows, masks.keys
+    mask = None
+    if layout.name == "samples":
+        if rows is not None and rows.dim() == 1:
+            mask = rows.bool()
+    elif layout.name != "batch":
+        length = 1 if kind == "tokens" else 2
+        if rows is not None and rows.shape == (feature.shape[0], feature.shape[length]):
+            mask = rows.bool() if kind == "tokens" else rows.bool()[:, None, :]
+        if layout.name == "pairs" and keys is not None and keys.shape == (feature.shape[0], feature.shape[-1]):
+            columns = keys.bool()[:, None, None]
+            mask = columns if mask is None else mask[..., None] & columns
+    if mask is None:
+        return feature
+    return torch.where(mask[(...,) + (None,) * (feature.dim() - mask.dim())], feature, 0.0)
 
 
 def total(values: Tensor, layout: Layout, masks: Masks) -> Tensor:
@@ -79,14 +111,25 @@ def total(values: Tensor, layout: Layout, masks: Masks) -> Tensor:
     return torch.where(mask, values, values.new_zeros(())).sum()
 
 
+def sizes_of(values: Tensor, layout: Layout) -> tuple[int, int]:
+    """The numbers of rows and keys of a loss's values."""
+    first = {"tokens": 1, "rows": 2, "pairs": 2}.get(layout.name)
+    if first is None:
+        return 1, 1
+    return values.shape[first], values.shape[3] if layout.name == "pairs" else 1
+
+
 def count(layout: Layout, masks: Masks, batch: int, rows: int = 1, keys: int = 1) -> Tensor | int:
     """How many values count; `batch`, `rows` and `keys` are the sizes where nothing is masked."""
     if layout.name == "batch":
         return 1
     if layout.name == "samples":
-        return (batch if masks.rows is None else masks.rows.bool().sum()) * layout.factor
+        mask = kept(layout, masks)
+        return (batch if mask is None else mask.sum()) * layout.factor
     if layout.name in ("tokens", "rows"):
-        return (batch * rows if masks.rows is None else masks.rows.bool().sum()) * layout.factor
+        if masks.rows is None:
+            return batch * rows * layout.factor
+        return masks.rows.bool().sum() * (rows if masks.rows.dim() == 1 else 1) * layout.factor
     if masks.rows is None and masks.keys is None:
         return batch * rows * keys * layout.factor
     per_row = keys if masks.keys is None else masks.keys.bool().sum(1)

@@ -61,7 +61,9 @@ def spread(values: list[float]) -> str:
     percent = [100 * value for value in values]
     if len(percent) == 1:
         return f"{percent[0]:.2f}"
-    return f"{statistics.mean(percent):.2f} ± {statistics.stdev(percent):.2f} ({min(percent):.2f} to {max(percent):.2f})"
+    return (
+        f"{statistics.mean(percent):.2f} ± {statistics.stdev(percent):.2f} ({min(percent):.2f} to {max(percent):.2f})"
+    )
 
 
 if __name__ == "__main__":

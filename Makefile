@@ -1,0 +1,48 @@
+# make demo | test | test-slow | check | docs | bench | clean
+# TORCH chooses another build of torch: make test TORCH="torch --index-url https://download.pytorch.org/whl/cu128"
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN = $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: demo test test-slow check docs bench clean
+
+demo: $(VENV)/.installed
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/distill demo --output-dir runs/demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy knowledge_distillation
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/pip install -q -c constraints.txt mkdocs
+	$(BIN)/mkdocs build --strict
+
+# The tables of docs/results.md. DATA: a folder in GLUE's TSV layout; hours, not minutes.
+bench: $(VENV)/.installed-dev
+	GLUE_DATA_DIR=$(DATA) $(BIN)/python tests/benchmarks/results.py examples/glue_sst2.yaml runs/bench/sst2
+	GLUE_DATA_DIR=$(DATA) $(BIN)/python tests/benchmarks/results.py examples/glue_qqp.yaml runs/bench/qqp
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(TORCH)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch setup.py constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch setup.py constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info

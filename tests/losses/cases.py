@@ -1,0 +1,122 @@
+"""Features, labels and bound loss models for every line of the tables of losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from knowledge_distillation.config import Feature
+from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss, Terms, make_context
+from knowledge_distillation.losses import HARD_LOSSES, SOFT_LOSSES, get_loss
+from knowledge_distillation.losses.logits import label_mse
+
+FEATURE = Feature("layer1", "feature")
+WIDTH = 5
+LENGTH = {"tokens": (1,), "heads": (2,), "attention": (2, 3), "vector": (), "map": ()}  # dimensions that are a length
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of a table of losses: a name, on one kind of feature."""
+
+    name: str
+    kind: str
+    hard: bool
+
+    @property
+    def id(self) -> str:
+        return f"{'hard' if self.hard else 'soft'}-{self.name}-{self.kind}"
+
+    @property
+    def function(self) -> Any:
+        return get_loss(self.name, self.kind, self.hard)
+
+    @property
+    def has_length(self) -> bool:
+        return bool(LENGTH[self.kind])
+
+    @property
+    def regression(self) -> bool:
+        return self.function is label_mse
+
+    def feature(self, batch: int, length: int, generator: torch.Generator, width: int = WIDTH, heads: int = 2) -> Tensor:
+        width = 1 if self.regression else width
+        shape = {
+            "vector": (batch, width),
+            "tokens": (batch, length, width),
+            "heads": (batch, heads, length, width),
+            "attention": (batch, heads, length, length),
+            "map": (batch, width, 2, 3),
+        }[self.kind]
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def labels(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
+        if self.regression:
+            return torch.randn(batch, generator=generator, dtype=torch.float64)
+        shape = (batch, length) if self.kind == "tokens" else (batch,)
+        return torch.randint(0, WIDTH, shape, generator=generator)
+
+    def batch(self, lengths: list[int], seed: int = 0, width: int = WIDTH, heads: int = 2) -> Batch:
+        """Random features of samples of these lengths, padded to the longest. Labels of padding are -100."""
+        generator = torch.Generator().manual_seed(seed)
+        size, longest = len(lengths), max(lengths, default=1) or 1
+        mask = (torch.arange(longest) < torch.tensor(lengths, dtype=torch.long)[:, None]).long()
+        student = self.feature(size, longest, generator, width, heads)
+        teacher = None if self.hard else self.feature(size, longest, generator, width, heads)
+        labels = self.labels(size, longest, generator) if self.hard else None
+        if labels is not None and labels.dim() == 2:
+            labels = labels.masked_fill(mask == 0, -100)
+        return Batch(student, teacher, mask, labels)
+
+    def bind(self, batch: Batch, loss: Any = None, **entry: Any) -> MultiLayerBasedDistillationLoss:
+        """A loss model of one entry, `it`, bound to a batch."""
+        name = str(FEATURE)
+        sides = {"student": name} if self.hard else {"student": name, "teacher": name}
+        model = MultiLayerBasedDistillationLoss([{**sides, "loss": loss or self.name, "name": "it", **entry}])
+        model.bind(model.config.check().entries[0], *batch.features, self.kind, batch.context)
+        return model
+
+
+@dataclass
+class Batch:
+    student: Tensor
+    teacher: Tensor | None
+    mask: Tensor
+    labels: Tensor | None
+
+    @property
+    def features(self) -> tuple[dict[Feature, Tensor], dict[Feature, Tensor]]:
+        return {FEATURE: self.student}, {} if self.teacher is None else {FEATURE: self.teacher}
+
+    @property
+    def context(self) -> dict[str, Any]:
+        inputs = {"input_ids": torch.zeros_like(self.mask), "attention_mask": self.mask}
+        return make_context(inputs if self.labels is None else {**inputs, "labels": self.labels})
+
+    def terms(self, model: MultiLayerBasedDistillationLoss, counts: Mapping[str, Any] | None = None) -> Terms:
+        student, teacher = self.features
+        return model.terms(model.project(student), teacher, self.context, counts)
+
+    def gradient(self, model: MultiLayerBasedDistillationLoss) -> tuple[Tensor, Tensor]:
+        """The loss, and its gradient with respect to the student's feature."""
+        self.student = self.student.detach().requires_grad_()
+        loss = self.terms(model).loss
+        return loss.detach(), torch.autograd.grad(loss, self.student)[0]
+
+
+CASES = [
+    Case(name, kind, hard)
+    for hard, table in ((False, SOFT_LOSSES), (True, HARD_LOSSES))
+    for name in table
+    for kind in table[name]
+]
+SOFT = [case for case in CASES if not case.hard]
+
+
+def each(cases: list[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
