@@ -28,7 +28,7 @@ def same_inputs(device: torch.device, batch: Any) -> tuple[Any, Any]:
 
 
 def named(values: Any, model: nn.Module, who: str) -> dict[str, Any]:
-    """What a data adaptor returned for one model, as a dict: a tuple is named by the order of `forward`'s parameters."""
+    """One model's inputs as a dict; a tuple is named by the order of `forward`'s parameters."""
     if isinstance(values, Mapping):
         return dict(values)
     if isinstance(values, Tensor):
@@ -107,7 +107,7 @@ def readable(output: Any) -> Any:
 
 
 def ready_made_output(output: Any) -> dict[str, dict[str, Tensor]]:
-    """The ready-made names out of a Hugging Face output: what `hidden_states` and `attentions` it holds, and its fields."""
+    """The ready-made names out of a Hugging Face output: its hidden states, its attentions and its fields."""
     fields = dict(output.items()) if hasattr(output, "items") else {"logits": output}
     features: dict[str, dict[str, Tensor]] = {"output": {k: v for k, v in fields.items() if isinstance(v, Tensor)}}
     for side in ("", "encoder_", "decoder_"):
@@ -173,11 +173,13 @@ class AdaptedOutput:
                 return
             except Exception as error:  # the adaptor is the user's: whatever it raises is reported below
                 failure = error
+        missing = failure.args[0] if isinstance(failure, KeyError) and failure.args else None
+        given = [str(feature) for feature in self._given(probe)] if isinstance(missing, Feature) else []
         self.close()
-        if isinstance(failure, KeyError) and failure.args and isinstance(failure.args[0], Feature):
-            given = [str(feature) for feature in self._given(probe)]
-            missing = str(failure.args[0])
-            raise ConfigError(f"{missing}: the {who}'s output adaptor gives no such feature.{nearest(missing, given)}")
+        if isinstance(missing, Feature):
+            raise ConfigError(
+                f"{missing}: the {who}'s output adaptor gives no such feature.{nearest(str(missing), given)}"
+            )
         raise ConfigError(f"the {who}'s output adaptor failed: {type(failure).__name__}: {failure}") from failure
 
     def _given(self, probe: Inputs) -> dict[Feature, Tensor]:

@@ -23,8 +23,10 @@ STATES = ("query", "key", "value")
 
 # A tap is called with the module and says which tensors it wants; it is given them as one mapping.
 Take = Callable[[nn.Module, Mapping[str, Tensor]], None]
-_taps: WeakKeyDictionary[nn.Module, tuple[frozenset[str], Take]] = WeakKeyDictionary()
+_taps: WeakKeyDictionary[nn.Module, list[tuple[frozenset[str], Take]]] = WeakKeyDictionary()
 _observers: list[tuple[frozenset[str], Take]] = []
+# Each model that runs with this implementation: how many asked for it, and its own setting.
+_users: WeakKeyDictionary[nn.Module, tuple[int, dict[str, Any]]] = WeakKeyDictionary()
 
 
 def sdpa_with_maps(
@@ -45,9 +47,10 @@ def sdpa_with_maps(
         query: (batch, heads, length, head width); `key` and `value` may have fewer heads (grouped queries).
         attention_mask: None, or boolean (True attends) or additive, broadcastable to (batch, heads, length, keys).
     """
-    wanted, take = _taps.get(module) or (_observers[-1] if _observers else (frozenset(), None))
+    takers = [*_taps.get(module, ()), *_observers]
+    wanted: frozenset[str] = frozenset().union(*(names for names, _ in takers))
     softcap = kwargs.get("softcap")
-    if take is None and softcap is None:
+    if not takers and softcap is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **kwargs
         )
@@ -65,7 +68,7 @@ def sdpa_with_maps(
         dropped = nn.functional.dropout(probabilities.to(value.dtype), dropout, module.training)
         context = dropped @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         result = context.transpose(1, 2).contiguous(), probabilities
-    if take is not None:
+    for _, take in takers:
         take(module, tensors)
     return result
 
@@ -102,21 +105,24 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 def tap(module: nn.Module, wanted: frozenset[str], take: Take) -> None:
     """Hand out the `wanted` tensors of one attention module at each of its calls, until `untap`."""
-    _taps[module] = (wanted, take)
+    _taps.setdefault(module, []).append((wanted, take))
 
 
-def untap(module: nn.Module) -> None:
-    _taps.pop(module, None)
+def untap(module: nn.Module, take: Take) -> None:
+    left = [tapped for tapped in _taps.pop(module, []) if tapped[1] is not take]
+    if left:
+        _taps[module] = left
 
 
 @contextmanager
 def observe(wanted: frozenset[str], take: Take) -> Iterator[None]:
-    """Within the context, hand out the `wanted` tensors of every attention module that has no tap of its own."""
-    _observers.append((wanted, take))
+    """Within the context, hand out the `wanted` tensors of every attention module."""
+    observer = (wanted, take)
+    _observers.append(observer)
     try:
         yield
     finally:
-        _observers.pop()
+        _observers.remove(observer)
 
 
 def offers_interface(model: nn.Module) -> bool:
@@ -138,11 +144,19 @@ def implementation(model: nn.Module) -> Iterator[bool]:
 
 
 def use(model: PreTrainedModel) -> Callable[[], None]:
-    """Switch `model` to this implementation and return what puts its own setting back."""
+    """Switch `model` to this implementation and return what puts its own setting back, once the last user is done."""
     config = model.config
-    before = {"": config._attn_implementation}
-    before |= {
-        key: sub._attn_implementation for key in config.sub_configs if (sub := getattr(config, key)) is not None
-    }
+    own = {"": config._attn_implementation}
+    own |= {key: sub._attn_implementation for key in config.sub_configs if (sub := getattr(config, key)) is not None}
+    users, own = _users.get(model, (0, own))
+    _users[model] = (users + 1, own)
     model.set_attn_implementation(IMPLEMENTATION)
-    return lambda: model.set_attn_implementation(before)
+
+    def restore() -> None:
+        users, own = _users.pop(model)
+        if users > 1:
+            _users[model] = (users - 1, own)
+        else:
+            model.set_attn_implementation(own)
+
+    return restore

@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -98,8 +99,9 @@ class Capture:
         for (path, source), keys in at.items():
             module = modules[path]
             if source == "attention":
-                attention.tap(module, frozenset(str(place.item) for _, place in keys), self._attention_tap(keys))
-                self._undo.append(lambda module=module: attention.untap(module))  # type: ignore[misc]
+                take = self._attention_tap(keys)
+                attention.tap(module, frozenset(str(place.item) for _, place in keys), take)
+                self._undo.append(partial(attention.untap, module, take))
             elif source == "input":
                 handle = module.register_forward_pre_hook(self._input_hook(keys), with_kwargs=True)
                 self._undo.append(handle.remove)

@@ -76,7 +76,7 @@ def run(
         if baseline:
             _say("student without distillation: the same student and settings, labels only")
             folder = None if read.output_dir is None else Path(read.output_dir) / "baseline"
-            plain = ready.distiller(ready.student(), read.hard_entries(), folder, finetune=True, **_not_finetune(read))
+            plain = ready.distiller(ready.student(), read.hard_entries(), folder)
             without = plain.train(resume_from_checkpoint=resume and folder is not None and folder.exists())
         _final(ready, distiller, metrics, small, without)
         if read.output_dir:
@@ -161,7 +161,7 @@ def demo(
     output_dir: Annotated[str, typer.Option("--output-dir", "-o")] = "runs/demo",
     smoke: Annotated[bool, typer.Option("--smoke", help="A few steps only, to see that all works.")] = False,
 ) -> None:
-    """Train a 12-layer teacher on the embedded sentences, distil it into 3 layers, print the table. Needs no network."""
+    """Train a 12-layer teacher on embedded sentences, distil it into 3 layers, print the table. Needs no network."""
     from .demo import run_demo
 
     with _errors(), _quiet():
@@ -197,15 +197,6 @@ def _given(
         "training.overwrite_output_dir": overwrite or None,
         "training.report_to": ["tensorboard"] if tensorboard else None,
     }
-
-
-def _not_finetune(recipe: Any) -> dict[str, Any]:
-    """A baseline has the budget of the student, not that of the teacher's fine-tuning."""
-    from dataclasses import asdict
-
-    from .settings import TrainingSettings
-
-    return {key: recipe.training.get(key, asdict(TrainingSettings())[key]) for key in recipe.finetune}
 
 
 def _final(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from . import checkpoint, placement
+from . import checkpoint, placement, run_state
 from .adaptors import accepted, named, same_inputs
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
 from .data.loading import TrainBatches, choose, loader_of
@@ -21,23 +21,11 @@ from .errors import CheckpointError, ConfigError
 from .evaluators import TaskEvaluator, modes_kept, resting
 from .loss_model import MultiLayerBasedDistillationLoss, make_context
 from .plan import Plan, bind
+from .progress import Progress, Running
 from .settings import TrainingSettings
 from .teachers import FrozenTeacher
 
-
-@dataclass
-class Progress:
-    """Where a run is.
-
-    `step`: optimizer steps done; `epoch`: epochs done; `batches`: batches of the present epoch done on this process;
-    `fraction`: epochs done, with the part of the present one; `best`: the best primary metric so far.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batches: int = 0
-    fraction: float = 0.0
-    best: float | None = None
+logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -46,28 +34,6 @@ class Batch(NamedTuple):
     student: dict[str, Any]
     teacher: dict[str, Any]
     context: dict[str, Any]
-
-
-class Running:
-    """Sums of the loss and its terms over steps, kept on the device until they are read."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        self.steps += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def read(self, accelerator: Any) -> dict[str, float]:
-        """The mean of each over the steps, summed over the processes' shares; starts again from nothing."""
-        if not self.steps:
-            return {}
-        stacked = torch.stack([value.float() for value in self.sums.values()])
-        means = (accelerator.reduce(stacked, "sum") / self.steps).tolist()
-        names, self.sums, self.steps = list(self.sums), {}, 0
-        return dict(zip(names, means, strict=True))
 
 
 class StudentAndProjections(nn.Module):
@@ -146,6 +112,10 @@ class KnowledgeDistiller:
     ) -> None:
         if student_model is None:
             raise ConfigError("student_model is missing")
+        if teacher_model is student_model:
+            raise ConfigError(
+                "teacher_model is student_model itself: give a copy, made with copy.deepcopy(student_model)"
+            )
         if (loss_model is None) == (distill_config is None):
             raise ConfigError("give either distill_config or loss_model")
         if num_epoch is not None:
@@ -163,8 +133,7 @@ class KnowledgeDistiller:
         self.callbacks: list[Callback] = list(callbacks)
         self.progress = Progress()
         self.total_steps: int | None = None
-        self._teacher_model, self._optimizer, self._scheduler = teacher_model, optimizer, lr_scheduler
-        self._compute_metrics = compute_metrics
+        self._optimizer, self._scheduler = optimizer, lr_scheduler
         self._undo = ExitStack()
         self._plan: Plan | None = None
         self._ready = self._stopped = False
@@ -199,8 +168,8 @@ class KnowledgeDistiller:
     def train(self, resume_from_checkpoint: bool | str | Path = False) -> dict[str, float]:
         """Train to the end.
 
-        Returns the metrics of the last evaluation (`eval_…`) and the best value of the primary one (`best_…`), which is
-        that of the student in `output_dir/student`; the student in memory is the last one.
+        Returns the metrics of the last evaluation (`eval_…`) and the best value of the primary one (`best_…`), which
+        is that of the student in `output_dir/student`; the student in memory is the last one.
 
         Args:
             resume_from_checkpoint: go on from the last checkpoint of `output_dir` (True), or from the checkpoint or
@@ -209,6 +178,7 @@ class KnowledgeDistiller:
         self._prepare()
         self._open_output(resume_from_checkpoint)
         self._call("on_train_begin")
+        begun = self.progress.step
         try:
             while self.progress.epoch < self.settings.num_train_epochs and not self._finished():
                 self._epoch(managed=True)
@@ -216,8 +186,7 @@ class KnowledgeDistiller:
                     self._evaluate_and_keep_best()
                 if not self.settings.save_steps or self._finished():
                     self._save_checkpoint()
-            if self.output_dir is not None and not self._keeps_best():
-                self._save_student(self.output_dir / "student")
+            self._end_run(begun)
         finally:
             self._call("on_train_end")
             self.accelerator.end_training()
@@ -225,6 +194,16 @@ class KnowledgeDistiller:
         return dict(self._metrics)
 
     distillate = train
+
+    def _end_run(self, begun: int) -> None:
+        """Measure and keep what the last step left, where the last interval did not end with it."""
+        step, settings = self.progress.step, self.settings
+        if step > begun and settings.eval_steps and step % settings.eval_steps and not self._finished():
+            self._evaluate_and_keep_best()
+        if step > begun and settings.save_steps and step % settings.save_steps and not self._finished():
+            self._save_checkpoint()
+        if self.output_dir is not None and not self._keeps_best():
+            self._save_student(self.output_dir / "student")
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training data, for a loop of one's own. Returns the mean of the loss and of every term."""
@@ -400,6 +379,9 @@ class KnowledgeDistiller:
             self._check_vocabulary()
             self._plan = bind(self.loss_model, self.student, self.teacher, student, teacher)
             self._undo.callback(self._plan.close)
+            for note in self._plan.notes:
+                if note.startswith("warning: "):
+                    logger.warning(note.removeprefix("warning: "))
             self._idle_batch = self._batch(raw, self.train_data_adaptor)
         return self._plan
 
@@ -501,19 +483,12 @@ class KnowledgeDistiller:
         if projections is not None:
             checkpoint.read_module(checkpoint.latest(Path(projections)), "projections", self.loss_model)
         if optimizer is not None:
-            state = checkpoint.read_tree(checkpoint.latest(Path(optimizer)), "optimizer")
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            if self.accelerator.scaler is not None and state["scaler"]:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
+            run_state.read_optimizer(checkpoint.latest(Path(optimizer)), self._stateful())
         if progress is not None:
             folder = checkpoint.latest(Path(progress))
-            state = checkpoint.read_tree(folder, "progress")
-            self.progress = Progress(**state["progress"])
-            self._metrics = state["metrics"]
-            mine = checkpoint.read_tree(folder, f"random-{self.accelerator.process_index}")
-            self.batches.generator_states = mine["generators"]
-            checkpoint.set_random_state(mine["random"])
+            self.progress, self._metrics = run_state.read_progress(folder)
+            generators = run_state.read_random(folder, self.accelerator.process_index)
+            self.batches.generator_states = generators
         return self.progress.epoch
 
     def _open_output(self, resume: bool | str | Path) -> None:
@@ -521,8 +496,18 @@ class KnowledgeDistiller:
             if resume:
                 raise CheckpointError("resume_from_checkpoint needs an output_dir")
         else:
+            run = {
+                "batches": self._steps_per_epoch,
+                "processes": self.accelerator.num_processes,
+                "mixed_precision": self.accelerator.mixed_precision,
+            }
             if self.accelerator.is_main_process:
-                checkpoint.claim(self.output_dir, self._identity(), bool(resume), self.settings.overwrite_output_dir)
+                checkpoint.claim(
+                    self.output_dir,
+                    run_state.identity(self.loss_model, self.student, self.teacher, self.settings, run),
+                    bool(resume),
+                    self.settings.overwrite_output_dir,
+                )
             self.accelerator.wait_for_everyone()
             folder = Path(resume) if isinstance(resume, (str, Path)) else self.output_dir
             if resume and (checkpoint.checkpoints(folder) or folder != self.output_dir):
@@ -540,27 +525,8 @@ class KnowledgeDistiller:
         if not self.settings.disable_tqdm:
             self.callbacks.append(ProgressBar())
 
-    def _identity(self) -> dict[str, Any]:
-        """What makes this run this run: a changed one is not resumed."""
-        entries = [
-            {**asdict(e), "loss": e.loss_name, "args": {k: repr(v) for k, v in e.args.items()}}
-            for e in self.loss_model.config.entries
-        ]
-        models = {"student": self.student, "teacher": None if self.teacher is None else self.teacher.model}
-        described = {
-            who: None
-            if model is None
-            else {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
-            for who, model in models.items()
-        }
-        data = {"batches": self._steps_per_epoch, "processes": self.accelerator.num_processes}
-        precision = self.accelerator.mixed_precision
-        return {
-            "distill_config": entries,
-            "settings": {**self.settings.to_dict(), "mixed_precision": precision},
-            "models": described,
-            "data": data,
-        }
+    def _stateful(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.accelerator.scaler}
 
     def _save_student(self, directory: Path) -> None:
         if self.accelerator.is_main_process:
@@ -575,21 +541,12 @@ class KnowledgeDistiller:
         if self.accelerator.is_main_process:
             writer.begin()
         self.accelerator.wait_for_everyone()
-        mine = {"random": checkpoint.random_state(), "generators": self.batches.generator_states}
-        writer.tree(f"random-{self.accelerator.process_index}", mine)
+        run_state.write_random(writer, self.accelerator.process_index, self.batches.generator_states)
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
             writer.module("student", self.student)
             writer.module("projections", self.loss_model)
-            writer.tree(
-                "optimizer",
-                {
-                    "optimizer": self.optimizer.state_dict(),
-                    "scheduler": self.scheduler.state_dict(),
-                    "scaler": None if scaler is None else scaler.state_dict(),
-                },
-            )
-            writer.tree("progress", {"progress": asdict(self.progress), "metrics": self._metrics})
+            run_state.write_optimizer(writer, self._stateful())
+            run_state.write_progress(writer, self.progress, self._metrics)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self._call("on_save", writer.commit(self.settings.save_total_limit))

@@ -144,7 +144,9 @@ def check_vocabulary(model: nn.Module, inputs: Inputs, who: str) -> None:
         rows = getattr(get() if get else None, "num_embeddings", None)
     except NotImplementedError:
         rows = None
-    if rows and isinstance(ids, Tensor) and ids.numel() and not ids.is_floating_point() and int(ids.max()) >= rows:
+    if not rows or not isinstance(ids, Tensor) or not ids.numel() or ids.is_floating_point():
+        return
+    if int(ids.max()) >= rows:
         raise ConfigError(
             f"input_ids hold id {int(ids.max())}, and the {who}'s vocabulary has {rows} entries. The text was tokenized "
             f"for another model: use the {who}'s own tokenizer, or a student with the teacher's vocabulary"

@@ -123,6 +123,12 @@ def _renumbered(
         source = name
         if stack:
             number, _, rest = name.removeprefix(stack).partition(".")
-            source = f"{stack}{stacks[stack][int(number)] - 1}.{rest}"
+            chosen = stacks[stack][int(number)]
+            source = f"{stack}{chosen - 1}.{rest}"
+            if source not in state and number == "0":
+                source = name  # what only the first layer has serves them all, as T5's position bias
+            elif source not in state:
+                needed = f"{rest}, which layer {int(number) + 1} of the student needs"
+                raise ConfigError(f"layer {chosen} of {type(teacher).__name__} lacks {needed}: it can only come first")
         renamed[name] = state[source]
     return renamed

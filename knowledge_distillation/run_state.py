@@ -1,0 +1,80 @@
+"""What of a run goes into a checkpoint beside the student, and what makes a run this run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoint import Writer, random_state, read_tree, set_random_state
+from .loss_model import MultiLayerBasedDistillationLoss
+from .progress import Progress
+from .settings import TrainingSettings
+from .teachers import FrozenTeacher
+
+
+def write_optimizer(writer: Writer, parts: Mapping[str, Any]) -> None:
+    """Optimizer, schedule and gradient scaler, each None where the run has none."""
+    writer.tree("optimizer", {name: None if part is None else part.state_dict() for name, part in parts.items()})
+
+
+def read_optimizer(folder: Path, parts: Mapping[str, Any]) -> None:
+    state = read_tree(folder, "optimizer")
+    for name, part in parts.items():
+        if part is not None and state[name] is not None:
+            part.load_state_dict(state[name])
+
+
+def write_progress(writer: Writer, progress: Progress, metrics: Mapping[str, float]) -> None:
+    writer.tree("progress", {"progress": asdict(progress), "metrics": metrics})
+
+
+def read_progress(folder: Path) -> tuple[Progress, dict[str, float]]:
+    state = read_tree(folder, "progress")
+    return Progress(**state["progress"]), state["metrics"]
+
+
+def write_random(writer: Writer, process: int, generators: list[torch.Tensor]) -> None:
+    """One process's random state, and that of its data loader's own generators at the start of the epoch."""
+    writer.tree(f"random-{process}", {"random": random_state(), "generators": generators})
+
+
+def read_random(folder: Path, process: int) -> list[torch.Tensor]:
+    state = read_tree(folder, f"random-{process}")
+    set_random_state(state["random"])
+    return state["generators"]
+
+
+def identity(
+    loss_model: MultiLayerBasedDistillationLoss,
+    student: nn.Module,
+    teacher: FrozenTeacher | None,
+    settings: TrainingSettings,
+    run: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What is written to `run.json`: a run that differs in it is not a continuation."""
+    entries = [
+        {**asdict(e), "loss": e.loss_name, "args": {k: _described(v) for k, v in e.args.items()}}
+        for e in loss_model.config.entries
+    ]
+    models = {"student": student, "teacher": None if teacher is None else teacher.model}
+    return {
+        "distill_config": entries,
+        "settings": settings.to_dict(),
+        "models": {
+            who: None
+            if model is None
+            else {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
+            for who, model in models.items()
+        },
+        "run": dict(run),
+    }
+
+
+def _described(value: Any) -> Any:
+    """Plain arguments as they are, others by their type: an address in memory is no property of a run."""
+    return value if isinstance(value, (bool, int, float, str, list, tuple, type(None))) else type(value).__name__
