@@ -86,20 +86,21 @@ def main():
     input_ids = torch.randint(100, 1000, (rows, length))
     train_data = TensorDataset(input_ids, torch.ones_like(input_ids), torch.zeros_like(input_ids))
     losses = Losses()
+    logging_steps = 4 if options.smoke else 20
     run = {
         "teacher_model": teacher_model,
         "student_model": student_model,
         "train_dataloader": DataLoader(train_data, batch_size=batch_size, shuffle=True),
         "train_data_adaptor": data_adaptor,
         "callbacks": [losses],
-        "logging_steps": 4 if options.smoke else 20,
+        "logging_steps": logging_steps,
         "num_epoch": 1,
     }
     if options.adaptor:
         distiller = KnowledgeDistiller(
             loss_model=MultiLayerBasedDistillationLoss(distill_config, output_adaptor, output_adaptor),
             optimizer=torch.optim.Adam(student_model.parameters(), lr=1e-3),
-            evaluator=MultiLayerBasedDistillationEvaluator(save_dir=None, save_step=None, print_loss_step=4),
+            evaluator=MultiLayerBasedDistillationEvaluator(save_dir=None, print_loss_step=logging_steps),
             **run,
         )
     else:

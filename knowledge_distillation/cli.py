@@ -147,7 +147,7 @@ def evaluate(
     given = {"teacher": model, "task": task, "data_dir": data_dir}
     with _errors(), _quiet():
         read = load_recipe(None, (), given)
-        ready = Ingredients.of(read)
+        ready = Ingredients.of(read, splits=["validation"])
         distiller = ready.distiller(ready.teacher, read.hard_entries(), None, finetune=True)
         if teacher is not None:
             from .teachers import FrozenTeacher

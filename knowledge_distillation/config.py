@@ -233,7 +233,8 @@ def _weight(weight: Any, problems: list[str]) -> float:
 
 
 def _projection(projection: Any, problems: list[str]) -> str:
-    projection = {None: "none", False: "none", True: "auto"}.get(projection, projection)
+    if projection is None or isinstance(projection, bool):
+        projection = "auto" if projection else "none"
     if projection not in PROJECTIONS:
         near = nearest(str(projection), PROJECTIONS)
         problems.append(f"projection is one of {', '.join(PROJECTIONS)}; found {projection!r}.{near}")

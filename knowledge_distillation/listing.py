@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def list_features(name: str) -> Table:
-    """The features of a model: a directory, a hub name, or a `model_type` built small without weights.
+    """The features of a model: a directory, a hub name, or a `model_type` built without weights.
 
     Raises:
         ConfigError: there is no such model, or no inputs could be made up for it.

@@ -67,13 +67,30 @@ class Plan:
         return "\n".join([*lines, *self.notes])
 
     def rich_table(self) -> Table:
+        """The same for a terminal, the teacher's side of an entry above the student's."""
+        from rich import box
         from rich.table import Table
 
-        table = Table(title="plan", title_justify="left")
-        for column in COLUMNS:
-            table.add_column(column, overflow="fold", justify="right" if column in ("weight", "memory") else "left")
-        for row in self.rows:
-            table.add_row(*row)
+        table = Table(title="plan", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+        projected = any(row[COLUMNS.index("projection")] != "-" for row in self.rows)
+        for column in (
+            "",
+            "teacher\nstudent",
+            "shape",
+            *["projection"][:projected],
+            "loss",
+            "mask",
+            "weight",
+            "memory",
+        ):
+            right = column in ("weight", "memory")
+            table.add_column(column, justify="right" if right else "left", no_wrap=column.startswith("teacher"))
+        for entry, teacher, student, projection, loss, mask, weight, memory in self.rows:
+            sides = [line.partition(" ") for line in f"{teacher}\n{student}".split("\n")]
+            features, shapes = ("\n".join(side[part] for side in sides) for part in (0, 2))
+            name, _, args = loss.partition("(")
+            lines = (entry, features, shapes, *[projection][:projected], f"{name}\n{args.removesuffix(')')}")
+            table.add_row(*lines, mask, weight, memory)
         return table
 
 
@@ -148,8 +165,8 @@ def check_vocabulary(model: nn.Module, inputs: Inputs, who: str) -> None:
         return
     if int(ids.max()) >= rows:
         raise ConfigError(
-            f"input_ids hold id {int(ids.max())}, and the {who}'s vocabulary has {rows} entries. The text was tokenized "
-            f"for another model: use the {who}'s own tokenizer, or a student with the teacher's vocabulary"
+            f"input_ids hold id {int(ids.max())}, and the {who}'s vocabulary has {rows} entries. The text was "
+            f"tokenized for another model: use the {who}'s own tokenizer, or a student with the teacher's vocabulary"
         )
 
 
@@ -179,6 +196,7 @@ def _source(
     kinds = {feature: one.kind for feature, one in known.items() if one.kind}
     unclear = {feature: place for feature, place in places.items() if feature not in kinds}
     kinds |= _probe(model, unclear, inputs, asked, problems)
+    places = {feature: place for feature, place in places.items() if feature in kinds}
     source = Source(Capture(model, places), kinds, list(names.notes))
     source.ran = _depth(names, places, source.features.stop_early) if places else "not at all"  # type: ignore[union-attr]
     return source
@@ -281,7 +299,7 @@ def _row(
     projection = loss_model.projections[entry.name] if entry.name in loss_model.projections else None
     shown = "-" if projection is None else f"{type(projection).__name__} {_count(projection)}"
     args = ", ".join(f"{key}={value}" for key, value in entry.args.items())
-    masked = {"pairs": "rows and keys", "rows": "rows", "tokens": "tokens"}.get(bound.layout.name, "-")
+    masked = {"pairs": "pairs", "rows": "rows", "tokens": "tokens"}.get(bound.layout.name, "-")
     has_mask = bound.rows is not None or (entry.hard and bound.layout.name == "tokens")
     if bound.layout.name == "batch" and bound.rows and "mask" not in bound.asks_for:
         masked = "NONE: a scalar"

@@ -182,20 +182,20 @@ class Ingredients:
     seed: int
 
     @classmethod
-    def of(cls, recipe: Recipe, needs_teacher: bool = True) -> Ingredients:
-        """Load data, tokenizer and teacher.
+    def of(cls, recipe: Recipe, splits: Sequence[str] = ("train", "validation")) -> Ingredients:
+        """Load the teacher, its tokenizer, and the splits of the data, tokenized.
 
         Raises:
             ConfigError, DataError: something the recipe names is not there or does not fit.
         """
-        if recipe.teacher is None and needs_teacher:
+        if recipe.teacher is None:
             raise ConfigError("recipe: teacher is missing: a directory, a hub name, or a mapping to build one")
         seed = int(recipe.training.get("seed", 42))
         raw = load_data(recipe)
         tokenizer = load_tokenizer(recipe, raw)
-        teacher = None if recipe.teacher is None else build_model(recipe.teacher, recipe, tokenizer, seed)
+        teacher = build_model(recipe.teacher, recipe, tokenizer, seed)
         ready = cls(recipe, raw, tokenizer, teacher, seed)
-        ready.data = {name: ready.tokenized(rows) for name, rows in raw.items() if name in ("train", "validation")}
+        ready.data = {name: ready.tokenized(rows) for name, rows in raw.items() if name in splits}
         return ready
 
     def tokenized(self, rows: Any) -> Any:
@@ -243,7 +243,7 @@ class Ingredients:
             None if finetune or not parse_config(entries).needs_teacher else self.teacher,
             student,
             entries,
-            train_dataset=self.data["train"],
+            train_dataset=self.data.get("train"),
             eval_dataset=self.data["validation"],
             processing_class=self.tokenizer,
             compute_metrics=compute_metrics_for(task),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 import time
 from collections.abc import Iterable
@@ -46,31 +45,24 @@ def measure(name: str, model: nn.Module, score: float | None, batch: Any, repeat
 
 def final_table(rows: Iterable[Row], metric: str, batch_size: int) -> Any:
     """A rich table: score, parameters, latency and size of each model, with ratios to the first."""
+    from rich import box
     from rich.table import Table
 
     rows = list(rows)
-    table = Table(title=f"{metric} on the evaluation data; latency of one batch of {batch_size}", title_justify="left")
-    for column in ("model", metric, "parameters", "latency", "size"):
+    title = f"best {metric} on the evaluation data; latency of one batch of {batch_size}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("model", metric, "parameters", "latency", "faster", "size", "smaller"):
         table.add_column(column, justify="left" if column == "model" else "right")
     first = rows[0]
     for row in rows:
-        score = "-" if row.score is None else f"{row.score:.4f}"
-        times = "" if row is first else f"  ({first.latency / row.latency:.1f}× faster)"
-        smaller = "" if row is first else f"  ({first.size / row.size:.1f}× smaller)"
+        ratios = ("", "") if row is first else (f"{first.latency / row.latency:.1f}×", f"{first.size / row.size:.1f}×")
         table.add_row(
             row.name,
-            score,
+            "-" if row.score is None else f"{row.score:.4f}",
             f"{row.parameters / 1e6:.2f} M",
-            f"{row.latency * 1e3:.1f} ms{times}",
-            f"{row.size / 1e6:.1f} MB{smaller}",
+            f"{row.latency * 1e3:.1f} ms",
+            ratios[0],
+            f"{row.size / 1e6:.1f} MB",
+            ratios[1],
         )
     return table
-
-
-def plain(table: Any) -> str:
-    """A rich table as text without colour."""
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=120, no_color=True)
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from families import FAMILIES, TWO_STACKS, Tiny
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from knowledge_distillation import MultiLayerBasedDistillationLoss, student_from_teacher
 from knowledge_distillation.errors import ConfigError
@@ -162,7 +162,10 @@ def test_t5_keeps_its_position_bias_whichever_layer_comes_first(tiny):
     for ours, theirs in ((student.encoder, model.encoder), (student.decoder, model.decoder)):
         one, other = (stack.block[0].layer[0].SelfAttention for stack in (ours, theirs))
         assert torch.equal(one.relative_attention_bias.weight, other.relative_attention_bias.weight)
-    assert torch.equal(student.encoder.block[0].layer[0].SelfAttention.q.weight, model.encoder.block[1].layer[0].SelfAttention.q.weight)
+    assert torch.equal(
+        student.encoder.block[0].layer[0].SelfAttention.q.weight,
+        model.encoder.block[1].layer[0].SelfAttention.q.weight,
+    )
 
 
 def test_lists_of_one_value_per_layer_are_cut_as_well(tiny, tmp_path):
@@ -240,11 +243,11 @@ def test_a_student_of_all_layers_has_no_loss_to_its_teacher(tiny):
     output, reference = (m(**model.inputs, output_hidden_states=True) for m in (student, model.model))
     states = [entry for entry in config if "attention" not in entry["teacher"]]
     loss = MultiLayerBasedDistillationLoss(states)
-    assert float(loss(reference, output, model.inputs, model.inputs)) < 1e-7
+    assert loss(reference, output, model.inputs, model.inputs).item() < 1e-7
     with torch.no_grad():
         student.bert.encoder.layer[0].output.dense.weight.add_(torch.randn(16, 24))
     output = student(**model.inputs, output_hidden_states=True)
-    assert float(loss(reference, output, model.inputs, model.inputs)) > 1e-2
+    assert loss(reference, output, model.inputs, model.inputs).item() > 1e-2
 
 
 # --- what cannot be cut -----------------------------------------------------------------------------------------------
@@ -258,11 +261,27 @@ def test_a_student_of_all_layers_has_no_loss_to_its_teacher(tiny):
         ("bert", [-4, 5, 1], "layers [-4, 5, 1]: BertForSequenceClassification has layers 1 to 3; found [-4, 5]"),
         ("bert", [], "layers []: BertForSequenceClassification has layers 1 to 3; found none"),
         ("t5", {"decoder": [3]}, "layers [3]: T5ForConditionalGeneration has layers 1 to 2; found [3]"),
-        ("bert", {"encoder": [1]}, "layers of BertForSequenceClassification are given as a list of layer numbers; found {'encoder': [1]}"),
-        ("bart", [1, 2], 'layers of BartForConditionalGeneration are given as a mapping {"encoder": [...], "decoder": [...]}; found [1, 2]'),
+        (
+            "bert",
+            {"encoder": [1]},
+            "layers of BertForSequenceClassification are given as a list of layer numbers; found {'encoder': [1]}",
+        ),
+        (
+            "bart",
+            [1, 2],
+            'layers of BartForConditionalGeneration are given as a mapping {"encoder": [...], "decoder": [...]}; found [1, 2]',
+        ),
         ("t5", {"encoders": [1]}, "layers name 'encoder' and 'decoder'; found ['encoders']"),
-        ("swin", [1], "SwinForImageClassification has stages of different widths, so layers cannot be cut out of it one by one"),
-        ("resnet", [1], "ResNetForImageClassification has stages of different widths, so layers cannot be cut out of it one by one"),
+        (
+            "swin",
+            [1],
+            "SwinForImageClassification has stages of different widths, so layers cannot be cut out of it one by one",
+        ),
+        (
+            "resnet",
+            [1],
+            "ResNetForImageClassification has stages of different widths, so layers cannot be cut out of it one by one",
+        ),
     ],
 )
 def test_what_cannot_be_cut(tiny, family, chosen, message):
@@ -272,6 +291,6 @@ def test_what_cannot_be_cut(tiny, family, chosen, message):
 
 def test_a_model_that_does_not_say_how_many_layers_it_has(tiny):
     model = tiny("bert").model
-    model.config.num_hidden_layers = None
+    model.config = PretrainedConfig()
     with pytest.raises(ConfigError, match="BertForSequenceClassification does not say how many layers it has"):
         student_from_teacher(model, [1])

@@ -109,7 +109,9 @@ def test_no_parameter_requires_grad_and_the_callers_model_is_as_it_was(tiny, fam
     assert not output.logits.requires_grad
     assert unchanged(model.model, before)
     assert all(module.training for module in model.model.modules())
-    assert [p.requires_grad for p in model.model.parameters()] == [p is not frozen_before for p in model.model.parameters()]
+    assert [p.requires_grad for p in model.model.parameters()] == [
+        p is not frozen_before for p in model.model.parameters()
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -173,7 +175,9 @@ def test_rotary_frequencies_keep_their_precision(tiny):
     teacher = FrozenTeacher(model, dtype=torch.bfloat16)
     buffers = dict(teacher.model.named_buffers())
     assert buffers
-    assert all(torch.equal(buffers[name], buffer) and buffer.dtype == torch.float32 for name, buffer in model.named_buffers())
+    assert all(
+        torch.equal(buffers[name], buffer) and buffer.dtype == torch.float32 for name, buffer in model.named_buffers()
+    )
 
 
 def test_a_bfloat16_teacher_is_near_the_exact_one(tiny):
@@ -188,7 +192,11 @@ def test_a_bfloat16_teacher_is_near_the_exact_one(tiny):
 
 def test_floating_point_inputs_are_cast_and_others_are_not(tiny):
     teacher = FrozenTeacher(tiny("vit").model, dtype=torch.bfloat16)
-    given = {"pixel_values": torch.zeros(1, 3, 32, 32), "bool_masked_pos": torch.zeros(1, 16, dtype=torch.bool), "n": 3}
+    given = {
+        "pixel_values": torch.zeros(1, 3, 32, 32),
+        "bool_masked_pos": torch.zeros(1, 16, dtype=torch.bool),
+        "n": 3,
+    }
     cast = teacher.cast(given)
     assert cast["pixel_values"].dtype == torch.bfloat16
     assert cast["bool_masked_pos"] is given["bool_masked_pos"]
