@@ -1,6 +1,6 @@
 """Two ways to say when a student is good: a callable that scores it, and an object that is asked after every step.
 
-    python examples/custom_evaluator.py [--smoke]
+python examples/custom_evaluator.py [--smoke]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Losses of one's own, with nothing to register: a function that asks for the mask, and a module that learns.
 
-    python examples/custom_loss.py [--smoke]
+python examples/custom_loss.py [--smoke]
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main():
         epochs = [distiller.train_epoch()[entry["name"]] for _ in range(2 if options.smoke else 3)]
         distiller.close()
         print(f"{entry['name']}: {epochs[0]:.4f} -> {epochs[-1]:.4f}")
-    moved = (module.map[0].weight - before).abs().max().item()
+    moved = (module.map[0].weight.cpu() - before).abs().max().item()
     print(f"the module's weights moved by up to {moved:.4f}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,6 +15,8 @@ from .capture import accepted_flags, forward_parameters
 from .config import Feature
 from .errors import ConfigError, DataError, nearest
 
+_CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
+
 Inputs = Mapping[str, Any]
 DataAdaptor = Callable[[torch.device, Any], tuple[Any, Any]]
 OutputAdaptor = Callable[[Any], Mapping[str, Mapping[str, Tensor]]]
@@ -23,8 +26,28 @@ def same_inputs(device: torch.device, batch: Any) -> tuple[Any, Any]:
     """The ready-made data adaptor: both models get the batch, each the keys its `forward` accepts."""
     from accelerate.utils import send_to_device
 
+    if not isinstance(batch, (Mapping, Sequence, Tensor)) or isinstance(batch, (str, bytes)):
+        raise DataError(
+            f"a batch is a {type(batch).__name__}; a dict or a tuple of tensors is needed, or a data adaptor that "
+            "makes them of it"
+        )
     moved = send_to_device(batch, device)
     return moved, moved
+
+
+def adapted(adaptor: DataAdaptor, device: torch.device, batch: Any) -> tuple[Any, Any]:
+    """What a data adaptor makes of a batch: the teacher's inputs and the student's.
+
+    Raises:
+        DataError: it returned something other than a pair.
+    """
+    pair = adaptor(device, batch)
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        size = f" of {len(pair)}" if isinstance(pair, (tuple, list)) else ""
+        raise DataError(
+            f"the data adaptor returned a {type(pair).__name__}{size}; (teacher_inputs, student_inputs) is needed"
+        )
+    return pair[0], pair[1]
 
 
 def named(values: Any, model: nn.Module, who: str) -> dict[str, Any]:
@@ -54,6 +77,17 @@ def accepted(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
     if make and isinstance(labels, Tensor) and labels.dim() == 2 and "decoder_input_ids" not in kept:
         kept["decoder_input_ids"] = make(labels=labels)
     return kept
+
+
+def predicts_next_token(model: nn.Module) -> bool:
+    """Whether position i of the logits is for label i + 1, as in causal language models."""
+    return bool(_CAUSAL.search(type(model).__name__))
+
+
+def with_context(inputs: Inputs, model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `forward` takes of a model's inputs; and all that losses may ask for: those, and every other input."""
+    taken = accepted(inputs, model)
+    return taken, {**inputs, **taken}
 
 
 class UnpackableOutput:

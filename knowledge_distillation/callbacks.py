@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DistillationError
+from .errors import ConfigError, DistillationError
 
 if TYPE_CHECKING:
     from .distiller import KnowledgeDistiller
@@ -121,6 +121,8 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: int = 3) -> None:
+        if patience < 1:
+            raise ConfigError(f"patience is 1 or more; found {patience}")
         self.patience, self.waited, self.best = patience, 0, None  # type: tuple[int, int, float | None]
 
     def on_evaluate(self, distiller: KnowledgeDistiller, metrics: dict[str, float]) -> None:

@@ -14,12 +14,14 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
@@ -39,19 +41,20 @@ _FREE = (
 )
 
 
-def claim(output_dir: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-    """Make `output_dir` this run's own.
+def check_free(output_dir: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    """See that `output_dir` may become this run's own; nothing is written.
 
     Raises:
         CheckpointError: it holds another run, or (resuming) the run's config has changed, with what changed.
     """
     marker = output_dir / "run.json"
-    identity = json.loads(json.dumps(identity))
-    held = [name for name in _CONTENTS if (output_dir / name).exists()]
+    held = _held(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise CheckpointError(f"output_dir {output_dir} is a file; a directory is needed")
     if held and resume:
         if not marker.exists():
             raise CheckpointError(f"cannot resume {output_dir}: it holds {', '.join(held)} but no run.json")
-        changed = _differences(json.loads(marker.read_text(encoding="utf-8")), identity)
+        changed = _differences(_read_json(marker), json.loads(json.dumps(identity)))
         if changed:
             raise CheckpointError(
                 f"cannot resume {output_dir}: this is not the run it holds\n  " + "\n  ".join(changed)
@@ -61,12 +64,19 @@ def claim(output_dir: Path, identity: Mapping[str, Any], resume: bool, overwrite
             f"output_dir {output_dir} holds another run ({', '.join(held)}). Resume it (resume_from_checkpoint=True, "
             "--resume), choose another directory, or set overwrite_output_dir"
         )
-    elif held:
-        for name in held:
-            path = output_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def claim(output_dir: Path, identity: Mapping[str, Any], resume: bool) -> None:
+    """Make `output_dir`, which `check_free` found free, this run's own; what an overwritten run left goes."""
+    for name in () if resume else _held(output_dir):
+        path = output_dir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_text(marker, json.dumps(identity, indent=2))
+    write_text(output_dir / "run.json", json.dumps(identity, indent=2))
+
+
+def _held(output_dir: Path) -> list[str]:
+    return [name for name in _CONTENTS if (output_dir / name).exists()]
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -119,6 +129,10 @@ def save_student(directory: Path, student: nn.Module, processing_class: Any = No
 def checkpoints(output_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     folder = output_dir / "checkpoints"
+    for aside in folder.glob(".step-*.old") if folder.exists() else ():  # a kill came while it was being replaced
+        name = folder / aside.name[1 : -len(".old")]
+        with suppress(FileNotFoundError):  # or another process was quicker
+            shutil.rmtree(aside) if name.exists() else os.replace(aside, name)
     found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)] if folder.exists() else []
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
@@ -137,7 +151,8 @@ def read_student(folder: Path, student: nn.Module) -> None:
     """Load a student's weights from a run directory, a checkpoint or a student directory."""
     read: Any = getattr(type(student), "from_pretrained", None)
     if read is not None and (folder / "model.safetensors").exists():
-        student.load_state_dict(read(folder).state_dict())
+        with fitting(folder, "model"):
+            student.load_state_dict(read(folder).state_dict())
     elif (folder / "model.safetensors").exists():
         read_module(folder, "model", student)
     else:
@@ -171,8 +186,11 @@ class Writer:
         for path in self.folder.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(self.final, ignore_errors=True)
+        aside = self.final.with_name(f".{self.final.name}.old")
+        if self.final.exists():
+            os.replace(self.final, aside)
         os.replace(self.folder, self.final)
+        shutil.rmtree(aside, ignore_errors=True)
         for old in checkpoints(self.final.parent.parent)[:-limit]:
             shutil.rmtree(old)
         return self.final
@@ -182,17 +200,35 @@ def read_module(folder: Path, name: str, module: nn.Module) -> None:
     path = folder / f"{name}.safetensors"
     if not path.exists():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {path.name}")
-    try:
+    with fitting(folder, name):
         load_model(module, str(path))
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the model: {error}") from error
 
 
 def read_tree(folder: Path, name: str) -> Any:
     path = folder / f"{name}.json"
     if not path.exists():
-        raise CheckpointError(f"{folder} has no {path.name}")
-    return _unpack(json.loads(path.read_text(encoding="utf-8")), load_file(str(folder / f"{name}.safetensors")))
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {path.name}")
+    tree = _read_json(path)
+    with fitting(folder, name):
+        return _unpack(tree, load_file(str(folder / f"{name}.safetensors")))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+@contextmanager
+def fitting(folder: Path, name: str) -> Iterator[None]:
+    """Whatever goes wrong in reading one part of a checkpoint is said to be wrong with it."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / name}.safetensors cannot be read: {error}") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: {name} does not fit this run: {type(error).__name__}: {error}") from error
 
 
 def _pack(tree: Any, tensors: dict[str, Tensor]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -180,11 +181,8 @@ def _given(
     overwrite: bool,
     tensorboard: bool,
 ) -> dict[str, Any]:
-    cut = (
-        {"layers": [int(n) for n in student.split(",")]}
-        if student and student.replace(",", "").replace("-", "").isdigit()
-        else student
-    )
+    numbers = re.fullmatch(r"-?\d+(,-?\d+)*", (student or "").replace(" ", ""))
+    cut = {"layers": [int(n) for n in numbers[0].split(",")]} if numbers else student
     return {
         "teacher": teacher,
         "student": cut,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +14,12 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from . import checkpoint, placement, run_state
-from .adaptors import accepted, named, same_inputs
+from .adaptors import adapted, named, same_inputs, with_context
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
 from .data.loading import TrainBatches, choose, loader_of
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, DataError, nearest
 from .evaluators import TaskEvaluator, modes_kept, resting
+from .features import preserved
 from .loss_model import MultiLayerBasedDistillationLoss, make_context
 from .plan import Plan, bind
 from .progress import Progress, Running
@@ -112,6 +113,11 @@ class KnowledgeDistiller:
     ) -> None:
         if student_model is None:
             raise ConfigError("student_model is missing")
+        for name, model in (("student_model", student_model), ("teacher_model", teacher_model)):
+            if model is not None and not isinstance(model, nn.Module):
+                raise ConfigError(f"{name} is a torch module; found {model!r}: load it first, as with from_pretrained")
+        if evaluator is not None and not callable(evaluator) and not hasattr(evaluator, "evaluate"):
+            raise ConfigError(f"evaluator is a callable, or an object with a method evaluate; found {evaluator!r}")
         if teacher_model is student_model:
             raise ConfigError(
                 "teacher_model is student_model itself: give a copy, made with copy.deepcopy(student_model)"
@@ -136,7 +142,7 @@ class KnowledgeDistiller:
         self._optimizer, self._scheduler = optimizer, lr_scheduler
         self._undo = ExitStack()
         self._plan: Plan | None = None
-        self._ready = self._stopped = False
+        self._ready = self._optimizer_ready = self._stopped = False
         self._metrics: dict[str, float] = {}
         self._idle_batch: Batch
         self._logged = Running()
@@ -175,35 +181,35 @@ class KnowledgeDistiller:
             resume_from_checkpoint: go on from the last checkpoint of `output_dir` (True), or from the checkpoint or
                 run directory named; a run that has no checkpoint yet starts afresh.
         """
-        self._prepare()
-        self._open_output(resume_from_checkpoint)
-        self._call("on_train_begin")
-        begun = self.progress.step
         try:
-            while self.progress.epoch < self.settings.num_train_epochs and not self._finished():
-                self._epoch(managed=True)
-                if not self.settings.eval_steps or self._finished():
-                    self._evaluate_and_keep_best()
-                if not self.settings.save_steps or self._finished():
-                    self._save_checkpoint()
-            self._end_run(begun)
+            self._prepare()
+            self._check_evaluation()
+            self._open_output(resume_from_checkpoint)
+            self._run()
         finally:
-            self._call("on_train_end")
-            self.accelerator.end_training()
             self.close()
         return dict(self._metrics)
 
     distillate = train
 
-    def _end_run(self, begun: int) -> None:
-        """Measure and keep what the last step left, where the last interval did not end with it."""
-        step, settings = self.progress.step, self.settings
-        if step > begun and settings.eval_steps and step % settings.eval_steps and not self._finished():
-            self._evaluate_and_keep_best()
-        if step > begun and settings.save_steps and step % settings.save_steps and not self._finished():
-            self._save_checkpoint()
-        if self.output_dir is not None and not self._keeps_best():
-            self._save_student(self.output_dir / "student")
+    def _run(self) -> None:
+        settings, progress = self.settings, self.progress
+        try:
+            self._call("on_train_begin")
+            while progress.epoch < settings.num_train_epochs and not self._finished():
+                self._epoch(managed=True)
+                last = self._finished() or progress.epoch >= settings.num_train_epochs
+                if last or not settings.eval_steps:
+                    self._evaluate_and_keep_best()
+                if last or not settings.save_steps:
+                    self._save_checkpoint()
+            if self.output_dir is not None and not self._keeps_best():
+                self._save_student(self.output_dir / "student")
+        finally:
+            try:
+                self._call("on_train_end")
+            finally:
+                self.accelerator.end_training()
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training data, for a loop of one's own. Returns the mean of the loss and of every term."""
@@ -216,7 +222,7 @@ class KnowledgeDistiller:
         whole = Running()
         size = self.settings.gradient_accumulation_steps
         for window in self.batches.windows(self.progress.epoch, size, skip=self.progress.batches):
-            values = self._step([self._batch(raw, self.train_data_adaptor) for raw in window])
+            values = self._step([self._batch(raw) for raw in window])
             whole.add(values)
             self._after_step(values, len(window), managed)
             if self._finished():
@@ -285,17 +291,17 @@ class KnowledgeDistiller:
         if managed and settings.save_steps and progress.step % settings.save_steps == 0:
             self._save_checkpoint()
 
-    def _batch(self, raw: Any, adaptor: Callable[..., Any]) -> Batch:
-        for_teacher, for_student = adaptor(self.accelerator.device, raw)
+    def _batch(self, raw: Any) -> Batch:
+        for_teacher, for_student = adapted(self.train_data_adaptor, self.accelerator.device, raw)
         student = named(for_student, self.student, "student")
         teacher = (
             student
             if for_teacher is for_student or self.teacher is None
             else named(for_teacher, self.teacher.model, "teacher")
         )
-        context = make_context(student, teacher, self.loss_model.shift_labels)
-        given = {} if self.teacher is None else accepted(teacher, self.teacher.model)
-        return Batch(accepted(student, self.student), given, context)
+        taken, told = with_context(student, self.student)
+        given, taught = ({}, told) if self.teacher is None else with_context(teacher, self.teacher.model)
+        return Batch(taken, given, make_context(told, taught, self.loss_model.shift_labels))
 
     # --- measuring -----------------------------------------------------------------------------------------------
 
@@ -312,8 +318,10 @@ class KnowledgeDistiller:
         return {name: float(value) for name, value in metrics.items()}
 
     def _evaluate_and_keep_best(self) -> None:
-        if self.evaluator is None or self._asked_each_step:
+        if self.evaluator is None or self._asked_each_step or self.progress.evaluated == self.progress.step:
             return
+        self._end_if_not_finite()
+        self.progress.evaluated = self.progress.step
         metrics = self.evaluate()
         self._metrics = {f"eval_{name}": value for name, value in metrics.items()}
         self.accelerator.log(self._metrics, step=self.progress.step)
@@ -325,13 +333,11 @@ class KnowledgeDistiller:
     def _keep_if_best(self, metrics: dict[str, float]) -> str:
         name = self.settings.metric_for_best_model or self.evaluator.primary_metric
         if name not in metrics:
-            raise ConfigError(
-                f"metric_for_best_model {name!r} is not among the evaluator's metrics: {', '.join(metrics)}"
-            )
+            raise _no_such_metric(name, metrics)
         greater = self.settings.greater_is_better
         greater = getattr(self.evaluator, "greater_is_better", True) if greater is None else greater
         best, value = self.progress.best, metrics[name]
-        if best is None or (value > best if greater else value < best):
+        if best is None or math.isnan(best) or (value > best if greater else value < best):
             self.progress.best = value
             if self.output_dir is not None:
                 self._save_student(self.output_dir / "student")
@@ -363,6 +369,12 @@ class KnowledgeDistiller:
             self.accelerator.log(values, step=self.progress.step)
             self._call("on_log", values)
 
+    def _end_if_not_finite(self) -> None:
+        """Before anything is measured or kept: a loss that is no number is logged now, and the guard ends the run."""
+        loss = self._logged.sums.get("loss")
+        if loss is not None and not torch.isfinite(self.accelerator.reduce(loss, "sum")):
+            self._log()
+
     # --- preparing -----------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
@@ -373,7 +385,7 @@ class KnowledgeDistiller:
             self.batches = TrainBatches(self._train_loader, self.settings.seed, self.accelerator)
             set_seed(self.settings.seed)  # projections begin alike on every process
             raw = self.batches.peek()
-            for_teacher, for_student = self.train_data_adaptor(self.accelerator.device, raw)
+            for_teacher, for_student = adapted(self.train_data_adaptor, self.accelerator.device, raw)
             student = named(for_student, self.student, "student")
             teacher = student if self.teacher is None else named(for_teacher, self.teacher.model, "teacher")
             self._check_vocabulary()
@@ -382,7 +394,7 @@ class KnowledgeDistiller:
             for note in self._plan.notes:
                 if note.startswith("warning: "):
                     logger.warning(note.removeprefix("warning: "))
-            self._idle_batch = self._batch(raw, self.train_data_adaptor)
+            self._idle_batch = self._batch(raw)
         return self._plan
 
     def _check_vocabulary(self) -> None:
@@ -407,6 +419,10 @@ class KnowledgeDistiller:
         module = StudentAndProjections(self.student, self.loss_model, plan.student.features)
         module.to(self.accelerator.device)
         self._count_steps()
+        if self._optimizer_ready:  # closed and opened again: optimizer and schedule go on
+            self.module = self.accelerator.prepare(module)
+            self._ready = True
+            return
         own = self._optimizer
         if own is None:
             optimizer = placement.make_optimizer(self.settings, module)
@@ -423,7 +439,22 @@ class KnowledgeDistiller:
         )
         self.module, self.optimizer, self.scheduler = self.accelerator.prepare(module, optimizer, scheduler)
         set_seed(self.settings.seed, device_specific=True)
-        self._ready = True
+        self._ready = self._optimizer_ready = True
+
+    def _check_evaluation(self) -> None:
+        """See before the first step that there is something to evaluate on, and the metric to keep the best by."""
+        data, wanted = self.dev_dataloader, self.settings.metric_for_best_model
+        if data is None or self.evaluator is None or self._asked_each_step or isinstance(data, Iterator):
+            return
+        batches = TrainBatches(data, self.settings.seed, self.accelerator, "evaluation")
+        first = batches.first()
+        if not batches.most(len(first)):
+            raise DataError("the evaluation data is empty: it has no batch")
+        if wanted and isinstance(self.evaluator, TaskEvaluator):
+            with preserved(self.student):
+                names = self.evaluator.names(self.student, self.teacher, first, self.accelerator)
+            if names and wanted not in names:
+                raise _no_such_metric(wanted, names)
 
     def _count_steps(self) -> None:
         try:
@@ -501,29 +532,29 @@ class KnowledgeDistiller:
                 "processes": self.accelerator.num_processes,
                 "mixed_precision": self.accelerator.mixed_precision,
             }
-            if self.accelerator.is_main_process:
-                checkpoint.claim(
-                    self.output_dir,
-                    run_state.identity(self.loss_model, self.student, self.teacher, self.settings, run),
-                    bool(resume),
-                    self.settings.overwrite_output_dir,
-                )
-            self.accelerator.wait_for_everyone()
+            identity = run_state.identity(self.loss_model, self.student, self.teacher, self.settings, run)
+            main = self.accelerator.is_main_process
+            if main:
+                checkpoint.check_free(self.output_dir, identity, bool(resume), self.settings.overwrite_output_dir)
             folder = Path(resume) if isinstance(resume, (str, Path)) else self.output_dir
             if resume and (checkpoint.checkpoints(folder) or folder != self.output_dir):
                 self.load_state(student=folder, projections=folder, optimizer=folder, progress=folder)
+            self.accelerator.wait_for_everyone()
+            if main:
+                checkpoint.claim(self.output_dir, identity, bool(resume))
+            self.accelerator.wait_for_everyone()
         self._add_standard_callbacks()
         if self.settings.report_to:
             self.accelerator.init_trackers("distillation", {k: str(v) for k, v in self.settings.to_dict().items()})
 
     def _add_standard_callbacks(self) -> None:
-        if any(isinstance(callback, NonFiniteGuard) for callback in self.callbacks):
-            return
-        self.callbacks.append(NonFiniteGuard())
+        standard: list[Callback] = [NonFiniteGuard()]
         if self.output_dir is not None:
-            self.callbacks.append(History(self.output_dir / "history.jsonl"))
+            standard.append(History(self.output_dir / "history.jsonl"))
         if not self.settings.disable_tqdm:
-            self.callbacks.append(ProgressBar())
+            standard.append(ProgressBar())
+        present = {type(callback) for callback in self.callbacks}
+        self.callbacks += [callback for callback in standard if type(callback) not in present]
 
     def _stateful(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.accelerator.scaler}
@@ -537,6 +568,7 @@ class KnowledgeDistiller:
         directory = directory or self.output_dir
         if directory is None:
             return
+        self._end_if_not_finite()
         writer = checkpoint.Writer(directory, self.progress.step)
         if self.accelerator.is_main_process:
             writer.begin()
@@ -556,3 +588,11 @@ class KnowledgeDistiller:
         if self.accelerator.is_main_process:
             for callback in self.callbacks:
                 getattr(callback, event)(self, *data)
+
+
+def _no_such_metric(name: str, metrics: Iterable[str]) -> ConfigError:
+    known = list(metrics)
+    return ConfigError(
+        f"metric_for_best_model {name!r} is not among the evaluator's metrics: {', '.join(known) or 'none'}."
+        f"{nearest(name, known)}"
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
-from .adaptors import DataAdaptor, accepted, named, same_inputs
+from .adaptors import DataAdaptor, accepted, adapted, named, predicts_next_token, same_inputs
+from .errors import DistillationError
+from .losses.logits import IGNORED_LABEL
+from .metrics import pearson
 
 logger = logging.getLogger(__name__)
 ComputeMetrics = Callable[[Any, Any], dict[str, float]]
@@ -37,11 +41,13 @@ class TaskEvaluator:
     """Scores of student and teacher on a task, and how often the two agree.
 
     Metrics are `<name>` of the student, `teacher_<name>`, and `agreement`: the share of rows (or tokens) for which
-    both give the same class, or for a single real output the Pearson correlation. The teacher is frozen, so where the
-    data keeps its order (`fixed_order`) it runs once per evaluator.
+    both give the same class, or for a single real output the Pearson correlation; padding and tokens labelled -100 do
+    not count. The teacher is frozen, so where the data keeps its order (`fixed_order`) it runs once per evaluator.
 
     Args:
-        compute_metrics: `(logits, labels) -> {name: value}` on numpy arrays; None for accuracy.
+        compute_metrics: `(logits, labels) -> {name: value}` on numpy arrays, token rows padded with 0 and -100; None
+            for accuracy (of causal language models in predicting the next label), or where labels are real numbers for
+            the Pearson correlation.
         data_adaptor: as for training; None gives both models the batch.
         primary_metric: None for the first metric of the student, `agreement` where there are no labels.
         fixed_order: the data loader gives the same rows in the same order each time.
@@ -56,7 +62,7 @@ class TaskEvaluator:
         primary_metric: str = "",
         fixed_order: bool = False,
     ) -> None:
-        self.compute_metrics = compute_metrics or _accuracy
+        self.compute_metrics = compute_metrics
         self.data_adaptor = data_adaptor or same_inputs
         self.primary_metric = primary_metric
         self.fixed_order = fixed_order
@@ -68,27 +74,41 @@ class TaskEvaluator:
         remembered = self._teacher_logits if self.fixed_order else None
         running = teacher if remembered is None else None
         collected = list(self._predictions(student, running, dataloader, accelerator))
-        student_logits, labels = _join([c[0] for c in collected]), _join([c[2] for c in collected])
+        student_logits, labels, mask = (_join([c[i] for c in collected]) for i in (0, 2, 3))
         teacher_logits = remembered if remembered is not None else _join([c[1] for c in collected])
         self._teacher_logits = teacher_logits if self.fixed_order else None
         if student_logits is None:
             return {}
-        metrics = self.compute_metrics(student_logits, labels) if labels is not None else {}
+        compute = self.compute_metrics or partial(_default_metrics, predicts_next_token(student))
+        metrics = dict(compute(student_logits, labels)) if labels is not None else {}
         self.primary_metric = self.primary_metric or next(iter(metrics), "agreement")
         if teacher_logits is not None:
             if labels is not None:
-                scores = self.compute_metrics(teacher_logits, labels)
+                scores = compute(teacher_logits, labels)
                 metrics |= {f"teacher_{name}": value for name, value in scores.items()}
             if teacher_logits.shape == student_logits.shape:
-                metrics["agreement"] = agreement(student_logits, teacher_logits)
+                if mask is not None and labels is not None and labels.shape == mask.shape:
+                    mask = mask & (labels != IGNORED_LABEL)
+                counted = slice(None) if mask is None else mask
+                metrics["agreement"] = agreement(student_logits[counted], teacher_logits[counted])
         return {name: float(value) for name, value in metrics.items()}
+
+    def names(self, student: nn.Module, teacher: nn.Module | None, batches: list[Any], accelerator: Any) -> list[str]:
+        """The metrics it gives, tried on a batch; none where so few rows cannot be scored."""
+        trial = TaskEvaluator(self.compute_metrics, self.data_adaptor)
+        try:
+            return list(trial(student, teacher, batches, accelerator))
+        except DistillationError:
+            raise
+        except Exception:  # the metrics are the user's: some need more rows than these
+            return []
 
     def _predictions(
         self, student: nn.Module, teacher: nn.Module | None, dataloader: Iterable[Any], accelerator: Any
     ) -> Iterator[tuple[Tensor | None, ...]]:
         with resting(student), torch.no_grad():
             for batch in dataloader:
-                teacher_inputs, student_inputs = self.data_adaptor(accelerator.device, batch)
+                teacher_inputs, student_inputs = adapted(self.data_adaptor, accelerator.device, batch)
                 student_inputs = named(student_inputs, student, "student")
                 with accelerator.autocast():
                     mine = _logits(student(**accepted(student_inputs, student)))
@@ -101,7 +121,7 @@ class TaskEvaluator:
                 labels = student_inputs.get("labels")
                 if labels is None and isinstance(batch, dict):
                     labels = batch.get("labels")
-                one = (mine, theirs, labels)
+                one = (mine, theirs, labels, _mask_of(mine, student_inputs))
                 yield tuple(
                     None if t is None else t.detach().float().cpu() if t.is_floating_point() else t.cpu() for t in one
                 )
@@ -144,6 +164,15 @@ class MultiLayerBasedDistillationEvaluator:
             checkpoint.save_student(self.save_dir / f"epoch_{epoch}_step_{step}", student_model)
 
 
+def _mask_of(logits: Tensor, inputs: Mapping[str, Any]) -> Tensor | None:
+    """Which tokens of a batch count; None where logits are one for each row."""
+    if logits.dim() != 3:
+        return None
+    mask = inputs.get("attention_mask")
+    fits = isinstance(mask, Tensor) and mask.shape == logits.shape[:-1]
+    return mask.bool() if fits else torch.ones(logits.shape[:-1], dtype=torch.bool)  # type: ignore[union-attr]
+
+
 def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
     """Share of rows with the same class, in [0, 1]; for one real output the Pearson correlation, in [-1, 1]."""
     if student.shape[-1] > 1:
@@ -172,8 +201,12 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    counted = labels != -100
+def _default_metrics(next_token: bool, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    if labels.dtype.kind == "f" and logits.size == labels.size:
+        return {"pearson": pearson(logits.ravel(), labels.ravel())}
+    if next_token and labels.ndim == 2:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    counted = labels != IGNORED_LABEL
     return {"accuracy": float((logits.argmax(-1) == labels)[counted].mean())}
 
 
@@ -194,6 +227,6 @@ def _join(parts: list[Tensor | None]) -> np.ndarray | None:
     if arrays[0].ndim < 2 or len({array.shape[1:] for array in arrays}) == 1:
         return np.concatenate(arrays)
     length = max(array.shape[1] for array in arrays)
-    fill = -100 if arrays[0].dtype.kind == "i" else 0
+    fill = IGNORED_LABEL if arrays[0].dtype.kind == "i" else 0
     pads = [[(0, 0), (0, length - a.shape[1])] + [(0, 0)] * (a.ndim - 2) for a in arrays]
     return np.concatenate([np.pad(a, pad, constant_values=fill) for a, pad in zip(arrays, pads, strict=True)])

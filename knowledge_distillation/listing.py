@@ -26,7 +26,7 @@ def list_features(name: str) -> Table:
     names = catalogue(model.eval(), made_up_inputs(model))
     table = Table(title=f"{type(model).__name__}: features for a distill_config", title_justify="left")
     for column in ("feature", "kind", "shape on 2 rows", "taken from"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "feature")  # a name is copied whole
     for feature, known in names.known.items():
         place = known.location
         item = "" if place.item is None or place.source == "attention" else f"[{place.item}]"

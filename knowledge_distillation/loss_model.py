@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from .projections import build_projection
 
 Features = Mapping[Feature, Tensor]
 _LOGIT_LOSSES = ("kl_divergence", "cross_entropy", "soft_cross_entropy", "logits_mse")
+_SPELLED = re.compile(r"^(?!encoder_|decoder_)\w+?_(?=(?:encoder_|decoder_)?layer\d)")
 _MASK_WORDS = ("mask", "teacher_mask")
 
 
@@ -64,7 +66,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         student_output_adaptor: OutputAdaptor | None = None,
     ) -> None:
         super().__init__()
-        self.config: DistillConfig = parse_config(distill_config)
+        self.config: DistillConfig = _with_usable_names(parse_config(distill_config))
         self.teacher_output_adaptor = teacher_output_adaptor
         self.student_output_adaptor = student_output_adaptor
         self.projections = nn.ModuleDict()
@@ -129,7 +131,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         asked = {f for entry in self.config.entries for f in entry.student + entry.teacher}
         for feature in asked - set(features):
             plain = next(
-                (f for f in features if feature.layer.endswith(f"_{f.layer}") and f.output == feature.output), None
+                (f for f in features if _SPELLED.sub("", feature.layer) == f.layer and f.output == feature.output),
+                None,
             )
             if plain:
                 features[feature] = features[plain]
@@ -148,6 +151,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         function = entry.loss if callable(entry.loss) else get_loss(entry.loss, kind, entry.hard)
         if isinstance(function, nn.Module):
             function.to(given[0].device)
+        if entry.many and not callable(entry.loss):
+            raise ConfigError(
+                f"loss {entry.loss_name} compares one feature with one; a list is for losses that take several"
+            )
         problem = check_arguments(entry.loss_name, function, entry.args, [*_MASK_WORDS, *context])
         if problem:
             raise ConfigError(problem)
@@ -229,8 +236,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if entry.projection == "linear" and kind == "attention":
             raise ConfigError(f"projection linear does not apply to attention maps, whose width is a length: {pair}")
         if entry.projection == "linear" or (differ and entry.projection == "auto"):
-            projection = build_projection(kind, *widths)
-            self.projections[entry.name] = projection.to(student.device, at_least_float32(student).dtype)
+            projection = build_projection(kind, *widths).to(student.device, at_least_float32(student).dtype)
+            held = self.projections[entry.name] if entry.name in self.projections else None
+            if held is None or held.weight.shape != projection.weight.shape:  # one that was trained is not begun anew
+                self.projections[entry.name] = projection
         elif differ:
             raise ConfigError(
                 f"widths differ, {pair}, and projection is off. Set projection: auto, or choose equal widths"
@@ -277,9 +286,9 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             for side in (student, teacher)
         )
         reference = (context["labels"],) if bound.entry.hard else target
-        masks = {"mask": context.get(bound.rows or ""), "teacher_mask": context.get(f"teacher_{bound.rows}")}
-        if masks["teacher_mask"] is None:
-            masks["teacher_mask"] = masks["mask"]
+        mask, taught = context.get(bound.rows or ""), context.get(f"teacher_{bound.rows}")
+        mask = None if mask is None else mask.bool()
+        masks = {"mask": mask, "teacher_mask": mask if taught is None else taught.bool()}
         asked = {name: masks[name] if name in _MASK_WORDS else context.get(name) for name in bound.asks_for}
         sides = (given, reference) if bound.entry.many else (given[0], reference[0])
         with torch.autocast(given[0].device.type, enabled=False):
@@ -304,6 +313,13 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         )
         number = number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
         return total(values, bound.layout, masks) / number
+
+
+def _with_usable_names(config: DistillConfig) -> DistillConfig:
+    """Names of entries are names of modules, of which torch keeps some for itself."""
+    taken = [e for e in config.entries if hasattr(nn.ModuleDict, e.name)]
+    problems = tuple((e.index, f"name {e.name!r} is one torch uses itself; choose another") for e in taken)
+    return replace(config, problems=config.problems + problems)
 
 
 def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: bool = False) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 
-from .errors import ConfigError
+from .errors import ConfigError, nearest
 from .settings import TrainingSettings, machine_precision
 
+_STEPPED_BY_METRICS = ("reduce_lr_on_plateau", "greedy")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -22,7 +23,7 @@ def make_accelerator(
     settings: TrainingSettings, device: torch.device | str | None, output_dir: Path | None
 ) -> Accelerator:
     """An Accelerator for one run; a run before it in the same process may have had another precision or device."""
-    wanted = None if device is None else torch.device(device)
+    wanted = _existing(device)
     _forget_previous(wanted)
     if wanted is not None and wanted.type == "cuda" and wanted.index is not None:
         torch.cuda.set_device(wanted)
@@ -32,19 +33,35 @@ def make_accelerator(
         precision = machine_precision(wanted or PartialState().device)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        cpu=on_cpu,
-        step_scheduler_with_optimizer=False,
-        log_with=list(settings.report_to) or None,
-        project_dir=None if output_dir is None else str(output_dir),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=on_cpu,
+            step_scheduler_with_optimizer=False,
+            log_with=list(settings.report_to) or None,
+            project_dir=None if output_dir is None else str(output_dir),
+        )
+    except (ValueError, ImportError) as error:  # a tracker, a precision or a device that is not there
+        raise ConfigError(f"Accelerate cannot be set up: {error}") from error
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ConfigError(
             f"Accelerate is set up for {accelerator.distributed_type}; one process or data-parallel processes are "
             "supported, since exact averages over accumulated batches need every gradient in place"
         )
     return accelerator
+
+
+def _existing(device: torch.device | str | None) -> torch.device | None:
+    """The device asked for; Accelerate would quietly take another one where it is missing."""
+    if device is None:
+        return None
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is not one torch knows, such as 'cpu' or 'cuda:0'") from error
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {str(wanted)!r} is not there: torch finds {torch.cuda.device_count()} CUDA devices")
+    return wanted
 
 
 def _forget_previous(wanted: torch.device | None) -> None:
@@ -73,7 +90,11 @@ def make_optimizer(settings: TrainingSettings, module: nn.Module) -> torch.optim
 
 def make_scheduler(settings: TrainingSettings, optimizer: torch.optim.Optimizer, total_steps: int | None) -> Any:
     """The schedule `lr_scheduler_type`; constant after warm-up where the number of steps is not known."""
-    name = settings.lr_scheduler_type if total_steps else "constant"
+    known = [one.value for one in SchedulerType if one.value not in _STEPPED_BY_METRICS]
+    name = settings.lr_scheduler_type
+    if name not in known:
+        raise ConfigError(f"lr_scheduler_type {name!r} is unknown.{nearest(name, known)} Known: {', '.join(known)}")
+    name = name if total_steps else "constant"
     warmup = int(settings.warmup_ratio * (total_steps or 0))
     try:
         return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .adaptors import AdaptedOutput, Inputs, accepted
-from .capture import Capture, Location
+from .adaptors import AdaptedOutput, Inputs, accepted, predicts_next_token, with_context
+from .capture import Capture, Location, forward_parameters
 from .config import Entry, Feature
-from .errors import ConfigError, raise_all
+from .errors import ConfigError, DataError, DistillationError, raise_all
 from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
 from .loss_model import MultiLayerBasedDistillationLoss, kind_by_name, make_context
 from .teachers import FrozenTeacher
@@ -21,7 +21,6 @@ from .teachers import FrozenTeacher
 if TYPE_CHECKING:
     from rich.table import Table
 
-_CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
 COLUMNS = ("entry", "teacher", "student", "projection", "loss", "mask", "weight", "memory")
 
 
@@ -108,6 +107,7 @@ def bind(
 
     Raises:
         ConfigError: every problem in the config, each with its entry.
+        DataError: a model cannot run on the batch.
     """
     config = loss_model.config
     problems = list(config.problems)
@@ -116,29 +116,33 @@ def bind(
             (e.index, "compares with a teacher, and there is no teacher_model") for e in config.entries if e.teacher
         ]
         raise_all(ConfigError, "distill_config", problems)
-    loss_model.shift_labels = bool(_CAUSAL.search(type(student).__name__))
+    loss_model.shift_labels = predicts_next_token(student)
     check_vocabulary(student, student_inputs, "student")
-    context = make_context(student_inputs, teacher_inputs, loss_model.shift_labels)
+    told = with_context(student_inputs, student)[1]
+    taught = told if teacher is None else with_context(teacher_inputs, teacher.model)[1]
+    context = make_context(told, taught, loss_model.shift_labels)
     was_training = student.training
     student.train()
     taken: dict[str, Source | None] = {"teacher": None, "student": None}
     try:
         if teacher is not None and config.needs_teacher:
             check_vocabulary(teacher.model, teacher_inputs, "teacher")
-            teacher_run = teacher.cast(accepted(teacher_inputs, teacher.model))
+            teacher_run = teacher.cast(_taken(teacher_inputs, teacher.model, "teacher"))
             taken["teacher"] = _source(
                 teacher.model, teacher_run, config.entries, "teacher", loss_model.teacher_output_adaptor, problems
             )
-        student_run = accepted(student_inputs, student)
+        student_run = _taken(student_inputs, student, "student")
         taken["student"] = _source(
             student, student_run, config.entries, "student", loss_model.student_output_adaptor, problems
         )
         found = {"teacher": {}, "student": {}}  # type: dict[str, dict[Feature, Tensor]]
         if taken["teacher"] is not None:
-            found["teacher"] = teacher.features(taken["teacher"].features, teacher_run)  # type: ignore[union-attr]
+            with _first_batch("teacher", teacher_run):
+                found["teacher"] = teacher.features(taken["teacher"].features, teacher_run)  # type: ignore[union-attr]
         assert taken["student"] is not None
         with _preserved_with_gradient(student):
-            found["student"] = taken["student"].features(student_run)
+            with _first_batch("student", student_run):
+                found["student"] = taken["student"].features(student_run)
             rows, reached = _bind_entries(loss_model, found, taken, context, problems, student)
         raise_all(ConfigError, "distill_config", problems)
     except BaseException:
@@ -170,6 +174,29 @@ def check_vocabulary(model: nn.Module, inputs: Inputs, who: str) -> None:
         )
 
 
+def _taken(inputs: Inputs, model: nn.Module, who: str) -> dict[str, Any]:
+    """The inputs that a model takes; a DataError where it takes none of what the batch has."""
+    taken = accepted(inputs, model)
+    if not taken:
+        takes = ", ".join(forward_parameters(model)[0])
+        raise DataError(
+            f"the {who} takes nothing of what the batch has ({', '.join(inputs) or 'nothing'}). It takes: {takes}"
+        )
+    return taken
+
+
+@contextmanager
+def _first_batch(who: str, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Say which model failed and on what inputs."""
+    try:
+        yield
+    except (DistillationError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        shown = ", ".join(f"{k} {_shape(v) if isinstance(v, Tensor) else type(v).__name__}" for k, v in inputs.items())
+        raise DataError(f"the {who} fails on the first batch ({shown}): {type(error).__name__}: {error}") from error
+
+
 def _source(
     model: nn.Module,
     inputs: dict[str, Any],
@@ -181,7 +208,8 @@ def _source(
     asked = {feature: entry for entry in reversed(entries) for feature in getattr(entry, who)}
     if adaptor is not None:
         return _adapted(model, inputs, asked, who, adaptor)
-    names = catalogue(model, first_rows(inputs))
+    with _first_batch(who, inputs):
+        names = catalogue(model, first_rows(inputs))
     known: dict[Feature, Known] = {}
     for entry in entries:
         for feature in getattr(entry, who):
@@ -329,10 +357,10 @@ def _notes(
     if unreached:
         shown = ", ".join(unreached[:4]) + (f" and {len(unreached) - 4} more" if len(unreached) > 4 else "")
         notes.append(f"student: no entry reaches {shown}: frozen for this run")
-    scalars = [b.entry.name for b in loss_model.bound.values() if b.layout.name == "batch" and b.rows]
-    for name in scalars:
-        if "mask" not in loss_model.bound[name].asks_for:
-            notes.append(f"warning: {name} returns a scalar and asks for no mask, so padding counts in it")
+    for bound in loss_model.bound.values():
+        if bound.layout.name in ("batch", "samples") and bound.rows and "mask" not in bound.asks_for:
+            what = "a scalar" if bound.layout.name == "batch" else "one value per sample"
+            notes.append(f"warning: {bound.entry.name} returns {what} and asks for no mask, so padding counts in it")
     return notes
 
 

@@ -14,7 +14,8 @@ class Progress:
     """Where a run is.
 
     `step`: optimizer steps done; `epoch`: epochs done; `batches`: batches of the present epoch done on this process;
-    `fraction`: epochs done, with the part of the present one; `best`: the best primary metric so far.
+    `fraction`: epochs done, with the part of the present one; `best`: the best primary metric so far; `evaluated`: the
+    step of the last evaluation.
     """
 
     step: int = 0
@@ -22,6 +23,7 @@ class Progress:
     batches: int = 0
     fraction: float = 0.0
     best: float | None = None
+    evaluated: int = 0
 
 
 class Running:

@@ -12,10 +12,14 @@ from .config import parse_config
 from .data.embedded import embedded_sentiment
 from .data.glue import GLUE_TASKS, GlueTask, load_glue
 from .errors import ConfigError, nearest
+from .settings import TrainingSettings
 
 EMBEDDED = "embedded"
 HARD = [{"student": "output.logits", "loss": "cross_entropy"}]
 HARD_REGRESSION = [{"student": "output.logits", "loss": "mse"}]
+_TEXTS = ("task", "data_dir", "tokenizer", "method", "output_dir")
+_COUNTS = ("max_train_samples", "max_eval_samples", "max_length", "vocab_size")
+_NUMBERS = ("alpha", "temperature")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,14 @@ class Recipe:
     output_dir: str | None = None
 
     def check(self) -> Recipe:
-        problems = []
+        problems = self._of_wrong_type()
+        if problems:
+            raise ConfigError("recipe: " + "; ".join(problems))
+        for key, settings in (("training", self.training), ("finetune", self.finetune)):
+            try:
+                TrainingSettings.parse(dict(settings))
+            except ConfigError as error:
+                problems.append(f"{key}: {str(error).removeprefix('settings: ')}")
         if self.task != EMBEDDED and self.task not in GLUE_TASKS:
             known = [EMBEDDED, *GLUE_TASKS]
             problems.append(f"task {self.task!r} is unknown.{nearest(self.task, known)} Known: {', '.join(known)}")
@@ -71,6 +82,31 @@ class Recipe:
         if problems:
             raise ConfigError("recipe: " + "; ".join(problems))
         return self
+
+    def _of_wrong_type(self) -> list[str]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        default = {f.name for f in fields(self) if f.default is None}
+        given = {key: value for key, value in values.items() if value is not None or key not in default}
+        problems = [
+            f"{key} is a text; found {given[key]!r}"
+            for key in _TEXTS
+            if key in given and not isinstance(given[key], (str, Path))
+        ]
+        problems += [
+            f"{key} is a whole number of 1 or more; found {given[key]!r}"
+            for key in _COUNTS
+            if key in given and (isinstance(given[key], bool) or not isinstance(given[key], int) or given[key] < 1)
+        ]
+        problems += [
+            f"{key} is a number; found {given[key]!r}"
+            for key in _NUMBERS
+            if isinstance(given[key], bool) or not isinstance(given[key], (int, float))
+        ]
+        return problems + [
+            f"{key} is a mapping of settings; found {given[key]!r}"
+            for key in ("training", "finetune")
+            if not isinstance(given[key], Mapping)
+        ]
 
     @property
     def glue_task(self) -> GlueTask:
@@ -103,33 +139,36 @@ def load_recipe(
     if unknown:
         texts = [f"unknown key {key!r}.{nearest(str(key), known)}" for key in unknown]
         raise ConfigError(f"recipe: {'; '.join(texts)} Keys: {', '.join(known)}")
-    for key in ("training", "finetune"):
-        if not isinstance(content.get(key, {}), Mapping):
-            raise ConfigError(f"recipe: {key} is a mapping of settings; found {content[key]!r}")
-    for key, types in (
-        ("max_train_samples", int),
-        ("max_eval_samples", int),
-        ("max_length", int),
-        ("vocab_size", int),
-    ):
-        if content.get(key) is not None and not isinstance(content[key], types):
-            raise ConfigError(f"recipe: {key} is a whole number; found {content[key]!r}")
     return Recipe(**content).check()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     import yaml
 
     if not path.is_file():
         raise ConfigError(f"recipe {path} does not exist")
+    if path.resolve() in above:
+        raise ConfigError(f"recipe {path} is its own base: {' -> '.join(p.name for p in (*above, path))}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"recipe {path} is a mapping; found {type(content).__name__}")
+    content = _unshared(content)
     base = content.pop("base", None)
-    return _merged(_read(path.parent / base), content) if base else content
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise ConfigError(f"recipe {path}: base is the path of a recipe; found {base!r}")
+    return _merged(_read(path.parent / base, (*above, path.resolve())), content)
+
+
+def _unshared(content: Any) -> Any:
+    """A copy in which a YAML anchor and its aliases are values of their own, so that an override meets one of them."""
+    if isinstance(content, dict):
+        return {key: _unshared(value) for key, value in content.items()}
+    return [_unshared(value) for value in content] if isinstance(content, list) else content
 
 
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,18 +193,23 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 
 def _set(content: Any, keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys):
+        parent, place = ".".join(keys[:depth]), key  # type: tuple[str, Any]
         if isinstance(content, list):
-            content = content[int(key)]
+            if not key.isdigit() or int(key) >= len(content):
+                raise ConfigError(
+                    f"--set {'.'.join(keys)}: {parent} is a list of {len(content)} items, counted from 0; "
+                    f"found {key!r}"
+                )
+            place = int(key)
+        elif not isinstance(content, dict):
+            raise ConfigError(f"--set {'.'.join(keys)}: {parent} is {content!r}, not a mapping")
+        if depth == len(keys) - 1:
+            content[place] = value
         else:
-            content[key] = content.get(key) or {}
-            content = content[key]
-    if isinstance(content, list):
-        content[int(keys[-1])] = value
-    elif isinstance(content, dict):
-        content[keys[-1]] = value
-    else:
-        raise ConfigError(f"--set {'.'.join(keys)}: {keys[-2]} is not a mapping")
+            if isinstance(content, dict) and content.get(place) is None:
+                content[place] = {}
+            content = content[place]
 
 
 # --- recipe -> objects ---------------------------------------------------------------------------------------------
@@ -190,7 +234,7 @@ class Ingredients:
         """
         if recipe.teacher is None:
             raise ConfigError("recipe: teacher is missing: a directory, a hub name, or a mapping to build one")
-        seed = int(recipe.training.get("seed", 42))
+        seed = TrainingSettings.parse(dict(recipe.training)).seed
         raw = load_data(recipe)
         tokenizer = load_tokenizer(recipe, raw)
         teacher = build_model(recipe.teacher, recipe, tokenizer, seed)
@@ -276,12 +320,14 @@ def load_tokenizer(recipe: Recipe, raw: Mapping[str, Any]) -> Any:
 
 def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
     """A model with the task's head: loaded by name, or built from scratch out of a mapping."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification, set_seed
 
     task = recipe.glue_task
     set_seed(seed)
     if isinstance(wanted, str):
-        return _pretrained("AutoModelForSequenceClassification", wanted, "model", num_labels=task.num_labels)
+        return _pretrained(
+            "AutoModelForSequenceClassification", wanted, f"model for {task.name}", num_labels=task.num_labels
+        )
     if not isinstance(wanted, Mapping) or "model_type" not in wanted:
         raise ConfigError(f"recipe: a model is a name, or a mapping with model_type; found {wanted!r}")
     described = dict(wanted)
@@ -289,13 +335,18 @@ def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
     try:
         config = AutoConfig.for_model(kind)
     except ValueError as error:
-        raise ConfigError(f"recipe: model_type {kind!r} is not one transformers knows") from error
+        raise ConfigError(
+            f"recipe: model_type {kind!r} is not one transformers knows.{nearest(str(kind), CONFIG_MAPPING)}"
+        ) from error
     unknown = [key for key in described if not hasattr(config, key)]
     if unknown:
-        texts = [f"{key!r}{nearest(key, config.to_dict())}" for key in unknown]
-        raise ConfigError(f"recipe: {kind} has no such field: {', '.join(texts)}")
+        texts = [f"{key!r}.{nearest(key, config.to_dict())}" for key in unknown]
+        raise ConfigError(f"recipe: a {kind} config has no field {' '.join(texts)}")
     sizes = {"vocab_size": len(tokenizer), "num_labels": task.num_labels, "pad_token_id": tokenizer.pad_token_id}
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**sizes, **described}))
+    try:
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**sizes, **described}))
+    except Exception as error:  # a config checks itself, each family with errors of its own
+        raise ConfigError(f"recipe: cannot build a {kind} for {task.name}: {_brief(error)}") from error
     if zero:
         zero_residual_branches(model)
     return model
@@ -321,17 +372,38 @@ def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
 
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
     path = Path(name).expanduser()
-    if looks_local and not (path / ("config.json" if what == "model" else "tokenizer_config.json")).exists():
+    needed = "tokenizer_config.json" if auto == "AutoTokenizer" else "config.json"
+    if looks_local and not (path / needed).exists():
         found = (
             "no such directory"
             if not path.is_dir()
             else f"it holds {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}"
         )
         raise ConfigError(f"recipe: no {what} in {name!r}: {found}")
+    where = str(path) if looks_local else name
     try:
-        return getattr(transformers, auto).from_pretrained(str(path) if looks_local else name, **arguments)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"recipe: cannot load {what} {name!r}: {str(error).splitlines()[0]}") from error
+        if "num_labels" in arguments:
+            _check_labels(transformers.AutoConfig.from_pretrained(where), name, what, arguments["num_labels"])
+        return getattr(transformers, auto).from_pretrained(where, **arguments)
+    except ConfigError:
+        raise
+    except Exception as error:  # a file that is cut short has errors of its own in every format
+        raise ConfigError(f"recipe: cannot load {what} {name!r}: {_brief(error)}") from error
+
+
+def _check_labels(config: Any, name: str, what: str, labels: int) -> None:
+    """A saved classification head has to have the task's classes."""
+    has_head = any(str(one).endswith("ForSequenceClassification") for one in config.architectures or ())
+    if has_head and config.num_labels != labels:
+        raise ConfigError(
+            f"recipe: cannot load {what} {name!r}: it has {config.num_labels} classes, and the task {labels}"
+        )
+
+
+def _brief(error: Exception) -> str:
+    """The first 300 characters of an error's text, on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def without_teacher(recipe: Recipe) -> Recipe:

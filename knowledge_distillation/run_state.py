@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .checkpoint import Writer, random_state, read_tree, set_random_state
+from .checkpoint import Writer, fitting, random_state, read_tree, set_random_state
 from .loss_model import MultiLayerBasedDistillationLoss
 from .progress import Progress
 from .settings import TrainingSettings
@@ -24,9 +24,10 @@ def write_optimizer(writer: Writer, parts: Mapping[str, Any]) -> None:
 
 def read_optimizer(folder: Path, parts: Mapping[str, Any]) -> None:
     state = read_tree(folder, "optimizer")
-    for name, part in parts.items():
-        if part is not None and state[name] is not None:
-            part.load_state_dict(state[name])
+    with fitting(folder, "optimizer"):
+        for name, part in parts.items():
+            if part is not None and state[name] is not None:
+                part.load_state_dict(state[name])
 
 
 def write_progress(writer: Writer, progress: Progress, metrics: Mapping[str, float]) -> None:
@@ -35,7 +36,8 @@ def write_progress(writer: Writer, progress: Progress, metrics: Mapping[str, flo
 
 def read_progress(folder: Path) -> tuple[Progress, dict[str, float]]:
     state = read_tree(folder, "progress")
-    return Progress(**state["progress"]), state["metrics"]
+    with fitting(folder, "progress"):
+        return Progress(**state["progress"]), state["metrics"]
 
 
 def write_random(writer: Writer, process: int, generators: list[torch.Tensor]) -> None:
@@ -45,8 +47,9 @@ def write_random(writer: Writer, process: int, generators: list[torch.Tensor]) -
 
 def read_random(folder: Path, process: int) -> list[torch.Tensor]:
     state = read_tree(folder, f"random-{process}")
-    set_random_state(state["random"])
-    return state["generators"]
+    with fitting(folder, f"random-{process}"):
+        set_random_state(state["random"])
+        return state["generators"]
 
 
 def identity(
@@ -58,7 +61,11 @@ def identity(
 ) -> dict[str, Any]:
     """What is written to `run.json`: a run that differs in it is not a continuation."""
     entries = [
-        {**asdict(e), "loss": e.loss_name, "args": {k: _described(v) for k, v in e.args.items()}}
+        {
+            **{f.name: getattr(e, f.name) for f in fields(e)},
+            "loss": e.loss_name,
+            "args": {k: _described(v) for k, v in e.args.items()},
+        }
         for e in loss_model.config.entries
     ]
     models = {"student": student, "teacher": None if teacher is None else teacher.model}

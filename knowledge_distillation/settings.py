@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -75,9 +76,8 @@ class TrainingSettings:
             if name in known:
                 try:
                     values[name] = _convert(name, value, known[name].default)
-                except (TypeError, ValueError):
-                    wanted = type(known[name].default).__name__ if known[name].default is not None else "int or None"
-                    problems.append(f"{name} is of type {wanted}; found {value!r}")
+                except (TypeError, ValueError, OverflowError):
+                    problems.append(f"{name} is of type {_wanted(name, known[name].default)}; found {value!r}")
         settings = cls(**values)
         problems += settings._out_of_range()
         if problems:
@@ -90,6 +90,8 @@ class TrainingSettings:
         problems = [f"{n} is 1 or more; found {getattr(self, n)}" for n in positive if (getattr(self, n) or 1) < 1]
         problems += [f"{n} is 1 or more; found 0" for n in positive if getattr(self, n) == 0]
         not_negative = ("learning_rate", "weight_decay", "max_grad_norm", "seed")
+        if self.seed >= 1 << 32:
+            problems.append(f"seed is below 2**32; found {self.seed}")
         problems += [f"{n} is 0 or more; found {getattr(self, n)}" for n in not_negative if getattr(self, n) < 0]
         if not 0 <= self.warmup_ratio <= 1:
             problems.append(f"warmup_ratio is in [0, 1]; found {self.warmup_ratio}")
@@ -122,10 +124,18 @@ def _convert(name: str, value: Any, default: Any) -> Any:
             raise TypeError
         return int(float(value))
     if isinstance(default, float):
+        if isinstance(value, bool) or not math.isfinite(float(value)):
+            raise TypeError
         return float(value)
     if not isinstance(value, str):
         raise TypeError
     return value
+
+
+def _wanted(name: str, default: Any) -> str:
+    if default is not None:
+        return type(default).__name__
+    return {"greater_is_better": "bool", "metric_for_best_model": "str"}.get(name, "int") + " or None"
 
 
 def machine_precision(device: torch.device) -> str:

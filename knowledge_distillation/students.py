@@ -82,6 +82,8 @@ def _kept(teacher: PreTrainedModel, layers: Layers) -> dict[str, list[int]]:
     kept = {}
     for stack, chosen in stacks.items():
         depth = _depth(teacher, stack)
+        if isinstance(chosen, (str, int, float)) or any(isinstance(n, bool) or not isinstance(n, int) for n in chosen):
+            raise ConfigError(f"layers are whole numbers in a list; found {chosen!r}")
         numbers = [n + depth + 1 if n < 0 else n for n in chosen]
         wrong = [n for n, number in zip(chosen, numbers, strict=True) if not 1 <= number <= depth]
         if wrong or not numbers:

@@ -12,7 +12,6 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import pytest  # noqa: E402  (the environment has to be set before torch and transformers are imported)
 import torch  # noqa: E402
-
 from families import tiny as build_tiny  # noqa: E402
 
 torch.set_num_threads(1)

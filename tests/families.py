@@ -167,7 +167,7 @@ def take(model: nn.Module, inputs: Mapping[str, Any], *names: str, seed: int = 0
 
 
 def hooks_left_on(model: nn.Module) -> list[str]:
-    """The modules that carry a hook of this package. (transformers leaves some of its own where it records outputs.)"""
+    """The modules that carry a hook of this package; transformers leaves some of its own where it records outputs."""
     return [
         path
         for path, module in model.named_modules()

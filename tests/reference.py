@@ -2,8 +2,8 @@
 
 A twin `name(student, teacher, mask=None, keys=None, **arguments)` has the name of the loss function it mirrors, takes
 numpy arrays in float64 and returns the number an entry's term should have: the loss of every item that counts,
-averaged over those items. `mask` (batch, length) says which rows count, `keys` (batch, keys) which keys of an attention
-map. Twins of losses against the labels take the labels in the teacher's place.
+averaged over those items. `mask` (batch, length) says which rows count, `keys` (batch, keys) which keys of an
+attention map. Twins of losses against the labels take the labels in the teacher's place.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def parameters_before(family: str, model: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-# --- gradients ----------------------------------------------------------------------------------------------------
+# --- gradients -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -151,7 +151,7 @@ def test_a_second_pass_gives_the_second_batch(tiny, capturing):
         assert not torch.allclose(first[name], second[name])
 
 
-# --- nothing more than what is mapped ------------------------------------------------------------------------------
+# --- nothing more than what is mapped --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_model_that_takes_no_flags_is_given_none():
     assert torch.equal(taken["b"], taken["a"].tanh())
 
 
-# --- gradient checkpointing -----------------------------------------------------------------------------------------
+# --- gradient checkpointing ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -335,7 +335,7 @@ def test_under_gradient_checkpointing_the_pass_runs_whole(tiny, capturing):
     assert "classifier" in begun
 
 
-# --- nothing left behind --------------------------------------------------------------------------------------------
+# --- nothing left behind ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("setting", ["sdpa", "eager"])
@@ -445,7 +445,7 @@ def test_a_model_saved_while_captured_loads_as_if_it_had_not_been(tiny, capturin
     assert torch.equal(loaded(**model.inputs).logits, before)
 
 
-# --- the attention function itself ------------------------------------------------------------------------------------
+# --- the attention function itself -----------------------------------------------------------------
 
 
 class _Module(nn.Module):

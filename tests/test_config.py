@@ -43,7 +43,7 @@ def problems(*items) -> list[tuple[int, str]]:
     return list(parse_config(list(items)).problems)
 
 
-# --- one frozen form --------------------------------------------------------------------------------------------------
+# --- one frozen form -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("short", "long"), [(SHORT, LONG), (HARD_SHORT, HARD_LONG)], ids=["soft", "hard"])
@@ -156,7 +156,7 @@ def test_a_module_path_in_the_long_form_keeps_its_dots():
     assert parse_config([item]).check().entries[0].student == (Feature("encoder.layer.3", "output[1]"),)
 
 
-# --- braces -----------------------------------------------------------------------------------------------------------
+# --- braces ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_entries_are_numbered_by_the_item_as_written():
     assert [entry.index for entry in config.entries] == [0, 0, 1, 2]
 
 
-# --- lists of features ------------------------------------------------------------------------------------------------
+# --- lists of features -----------------------------------------------------------------------------
 
 
 def test_a_list_of_features_is_one_entry():
@@ -250,7 +250,7 @@ def test_a_list_on_one_side_makes_the_other_one_of_many_as_well():
     assert len(entry.teacher) == 1
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
+# --- names -----------------------------------------------------------------------------------------
 
 
 def test_names_are_made_up_and_unique():
@@ -288,7 +288,7 @@ def test_a_name_used_twice():
     assert problems(*items) == [(2, "name 'mine' is used twice")]
 
 
-# --- problems ---------------------------------------------------------------------------------------------------------
+# --- problems --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_a_config_error_is_the_builtin_one_expects():
         parse_config([])
 
 
-# --- YAML -------------------------------------------------------------------------------------------------------------
+# --- YAML ------------------------------------------------------------------------------------------
 
 YAML = """
 - {teacher: "bert_layer{4,8,12}.hidden_states", student: "bert_layer{1,2,3}.hidden_states", loss: mse}

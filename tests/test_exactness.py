@@ -11,8 +11,6 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from knowledge_distillation import KnowledgeDistiller
 
-torch.set_num_threads(1)
-
 CONFIG = [
     {"teacher": "layer{2,4}.hidden_states", "student": "layer{1,2}.hidden_states", "loss": "mse", "name": "hidden"},
     {"teacher": "layer4.attention_scores", "student": "layer2.attention_scores", "loss": "mse", "name": "attention"},

@@ -10,6 +10,7 @@ import torch
 from families import FAMILIES, LABELS, NO_INTERFACE, TWO_STACKS, WITH_INTERFACE, eager_twin, hooks_left_on, take
 from rich.console import Console
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from knowledge_distillation.capture import Location
 from knowledge_distillation.config import Feature
@@ -26,7 +27,7 @@ def names_of(model, inputs):
     return {str(name): known for name, known in catalogue(model, inputs).known.items()}
 
 
-# --- the names are the model's own tensors ------------------------------------------------------------------------
+# --- the names are the model's own tensors ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -133,7 +134,30 @@ def test_a_model_that_returns_a_tensor_offers_logits():
     assert known["output.logits"].location.path == "2"
 
 
-# --- query, key, value and scores ---------------------------------------------------------------------------------
+class Folded(nn.Module):
+    """A model with attention of its own, which holds its map as (batch * heads, length, keys)."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.out = nn.Dropout(0.5), nn.Linear(8, 8)
+
+    def forward(self, x, output_hidden_states=False, output_attentions=False):
+        parts = x.unflatten(-1, (2, 4)).transpose(1, 2).flatten(0, 1)
+        dropped = self.dropout(torch.softmax(parts @ parts.transpose(1, 2), dim=-1))
+        hidden = self.out((dropped @ parts).unflatten(0, (-1, 2)).transpose(1, 2).flatten(2))
+        attentions = (dropped.unflatten(0, (-1, 2)),) if output_attentions else None
+        return BaseModelOutput(hidden, (x, hidden) if output_hidden_states else None, attentions)
+
+
+def test_a_map_held_with_heads_and_batch_in_one_dimension_is_unfolded():
+    model, inputs = Folded().train(), {"x": torch.randn(3, 5, 8)}
+    taken = take(model, inputs, "layer1.attention", "layer1.hidden_states")
+    expected = model.eval()(**inputs, output_attentions=True).attentions[0]
+    torch.testing.assert_close(taken["layer1.attention"], expected, rtol=0, atol=1e-6)
+    assert catalogue(model, inputs).known[feature("layer1.attention")].location.source == "input"
+
+
+# --- query, key, value and scores ------------------------------------------------------------------
 
 
 def attention_layers(known) -> list[str]:
@@ -210,7 +234,7 @@ def test_padding_is_masked_in_attention_and_not_in_scores(tiny):
     assert float(scores[1, :, :, 4:].detach().abs().max()) < 100
 
 
-# --- aliases, module paths ----------------------------------------------------------------------------------------
+# --- aliases, module paths -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -277,7 +301,7 @@ def test_a_path_of_no_module_is_not_found(tiny):
     assert names.find(feature("layer4.hidden_states")) is None
 
 
-# --- what is said ---------------------------------------------------------------------------------------------------
+# --- what is said ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -307,7 +331,8 @@ def test_a_path_of_no_module_is_not_found(tiny):
         (
             "bert",
             "layer2.hidden_state",
-            "this layer of the teacher offers hidden_states, query, key, value, attention, attention_scores. Nearest: hidden_states.",
+            "this layer of the teacher offers hidden_states, query, key, value, attention, attention_scores. "
+            "Nearest: hidden_states.",
         ),
         ("bert", "outputs.logits", "outputs.logits: the teacher has no such feature. Nearest: output.logits."),
         ("bert", "bert.encoder.layer.1.outputs.output", "Nearest: bert.encoder.layer.1.output.output."),
@@ -334,7 +359,7 @@ def test_a_note_says_where_attention_is_the_models_own(tiny, family):
     assert notes == (expected if family in NO_INTERFACE else [])
 
 
-# --- kinds --------------------------------------------------------------------------------------------------------
+# --- kinds -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -399,7 +424,7 @@ def test_first_rows_leave_what_has_no_rows():
     assert rows["flag"] is True
 
 
-# --- a probe changes nothing --------------------------------------------------------------------------------------
+# --- a probe changes nothing -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -465,7 +490,7 @@ def test_names_are_ordered_as_they_are_computed(tiny, family):
         )
 
 
-# --- the table of names -------------------------------------------------------------------------------------------
+# --- the table of names ----------------------------------------------------------------------------
 
 
 def rendered(table) -> str:

@@ -1,4 +1,4 @@
-"""The loss model alone: called with model outputs in anybody's loop, with losses of one's own, and with what does not fit."""
+"""The loss model alone: called with model outputs in any loop, with losses of one's own, with what does not fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,12 +15,11 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from knowledge_distillation import ConfigError, MultiLayerBasedDistillationLoss
 from knowledge_distillation.loss_model import make_context
-from tests import reference
-
-torch.set_num_threads(1)
 
 
-def bert(layers: int, width: int = 16, heads: int = 2, classes: int = 3, seed: int = 0) -> BertForSequenceClassification:
+def bert(
+    layers: int, width: int = 16, heads: int = 2, classes: int = 3, seed: int = 0
+) -> BertForSequenceClassification:
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=30,
@@ -171,7 +171,9 @@ def test_hard_entries_need_no_teacher():
     loss_model = MultiLayerBasedDistillationLoss([{"student": "output.logits", "loss": "cross_entropy"}])
     logits = torch.randn(3, 4)
     labels = torch.tensor([0, 3, 1])
-    assert loss_model(None, logits, None, {"labels": labels}).item() == pytest.approx(F.cross_entropy(logits, labels).item())
+    assert loss_model(None, logits, None, {"labels": labels}).item() == pytest.approx(
+        F.cross_entropy(logits, labels).item()
+    )
 
 
 # --- widths ------------------------------------------------------------------------------------------------------
@@ -184,7 +186,9 @@ def test_unequal_widths_ask_for_bind_outputs_which_gives_projections():
     with torch.no_grad():
         target = run(teacher, INPUTS)
     for _ in range(2):  # the second call has no untrained projection to go on with
-        with pytest.raises(ConfigError, match=r"widths differ, so projections were added: call loss_model.bind_outputs"):
+        with pytest.raises(
+            ConfigError, match=r"widths differ, so projections were added: call loss_model.bind_outputs"
+        ):
             loss_model(target, run(student, INPUTS), INPUTS, INPUTS)
     loss_model.bind_outputs(target, run(student, INPUTS), INPUTS, INPUTS)
     assert [tuple(p.shape) for p in loss_model.parameters()] == [(24, 16), (24,)] * 2
@@ -317,6 +321,17 @@ def test_one_value_per_row_of_a_map_masks_rows():
         assert loss_model(*outputs, INPUTS, INPUTS).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_one_value_per_pair_of_a_map_masks_rows_and_keys():
+    s, t = torch.randn(2, B, 4, L, L)
+    pairs = MASK[:, None, :, None] * MASK[:, None, None]
+    expected = 1 + ((s - t).abs() * pairs).sum().item() / (4 * pairs.sum().item())
+    names = {"teacher": "l.attention", "student": "l.attention"}
+    loss_model = alone(lambda student, teacher: 1 + (student - teacher).abs(), **names)
+    for _ in range(2):  # on the probe, and after it
+        loss = loss_model({"l": {"attention": t}}, {"l": {"attention": s}}, INPUTS, INPUTS)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_several_features_a_side_arrive_as_tuples():
     def many_to_one(student, teacher, mask):
         assert isinstance(student, tuple) and isinstance(teacher, tuple) and (len(student), len(teacher)) == (2, 1)
@@ -326,7 +341,9 @@ def test_several_features_a_side_arrive_as_tuples():
     loss_model = MultiLayerBasedDistillationLoss([entry], as_it_is, as_it_is)
     other = tokens(3)
     loss = loss_model({"l": {"c": T}}, {"l": {"a": S, "b": other}}, INPUTS, INPUTS)
-    assert loss.item() == pytest.approx(reference.hidden_mse(double((S + other) / 2), double(T), MASK.numpy()), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        reference.hidden_mse(double((S + other) / 2), double(T), MASK.numpy()), rel=1e-5
+    )
 
 
 def test_losses_of_ones_own_get_float32_without_autocast_and_a_detached_teacher():
@@ -380,7 +397,9 @@ def test_a_token_counts_where_both_sides_keep_it():
     assert torch.equal(context["teacher_attention_mask"], teacher_mask)
     loss_model = alone("mse")
     loss = loss_model(x(T), x(S), {**INPUTS, "attention_mask": teacher_mask}, INPUTS)
-    assert loss.item() == pytest.approx(reference.hidden_mse(double(S), double(T), (MASK & teacher_mask).numpy()), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        reference.hidden_mse(double(S), double(T), (MASK & teacher_mask).numpy()), rel=1e-5
+    )
 
 
 def test_a_context_knows_every_key_of_both_sides_and_makes_missing_masks():
@@ -421,7 +440,7 @@ LOGITS = torch.randn(B, 4)
             {"l": {"attention": torch.rand(B, 12, L, L)}},
             {"l": {"attention": torch.rand(B, 4, L, L)}},
             INPUTS,
-            "the student has 4 heads, the teacher 12. Maps are compared head by head: choose a student with as many heads",
+            "the student has 4 heads, the teacher 12. Maps are compared head by head: choose a student",
         ),
         (
             {"loss": "mse", "teacher": "output.logits", "student": "output.logits"},
@@ -451,9 +470,27 @@ LOGITS = torch.randn(B, 4)
             INPUTS,
             "projection linear does not apply to attention maps, whose width is a length",
         ),
-        ({"loss": "mse"}, x(T[:, :4]), x(S), INPUTS, "l.x (3, 6, 5) and l.x (3, 4, 5): shapes differ where no projection"),
-        ({"loss": "mse", "student": "l.y"}, x(T), x(S), INPUTS, "l.y: the student's output has no such feature. Nearest: l.x."),
-        ({"loss": "mse", "teacher": "l.y"}, x(T), x(S), INPUTS, "l.y: the teacher's output has no such feature. Nearest: l.x."),
+        (
+            {"loss": "mse"},
+            x(T[:, :4]),
+            x(S),
+            INPUTS,
+            "l.x (3, 6, 5) and l.x (3, 4, 5): shapes differ where no projection",
+        ),
+        (
+            {"loss": "mse", "student": "l.y"},
+            x(T),
+            x(S),
+            INPUTS,
+            "l.y: the student's output has no such feature. Nearest: l.x.",
+        ),
+        (
+            {"loss": "mse", "teacher": "l.y"},
+            x(T),
+            x(S),
+            INPUTS,
+            "l.y: the teacher's output has no such feature. Nearest: l.x.",
+        ),
         (
             {"loss": "mse", "args": {"temperature": 1}},
             x(T),
@@ -469,14 +506,26 @@ LOGITS = torch.randn(B, 4)
             {},
             "loss <lambda> needs 'margin', which is neither in args nor a key of the batch (mask, teacher_mask)",
         ),
-        ({"loss": lambda student, teacher: 1 / 0}, x(T), x(S), INPUTS, "loss <lambda> failed: ZeroDivisionError: division"),
-        ({"loss": lambda student, teacher: 1.0}, x(T), x(S), INPUTS, "loss <lambda> returned float; a tensor is needed"),
+        (
+            {"loss": lambda student, teacher: 1 / 0},
+            x(T),
+            x(S),
+            INPUTS,
+            "loss <lambda> failed: ZeroDivisionError: division",
+        ),
+        (
+            {"loss": lambda student, teacher: 1.0},
+            x(T),
+            x(S),
+            INPUTS,
+            "loss <lambda> returned float; a tensor is needed",
+        ),
         (
             {"loss": lambda student, teacher: torch.zeros(7)},
             x(T),
             x(S),
             INPUTS,
-            "the loss returned a tensor of shape (7,) for a feature of kind tokens and shape (3, 6, 5); it should return",
+            "the loss returned a tensor of shape (7,) for a feature of kind tokens and shape (3, 6, 5)",
         ),
         (
             {"loss": lambda student, teacher: (student - teacher).mean(-1) * torch.nan},
@@ -505,7 +554,12 @@ def test_what_does_not_fit_is_said(entry, teacher, student, inputs, message):
         ("cross_entropy", LOGITS, torch.tensor([0, 1]), "l.x (3, 4) does not fit labels (2,)"),
         ("cross_entropy", torch.randn(B, L, 4), torch.tensor([0, 1, 2]), "l.x (3, 6, 4) does not fit labels (3,)"),
         ("mse", torch.randn(B, B), torch.rand(B), "l.x (3, 3) does not fit labels (3,)"),
-        ("hinge", LOGITS, torch.tensor([0, 1, 2]), "unknown loss against the labels 'hinge'. Known: cross_entropy, mse"),
+        (
+            "hinge",
+            LOGITS,
+            torch.tensor([0, 1, 2]),
+            "unknown loss against the labels 'hinge'. Known: cross_entropy, mse",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_named(loss, student, labels, message):
@@ -522,12 +576,16 @@ def test_every_problem_is_told_at_once_and_the_next_call_does_not_go_on_with_the
     ]
     loss_model = MultiLayerBasedDistillationLoss(config, as_it_is, as_it_is)
     for _ in range(2):
-        with pytest.raises(ConfigError, match=r"2 problems in distill_config\n  \[1\] l\.z: .*\n  \[2\] unknown loss 'msee'"):
+        with pytest.raises(
+            ConfigError, match=r"2 problems in distill_config\n  \[1\] l\.z: .*\n  \[2\] unknown loss 'msee'"
+        ):
             loss_model(x(T), x(S), INPUTS, INPUTS)
 
 
 def test_an_output_adaptor_that_does_not_name_layers_is_an_error():
-    loss_model = MultiLayerBasedDistillationLoss([{"student": "l.x", "teacher": "l.x", "loss": "mse"}], as_it_is, as_it_is)
+    loss_model = MultiLayerBasedDistillationLoss(
+        [{"student": "l.x", "teacher": "l.x", "loss": "mse"}], as_it_is, as_it_is
+    )
     with pytest.raises(ConfigError, match=re.escape('an output adaptor returns {"layer": {"output": tensor}}')):
         loss_model({"x": T}, {"x": S}, INPUTS, INPUTS)
 

@@ -30,9 +30,11 @@ class TrainBatches:
     Args:
         loader: any iterable of batches; `DataLoader`s are sharded over processes by batch, others by position.
         seed: of the order.
+        what: `training` or `evaluation`, for errors.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int, accelerator: Accelerator) -> None:
+    def __init__(self, loader: Iterable[Any], seed: int, accelerator: Accelerator, what: str = "training") -> None:
+        self.what = what
         self.loader, self.seed, self.accelerator = _sharded(loader, accelerator), seed, accelerator
         self.generator_states: list[torch.Tensor] = []
 
@@ -42,17 +44,25 @@ class TrainBatches:
         Raises:
             DataError: there is none.
         """
+        first = self.first()
+        if not first:
+            raise DataError(f"the {self.what} data is empty: it has no batch")
+        return first[0]
+
+    def first(self) -> list[Any]:
+        """The first batch, where this process has one."""
         states = [generator.get_state() for generator in self._generators()]
         with seeded(self.seed):
-            iterator = iter(self.loader)
-            first = next(iterator, None)
+            try:
+                iterator = iter(self.loader)
+            except TypeError as error:
+                raise DataError(f"the {self.what} data is no iterable of batches: {error}") from error
+            first = next(iterator, _END)
         for generator, state in zip(self._generators(), states, strict=True):
             generator.set_state(state)
-        if first is None:
-            raise DataError("the training data is empty: it has no batch")
-        if iterator is self.loader:  # an iterator cannot begin again
+        if iterator is self.loader and first is not _END:  # an iterator cannot begin again
             self.loader = itertools.chain([first], iterator)
-        return first
+        return [] if first is _END else [first]
 
     def __len__(self) -> int:
         """Batches of an epoch on the process that has most. Raises TypeError where the data has no length."""
@@ -161,8 +171,14 @@ def loader_of(
     Raises:
         DataError: the data set is empty, or rows have no input a length could be taken from where one is needed.
     """
+    what = "training" if train else "evaluation"
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(
+            f"the {what} data set is a {type(dataset).__name__}, which is no sequence of rows; an iterable of batches "
+            f"is given as {'train' if train else 'dev'}_dataloader"
+        )
     if len(dataset) == 0:
-        raise DataError(f"the {'training' if train else 'evaluation'} data set is empty")
+        raise DataError(f"the {what} data set is empty")
     rows = _numeric_columns(dataset)
     sampler = LengthGroupedBatchSampler(
         _lengths(rows) if settings.group_by_length else [1] * len(rows),
@@ -177,11 +193,28 @@ def loader_of(
 
 
 def _default_collator(processing_class: Any) -> Callable[..., Any]:
-    from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
+    from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-    if isinstance(processing_class, PreTrainedTokenizerBase):
-        return DataCollatorWithPadding(processing_class)
-    return default_data_collator
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        return _unpadded
+    if processing_class.pad_token is None:
+        raise ConfigError(
+            f"{type(processing_class).__name__} has no padding token, so rows of different length cannot become a "
+            "batch: set its pad_token, or give a data_collator"
+        )
+    return DataCollatorWithPadding(processing_class)
+
+
+def _unpadded(rows: list[Any]) -> Any:
+    from transformers import default_data_collator
+
+    try:
+        return default_data_collator(rows)
+    except ValueError as error:
+        raise DataError(
+            f"rows cannot become one batch: {error}. Rows of different length are padded where processing_class is "
+            "their tokenizer, or by a data_collator"
+        ) from error
 
 
 def _numeric_columns(dataset: Any) -> Any:

@@ -44,7 +44,9 @@ class Case:
     def regression(self) -> bool:
         return self.function is label_mse
 
-    def feature(self, batch: int, length: int, generator: torch.Generator, width: int = WIDTH, heads: int = 2) -> Tensor:
+    def feature(
+        self, batch: int, length: int, generator: torch.Generator, width: int = WIDTH, heads: int = 2
+    ) -> Tensor:
         width = 1 if self.regression else width
         shape = {
             "vector": (batch, width),

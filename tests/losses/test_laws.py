@@ -1,16 +1,16 @@
-"""The laws every loss obeys inside the loss model, for every line of the tables: a new loss is covered by being there."""
+"""The laws every loss obeys inside the loss model: a new line in a table of losses is covered by being there."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
+import reference
 import torch
+from cases import CASES, LENGTH, SOFT, Batch, Case, each
 from torch import Tensor
 
 from knowledge_distillation.errors import ConfigError
-from tests import reference
-from tests.losses.cases import CASES, LENGTH, SOFT, Batch, Case, each
 
 LENGTHS = [5, 2, 4]
 CROSS_ENTROPIES = ("cross_entropy", "soft_cross_entropy")  # worth the teacher's entropy, not 0, on equal models
@@ -182,7 +182,9 @@ def test_one_head_class_or_channel_is_not_compared_with_many(case):
 def test_one_token_is_not_compared_with_many(case):
     batch = case.batch(LENGTHS)
     batch.teacher = batch.teacher[:, :1]
-    with pytest.raises(ConfigError, match=r"\(3, 5, 5\) and .*\(3, 1, 5\): shapes differ where no projection can help"):
+    with pytest.raises(
+        ConfigError, match=r"\(3, 5, 5\) and .*\(3, 1, 5\): shapes differ where no projection can help"
+    ):
         case.bind(batch)
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import reference
 import torch.nn.functional as F
 from torch import nn
 
@@ -15,7 +16,6 @@ from knowledge_distillation.losses import HARD_LOSSES, SOFT_LOSSES, check_argume
 from knowledge_distillation.losses.attention import attention_mse
 from knowledge_distillation.losses.hidden import hidden_mse
 from knowledge_distillation.losses.logits import hard_cross_entropy, kl_divergence, soft_cross_entropy
-from tests import reference
 
 PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
 FUNCTIONS = {f.__name__: f for table in (SOFT_LOSSES, HARD_LOSSES) for kinds in table.values() for f in kinds.values()}
@@ -50,7 +50,12 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, hard, message):
 @pytest.mark.parametrize(
     ("name", "kind", "hard", "message"),
     [
-        ("kl_divergence", "attention", False, "kl_divergence does not apply to a feature of kind attention. These do: "),
+        (
+            "kl_divergence",
+            "attention",
+            False,
+            "kl_divergence does not apply to a feature of kind attention. These do: ",
+        ),
         ("attention_mse", "tokens", False, "attention_mse does not apply to a feature of kind tokens. These do: "),
         ("mse", "tokens", True, "mse does not apply to a feature of kind tokens. These do: cross_entropy"),
     ],
@@ -81,13 +86,25 @@ CONTEXT = ["mask", "teacher_mask", "labels", "sample_weight"]
     [
         (kl_divergence, {}, None),
         (kl_divergence, {"temperature": 4}, None),
-        (kl_divergence, {"temprature": 4}, "takes no argument 'temprature'. Nearest: temperature. It takes: temperature=1.0"),
+        (
+            kl_divergence,
+            {"temprature": 4},
+            "takes no argument 'temprature'. Nearest: temperature. It takes: temperature=1.0",
+        ),
         (hidden_mse, {"scale": 1}, "takes no argument 'scale'. It takes: no arguments"),
         (needs_margin, {"margin": 1}, None),
-        (needs_margin, {}, "needs 'margin', which is neither in args nor a key of the batch (mask, teacher_mask, labels, "),
+        (
+            needs_margin,
+            {},
+            "needs 'margin', which is neither in args nor a key of the batch (mask, teacher_mask, labels, ",
+        ),
         (needs_margin, {"margin": 1, "mask": 0}, "takes no argument 'mask'. It takes: margin, mask=None"),
         (wants_context, {}, None),
-        (lambda student, teacher, scale=1: ..., {"scal": 2}, "takes no argument 'scal'. Nearest: scale. It takes: scale=1"),
+        (
+            lambda student, teacher, scale=1: ...,
+            {"scal": 2},
+            "takes no argument 'scal'. Nearest: scale. It takes: scale=1",
+        ),
         (takes_anything, {"needed": 1, "more": 2}, None),
         (takes_anything, {"more": 2}, "needs 'needed', which is neither in args nor a key of the batch"),
         (F.mse_loss, {"reduction": "none"}, None),
@@ -107,7 +124,9 @@ def test_a_loss_has_a_docstring_a_section_and_a_twin(name):
     for part in ("Args:", "Returns:", *(() if name in TEXTBOOK else ("Source:",))):
         assert part in text, f"the docstring of {name} has no {part}"
     for parameter in inspect.signature(FUNCTIONS[name]).parameters:
-        assert re.search(rf"^    {parameter}: ", text, re.MULTILINE), f"the docstring of {name} is silent on {parameter}"
+        assert re.search(rf"^    {parameter}: ", text, re.MULTILINE), (
+            f"the docstring of {name} is silent on {parameter}"
+        )
     assert f"\n## {name}\n" in PAGE, f"docs/losses.md has no section {name}"
     assert callable(getattr(reference, name, None)), f"tests/reference.py has no twin of {name}"
 
@@ -124,6 +143,10 @@ def test_a_section_of_the_page_follows_the_template(name):
 @pytest.mark.parametrize(("hard", "table"), [(False, SOFT_LOSSES), (True, HARD_LOSSES)], ids=["soft", "hard"])
 def test_the_page_lists_every_name_with_its_kinds_and_functions(hard, table):
     heading = "Against the labels" if hard else "Against the teacher"
-    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", PAGE.partition(f"### {heading}\n")[2].partition("\n#")[0], re.M)
-    listed = {name: (set(re.findall(r"\w+", kinds)), set(re.findall(r"\w+", functions))) for name, kinds, functions in rows}
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.+) \| (.+) \|$", PAGE.partition(f"### {heading}\n")[2].partition("\n#")[0], re.M
+    )
+    listed = {
+        name: (set(re.findall(r"\w+", kinds)), set(re.findall(r"\w+", functions))) for name, kinds, functions in rows
+    }
     assert listed == {name: (set(kinds), {f.__name__ for f in kinds.values()}) for name, kinds in table.items()}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import reference
 import torch
+from cases import CASES, Batch, Case, each
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tests import reference
-from tests.losses.cases import CASES, Batch, Case, each
 
 # What an argument of a loss may be; arguments not listed here stay at their defaults.
 ARGUMENTS = {"temperature": st.floats(0.5, 20.0), "label_smoothing": st.floats(0.0, 0.9)}
