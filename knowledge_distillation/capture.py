@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import attention
+from .errors import DistillationError
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class Capture:
             pass
         finally:
             taken, self._taken = self._taken, None
+        missing = self._pending.keys() - taken.keys()
+        if missing:
+            names = ", ".join(sorted(map(str, missing)))
+            raise DistillationError(
+                f"{names}: not computed in this pass, though it was when the names were found. A model that skips "
+                "layers at random (layerdrop) has to keep the mapped ones"
+            )
         for key, place in self.fields.items():
             taken[key] = pick_field(output, place.item)
         return taken, output

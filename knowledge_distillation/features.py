@@ -40,12 +40,16 @@ class Known:
 
 @dataclass
 class Catalogue:
-    """All names of one model. `notes` says where the model offers less than others, and why."""
+    """All names of one model.
+
+    `notes` says where the model offers less than others, and why; `orders` when each module last gave out a tensor.
+    """
 
     model_type: str
     known: dict[Feature, Known] = field(default_factory=dict)
     modules: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
+    orders: dict[str, int] = field(default_factory=dict)
 
     def depth(self, stack: str = "layer") -> int:
         """The number of layers of a stack (`layer`, `encoder_layer`, `decoder_layer`, `block`)."""
@@ -68,7 +72,8 @@ class Catalogue:
         if found or not module or feature.layer not in self.modules:
             return found
         item = int(module[2]) if module[2] and module[2].isdigit() else module[2]
-        return Known(Location(module[1], feature.layer, item), "", ())
+        order = self.orders.get(feature.layer, Location.order)
+        return Known(Location(module[1], feature.layer, item, order=order), "", ())
 
     def explain(self, feature: Feature, owner: str) -> str:
         """Why `feature` was not found, and the nearest name that would be."""
@@ -104,6 +109,7 @@ def catalogue(model: nn.Module, inputs: Mapping[str, Any]) -> Catalogue:
         names.notes.append(
             "attention does not go through transformers' attention interface, it runs as the model has it"
         )
+    names.orders = {place.path: place.order for place, _ in trace.outputs}
     stacks = _stacks(trace.output)
     for stack, states in stacks.items():
         _name_hidden_states(names, trace, stack, states)

@@ -152,9 +152,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if isinstance(function, nn.Module):
             function.to(given[0].device)
         if entry.many and not callable(entry.loss):
-            raise ConfigError(
-                f"loss {entry.loss_name} compares one feature with one; a list is for losses that take several"
-            )
+            raise ConfigError(f"loss {entry.loss_name} compares one feature with one: it takes no list of features")
         problem = check_arguments(entry.loss_name, function, entry.args, [*_MASK_WORDS, *context])
         if problem:
             raise ConfigError(problem)

@@ -49,11 +49,11 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Layers, return_config
     student.train(teacher.training)
     if not return_config:
         return student
-    return student, matching_config(kept)
+    return student, matching_config(kept, logits=teacher.base_model is not teacher)
 
 
-def matching_config(kept: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    """The entries that map kept teacher layers onto the student's layers in order, and the logits by KL divergence."""
+def matching_config(kept: Mapping[str, Sequence[int]], logits: bool = True) -> list[dict[str, Any]]:
+    """The entries that map kept teacher layers onto the student's in order, and the logits by KL divergence."""
     entries: list[dict[str, Any]] = []
     for stack, numbers in kept.items():
         embedding = f"{stack.removesuffix('layer')}embedding_layer.embedding"
@@ -62,7 +62,8 @@ def matching_config(kept: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
         entries.append({"teacher": embedding, "student": embedding, "loss": "mse"})
         for output in ("hidden_states", "attention"):
             entries.append({"teacher": f"{teacher}.{output}", "student": f"{student}.{output}", "loss": "mse"})
-    entries.append({"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"})
+    if logits:
+        entries.append({"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"})
     return entries
 
 

@@ -36,6 +36,10 @@ class FrozenTeacher(nn.Module):
         """Stays in eval mode, whatever `mode` is."""
         return super().train(False)
 
+    def requires_grad_(self, requires_grad: bool = True) -> FrozenTeacher:
+        """Stays without gradient, whatever `requires_grad` is."""
+        return super().requires_grad_(False)
+
     def hold_still(self) -> None:
         """Undo what anyone may have done to a part of the teacher since the last pass."""
         if any(module.training for module in self.modules()):

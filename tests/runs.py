@@ -8,12 +8,12 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
+from training_script import collate, rows
 from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
 from knowledge_distillation import KnowledgeDistiller, student_from_teacher
 from knowledge_distillation.cli import app
-from training_script import collate, rows
 
 VOCABULARY = 40
 SOFT = [{"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"}]

@@ -25,6 +25,7 @@ from runs import (
     weights,
     written,
 )
+from training_script import rows
 
 from knowledge_distillation import (
     Callback,
@@ -38,7 +39,6 @@ from knowledge_distillation import (
 from knowledge_distillation.checkpoint import checkpoints
 from knowledge_distillation.data.text import train_tokenizer
 from knowledge_distillation.evaluators import TaskEvaluator
-from training_script import rows
 
 SAME_WIDTH = {"teacher": "bert_layer4.hidden_states", "student": "bert_layer2.hidden_states", "loss": "mse"}
 LOGITS = {"teacher": "output.logits", "student": "output.logits"}

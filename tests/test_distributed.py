@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from training_script import forked
 
 SCRIPT = str(Path(__file__).with_name("training_script.py"))

@@ -2,8 +2,8 @@
 somewhere.
 
 Python blocks of a page run in order in one namespace, which holds models and data for pages that say so; a comment
-`<!-- python … -->` is a block that readers do not see. A `text` block that begins with the name of an error is what
-the block before it raises, one that begins with `warning: ` what it prints. In them `…` stands for anything, a
+`<!-- python … -->` is a block that readers do not see. A `text` block that follows is what it
+prints, or, if it begins with the name of an error, what it raises. In them `…` stands for anything, a
 number for any number, and lines break anywhere.
 """
 
@@ -152,8 +152,9 @@ def test_the_python_blocks_of_a_page_run(page, stand_ins):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             run(block, page, stand_ins)
-        if after.text.startswith("warning: "):
-            assert after.text.strip() in printed.getvalue(), f"{page.name}:{after.line}"
+        if after.language == "text":
+            told = printed.getvalue()
+            assert same(told, f"…{after.text}…"), f"{page.name}:{after.line} should be part of\n{told}"
 
 
 def test_nearly_every_message_shown_is_raised_by_the_block_before_it():

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
-
 from training_script import forked
+from transformers import AutoModelForSequenceClassification
 
 
 def finish(folder: Path, *options: str) -> None:
