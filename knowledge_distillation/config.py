@@ -182,9 +182,7 @@ def _side(side: str, item: Mapping[str, Any], problems: list[str]) -> list[tuple
             problems.append(f"missing key {missing[0]!r}")
             return None
         if not (isinstance(layer, str) and isinstance(output, str)):
-            problems.append(
-                f"'{side}_layer_name' and '{side}_layer_output_name' are texts; found {layer!r} and {output!r}"
-            )
+            problems.append(f"the two halves of a {side} feature are texts; found {layer!r} and {output!r}")
             return None
         return [(Feature(*pair.split("\0")),) for pair in expand_braces(f"{layer}\0{output}")]
     expanded = []

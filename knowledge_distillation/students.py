@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ _STACKS = {
     "encoder_layer": ("encoder_layers", "num_layers", "num_hidden_layers"),
     "decoder_layer": ("decoder_layers", "num_decoder_layers"),
 }
+_HEAD = re.compile(r"For[A-Z]|LMHead")
 Layers = Sequence[int] | Mapping[str, Sequence[int]]
 
 
@@ -49,7 +51,7 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Layers, return_config
     student.train(teacher.training)
     if not return_config:
         return student
-    return student, matching_config(kept, logits=teacher.base_model is not teacher)
+    return student, matching_config(kept, logits=bool(_HEAD.search(type(teacher).__name__)))
 
 
 def matching_config(kept: Mapping[str, Sequence[int]], logits: bool = True) -> list[dict[str, Any]]:

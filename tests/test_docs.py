@@ -2,9 +2,8 @@
 somewhere.
 
 Python blocks of a page run in order in one namespace, which holds models and data for pages that say so; a comment
-`<!-- python … -->` is a block that readers do not see. A `text` block that follows is what it
-prints, or, if it begins with the name of an error, what it raises. In them `…` stands for anything, a
-number for any number, and lines break anywhere.
+`<!-- python … -->` is a block that readers do not see. A `text` block that follows is part of what it prints, or, if it
+begins with the name of an error, what it raises: `…` stands for anything, a number for any number, lines break anywhere.
 """
 
 from __future__ import annotations
@@ -132,8 +131,8 @@ def run(block: Block, page: Path, own: dict[str, Any]) -> None:
 
 def same(message: str, shown: str) -> bool:
     texts = (re.sub(r"\s+", " ", text.strip()) for text in (message, shown))
-    message, shown = (re.sub(r"(?<![\w.])\d[\d.]*(e[+-]?\d+)?", "0", text) for text in texts)
-    return re.fullmatch(".*".join(map(re.escape, shown.split("…"))), message, re.DOTALL) is not None
+    message, shown = (re.sub(r"(?<![\w.])\d[\d.]*(e[+-]?\d+)?([kM]\b| [KM]iB)?", "0", text) for text in texts)
+    return re.fullmatch(".*".join(map(re.escape, shown.split("…"))), message) is not None
 
 
 @pytest.mark.parametrize("page", named([page for page in PAGES if any(b.language == "python" for b in blocks(page))]))
