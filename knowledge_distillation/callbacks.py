@@ -126,6 +126,8 @@ class EarlyStopping(Callback):
         self.patience, self.waited, self.best = patience, 0, None  # type: tuple[int, int, float | None]
 
     def on_evaluate(self, distiller: KnowledgeDistiller, metrics: dict[str, float]) -> None:
+        if distiller.progress.best is None:
+            raise ConfigError("EarlyStopping needs a metric to go by: an evaluator with a primary_metric")
         improved = distiller.progress.best != self.best
         self.best, self.waited = distiller.progress.best, 0 if improved else self.waited + 1
         if self.waited >= self.patience:

@@ -60,6 +60,7 @@ def run(
     tensorboard: Tensorboard = False,
 ) -> None:
     """Distil a student; print what teacher, student with and student without distillation score."""
+    from .errors import ConfigError
     from .recipe import Ingredients, load_recipe
 
     given = _given(
@@ -67,7 +68,9 @@ def run(
     )
     given |= {"alpha": alpha, "temperature": temperature, "method": method}
     with _errors(), _quiet():
-        read = load_recipe(recipe, overrides, given)
+        read = load_recipe(recipe, [*overrides, *["distill_config=null"][: method is not None]], given)
+        if read.distill_config is not None and (alpha is not None or temperature is not None):
+            raise ConfigError("--alpha and --temperature belong to a method, and this recipe has a distill_config")
         ready = Ingredients.of(read)
         small = ready.student()
         distiller = ready.distiller(small, ready.entries(small), read.output_dir)
@@ -110,7 +113,13 @@ def finetune(
         ready = Ingredients.of(read)
         distiller = ready.distiller(ready.teacher, read.hard_entries(), read.output_dir, finetune=True)
         _print(distiller.plan())
-        _metrics(distiller.train(resume_from_checkpoint=resume))
+        _metrics(
+            {
+                k: v
+                for k, v in distiller.train(resume_from_checkpoint=resume).items()
+                if k.startswith(("eval_", "best_"))
+            }
+        )
         if read.output_dir:
             _say(f"model: {Path(read.output_dir) / 'student'}")
 

@@ -144,6 +144,7 @@ class KnowledgeDistiller:
         self._plan: Plan | None = None
         self._ready = self._optimizer_ready = self._stopped = False
         self._metrics: dict[str, float] = {}
+        self._losses: dict[str, float] = {}
         self._idle_batch: Batch
         self._logged = Running()
 
@@ -174,7 +175,7 @@ class KnowledgeDistiller:
     def train(self, resume_from_checkpoint: bool | str | Path = False) -> dict[str, float]:
         """Train to the end.
 
-        Returns the metrics of the last evaluation (`eval_…`) and the best value of the primary one (`best_…`), which
+        Returns the mean loss and terms of the last epoch, the metrics of the last evaluation (`eval_…`) and the best value of the primary one (`best_…`), which
         is that of the student in `output_dir/student`; the student in memory is the last one.
 
         Args:
@@ -188,7 +189,7 @@ class KnowledgeDistiller:
             self._run()
         finally:
             self.close()
-        return dict(self._metrics)
+        return {**self._losses, **self._metrics}
 
     distillate = train
 
@@ -197,7 +198,7 @@ class KnowledgeDistiller:
         try:
             self._call("on_train_begin")
             while progress.epoch < settings.num_train_epochs and not self._finished():
-                self._epoch(managed=True)
+                self._losses = self._epoch(managed=True)
                 last = self._finished() or progress.epoch >= settings.num_train_epochs
                 if last or not settings.eval_steps:
                     self._evaluate_and_keep_best()
@@ -214,7 +215,7 @@ class KnowledgeDistiller:
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training data, for a loop of one's own. Returns the mean of the loss and of every term."""
         self._prepare()
-        return self._epoch(managed=False)
+        return {} if self._finished() else self._epoch(managed=False)
 
     def _epoch(self, managed: bool) -> dict[str, float]:
         """The rest of the present epoch. A managed one evaluates and saves as the settings say."""

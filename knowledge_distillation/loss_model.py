@@ -118,9 +118,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def _read(
         self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
     ) -> tuple[dict[Feature, Tensor], dict[Feature, Tensor], dict[str, Any]]:
-        student = flatten((self.student_output_adaptor or ready_made_output)(readable(student_output)))
-        adapt_teacher = self.teacher_output_adaptor or ready_made_output
-        teacher = flatten(adapt_teacher(readable(teacher_output))) if teacher_output is not None else {}
+        student = _adapted(self.student_output_adaptor, student_output, "student")
+        teacher = (
+            _adapted(self.teacher_output_adaptor, teacher_output, "teacher") if teacher_output is not None else {}
+        )
         detached = {feature: tensor.detach() for feature, tensor in teacher.items()}
         given, taught = (inputs if isinstance(inputs, Mapping) else {} for inputs in (student_inputs, teacher_inputs))
         context = make_context(given, taught, self.shift_labels)
@@ -311,6 +312,19 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         )
         number = number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
         return total(values, bound.layout, masks) / number
+
+
+def _adapted(adaptor: OutputAdaptor | None, output: Any, who: str) -> dict[Feature, Tensor]:
+    try:
+        return flatten((adaptor or ready_made_output)(readable(output)))
+    except (ValueError, KeyError, IndexError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"the {who}'s output adaptor failed: {type(error).__name__}: {error}. In a loop of your own the models have "
+            "to give what it takes: output_hidden_states=True, and for maps output_attentions=True with "
+            "attn_implementation='eager'"
+        ) from error
 
 
 def _with_usable_names(config: DistillConfig) -> DistillConfig:

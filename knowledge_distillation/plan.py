@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,10 +59,14 @@ class Plan:
                 source.close()
 
     def __str__(self) -> str:
-        widths = [max(len(row[i]) for row in [COLUMNS, *self.rows]) for i in range(len(COLUMNS))]
+        rows = [
+            row  # a cell that names several features has several lines
+            for cells in [COLUMNS, *self.rows]
+            for row in zip_longest(*(cell.split("\n") for cell in cells), fillvalue="")
+        ]
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
         lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [COLUMNS, *self.rows]
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
         return "\n".join([*lines, *self.notes])
 
@@ -329,8 +334,8 @@ def _row(
     args = ", ".join(f"{key}={value}" for key, value in entry.args.items())
     masked = {"pairs": "pairs", "rows": "rows", "tokens": "tokens"}.get(bound.layout.name, "-")
     has_mask = bound.rows is not None or (entry.hard and bound.layout.name == "tokens")
-    if bound.layout.name == "batch" and bound.rows and "mask" not in bound.asks_for:
-        masked = "NONE: a scalar"
+    if bound.layout.name == "batch" and bound.rows:
+        masked = "by the loss" if "mask" in bound.asks_for else "NONE: a scalar"
     elif not has_mask:
         masked = "-"
     loss = f"{entry.loss_name}({args})" if args else entry.loss_name

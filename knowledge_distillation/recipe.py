@@ -379,7 +379,9 @@ def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
             if not path.is_dir()
             else f"it holds {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}"
         )
-        raise ConfigError(f"recipe: no {what} in {name!r}: {found}")
+        raise ConfigError(
+            f"recipe: {name!r}: {found}" if not path.is_dir() else f"recipe: no {what} in {name!r}: {found}"
+        )
     where = str(path) if looks_local else name
     try:
         if "num_labels" in arguments:

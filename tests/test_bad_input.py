@@ -708,8 +708,8 @@ SETTINGS = {
     "teacher.hidden_siz=8": ["recipe: a bert config has no field 'hidden_siz'. Nearest: hidden_size."],
     "teacher.num_attention_heads=3": ["recipe: cannot build a bert for sst2: The hidden size (16) is not a multiple"],
     "teacher={model_type: vit}": ["recipe: cannot build a vit for sst2: Unrecognized configuration class"],
-    "teacher=./nowhere": ["recipe: no tokenizer in './nowhere': no such directory"],
-    "student=./nowhere": ["recipe: no tokenizer in './nowhere': no such directory"],
+    "teacher=./nowhere": ["recipe: './nowhere': no such directory"],
+    "student=./nowhere": ["recipe: './nowhere': no such directory"],
     "student={layers: [1], of: ./nowhere}": ["recipe: no model for sst2 in './nowhere': no such directory"],
     "student=null": ["recipe: student is missing: {layers: [...]}, a directory"],
     "student={layers: [9]}": ["layers [9]: BertForSequenceClassification has layers 1 to 2; found [9]"],
@@ -794,7 +794,7 @@ def test_other_commands_refuse_too(folder: Path) -> None:
     refused(distill("check", folder / "recipe.yaml"), "the student has 4 heads, the teacher 2")
     refused(distill("layers", "brt"), "no model 'brt': no such directory, hub name or model_type. Nearest: bert.")
     refused(
-        distill("evaluate", folder / "nowhere", "--task", "sst2", "--data-dir", folder / "glue"), "no tokenizer in"
+        distill("evaluate", folder / "nowhere", "--task", "sst2", "--data-dir", folder / "glue"), "no such directory"
     )
     refused(distill("finetune"), "recipe: teacher is missing")
     refused(distill("run", folder / "recipe.yaml", "--task", "sst3"), "task 'sst3' is unknown. Nearest: sst2.")

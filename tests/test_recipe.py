@@ -1,0 +1,211 @@
+"""A recipe: one file that says a whole run, and the objects it becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from runs import HARD, TINY_BERT, bert, glue_folder, recipe, same, weights, written
+
+from knowledge_distillation import ConfigError
+from knowledge_distillation.data.text import train_tokenizer
+from knowledge_distillation.recipe import (
+    HARD_REGRESSION,
+    Ingredients,
+    Recipe,
+    load_data,
+    load_recipe,
+    without_teacher,
+    zero_residual_branches,
+)
+
+
+def ingredients(folder: Path, **changes: Any) -> Ingredients:
+    return Ingredients.of(load_recipe(written(folder, **changes)))
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_recipe_does_not_say_has_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("teacher: somewhere\n")
+    assert load_recipe(path) == Recipe(teacher="somewhere") == load_recipe(None, (), {"teacher": "somewhere"})
+    path.write_text("")
+    assert load_recipe(path) == Recipe()
+
+
+def test_later_wins_base_file_override_option(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("max_length: 1\nvocab_size: 11\nalpha: 0.1\ntemperature: 1.0\n")
+    (tmp_path / "recipe.yaml").write_text("base: base.yaml\nvocab_size: 12\nalpha: 0.2\ntemperature: 2.0\n")
+    read = load_recipe(tmp_path / "recipe.yaml", ["alpha=0.3", "temperature=3.0"], {"temperature": 4.0, "task": None})
+    assert (read.max_length, read.vocab_size, read.alpha, read.temperature) == (1, 12, 0.3, 4.0)
+    assert read.task == "embedded"  # an option that was not given changes nothing
+
+
+def test_a_base_may_have_a_base_in_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "root.yaml").write_text("max_length: 7\n")
+    (tmp_path / "shared" / "middle.yaml").write_text("base: ../root.yaml\nvocab_size: 8\n")
+    (tmp_path / "recipe.yaml").write_text("base: shared/middle.yaml\n")
+    read = load_recipe(tmp_path / "recipe.yaml")
+    assert (read.max_length, read.vocab_size) == (7, 8)
+
+
+def test_settings_are_merged_with_the_base_and_everything_else_is_replaced(tmp_path: Path) -> None:
+    base = {"training": {"seed": 1, "max_steps": 5}, "student": {"layers": [1]}, "finetune": {"seed": 2}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    over = {
+        "base": "base.yaml",
+        "training": {"seed": 3},
+        "student": {"model_type": "bert"},
+        "finetune": {"max_steps": 1},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(over))
+    read = load_recipe(tmp_path / "recipe.yaml")
+    assert read.training == {"seed": 3, "max_steps": 5} and read.finetune == {"seed": 2, "max_steps": 1}
+    assert read.student == {"model_type": "bert"}
+
+
+def test_an_override_makes_what_is_missing_on_its_way() -> None:
+    read = load_recipe(None, ["training.seed=3", "student.layers=[1, 2]", "teacher.model_type=bert", "max_length=9"])
+    assert read.training == {"seed": 3} and read.student == {"layers": [1, 2]} and read.max_length == 9
+    assert read.teacher == {"model_type": "bert"}
+
+
+def test_values_of_overrides_are_yaml() -> None:
+    read = load_recipe(None, ["training.learning_rate=1e-4", "training.eval_steps=null", "data_dir=a=b"])
+    assert read.training == {"learning_rate": "1e-4", "eval_steps": None}  # YAML wants 1.0e-4; the settings read both
+    assert read.data_dir == "a=b"
+
+
+def test_an_override_meets_one_of_two_values_that_share_an_anchor(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("teacher: &one {model_type: bert, num_hidden_layers: 4}\nstudent: *one\n")
+    read = load_recipe(path, ["student.num_hidden_layers=2"])
+    assert read.teacher["num_hidden_layers"] == 4 and read.student["num_hidden_layers"] == 2
+
+
+def test_all_problems_of_a_recipe_come_together() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_recipe(None, ["task=sst", "method=hintn", "training.seeed=1", "finetune.max_steps=x"])
+    for part in (
+        "task 'sst' is unknown",
+        "method 'hintn'",
+        "training: unknown setting 'seeed'",
+        "finetune: max_steps",
+    ):
+        assert part in str(raised.value)
+
+
+# --- objects -------------------------------------------------------------------------------------------------------
+
+
+def test_models_built_from_scratch_fit_the_tokenizer_and_the_task(tmp_path: Path) -> None:
+    ready = ingredients(tmp_path)
+    student = ready.student()
+    for model, depth in ((ready.teacher, 2), (student, 1)):
+        assert model.config.vocab_size == len(ready.tokenizer) and model.config.num_labels == 2
+        assert model.config.num_hidden_layers == depth and model.config.pad_token_id == ready.tokenizer.pad_token_id
+    assert set(ready.data) == {"train", "validation"}
+    assert {"input_ids", "attention_mask", "labels", "length"} <= set(ready.data["train"].column_names)
+
+
+def test_a_student_is_fresh_each_time_and_the_same_each_time(tmp_path: Path) -> None:
+    ready = ingredients(tmp_path)
+    first = ready.student()
+    torch.manual_seed(123)
+    second = ready.student()
+    assert first is not second and same(weights(first), weights(second))
+    assert not same(weights(first), weights(ready.student(seed=7)))
+
+
+def test_the_seed_is_that_of_training(tmp_path: Path) -> None:
+    ones = [ingredients(tmp_path, training={"seed": seed, "mixed_precision": "no"}).teacher for seed in (1, 1, "2")]
+    assert same(weights(ones[0]), weights(ones[1])) and not same(weights(ones[0]), weights(ones[2]))
+
+
+def test_a_student_may_be_cut_out_of_the_teacher_or_of_another_model(tmp_path: Path) -> None:
+    ready = ingredients(tmp_path, student={"layers": [2]})
+    student = ready.student()
+    assert student.config.num_hidden_layers == 1
+    ours, theirs = student.bert.encoder.layer[0], ready.teacher.bert.encoder.layer[1]
+    assert same(weights(ours), weights(theirs))
+    other = {**TINY_BERT, "num_hidden_layers": 3, "hidden_size": 8}
+    student = ingredients(tmp_path, student={"layers": [1, 3], "of": other}).student()
+    assert student.config.num_hidden_layers == 2 and student.config.hidden_size == 8
+
+
+def test_the_tokenizer_is_the_named_one_or_that_of_a_saved_teacher(tmp_path: Path) -> None:
+    for number, name in enumerate(("named", "teacher")):
+        train_tokenizer([f"word{number} of text"], 60).save_pretrained(tmp_path / name)
+    bert(2, vocab_size=60).save_pretrained(tmp_path / "teacher")
+    saved = {"teacher": str(tmp_path / "teacher")}
+    assert "1" in ingredients(tmp_path, **saved).tokenizer.get_vocab()
+    assert "0" in ingredients(tmp_path, **saved, tokenizer=str(tmp_path / "named")).tokenizer.get_vocab()
+    assert ingredients(tmp_path).tokenizer.get_vocab().keys() >= {"film", "good"}  # trained on the sentences
+
+
+def test_a_trained_tokenizer_has_seen_no_evaluation_text(tmp_path: Path) -> None:
+    folder = glue_folder(tmp_path / "glue")
+    (folder / "SST-2" / "dev.tsv").write_text("sentence\tlabel\nqqqqq\t1\n")
+    assert "q" not in ingredients(tmp_path).tokenizer.get_vocab()
+
+
+def test_entries_are_those_of_the_recipe_or_of_its_method(tmp_path: Path) -> None:
+    ready = ingredients(tmp_path)
+    assert ready.entries(ready.student()) == recipe(tmp_path)["distill_config"]
+    ready = ingredients(tmp_path, distill_config=None, method="hinton", alpha=0.25, temperature=3.0)
+    soft, hard = ready.entries(ready.student())
+    assert (soft["weight"], soft["args"], hard["weight"]) == (0.25, {"temperature": 3.0}, 0.75)
+
+
+def test_labels_alone(tmp_path: Path) -> None:
+    read = load_recipe(written(tmp_path, distill_config=None, method="hinton"))
+    plain = without_teacher(read).check()
+    assert plain.distill_config == read.hard_entries() == HARD and plain.method is None
+    assert Recipe(task="stsb").hard_entries() == HARD_REGRESSION
+    assert Recipe(task="stsb").glue_task.is_regression and Recipe().glue_task.num_labels == 2
+
+
+def test_samples_are_limited(tmp_path: Path) -> None:
+    ready = ingredients(tmp_path, max_train_samples=7, max_eval_samples=3)
+    assert (len(ready.data["train"]), len(ready.data["validation"])) == (7, 3)
+    embedded = load_data(Recipe(max_train_samples=5))
+    assert (len(embedded["train"]), len(embedded["validation"])) == (5, 1000)
+
+
+def test_text_is_cut_at_max_length(tmp_path: Path) -> None:
+    rows = ingredients(tmp_path, max_length=4).data["train"]
+    assert max(rows["length"]) == 4 == max(map(len, rows["input_ids"]))
+
+
+def test_layers_with_empty_branches_begin_as_the_identity(tmp_path: Path) -> None:
+    ready = ingredients(tmp_path, teacher={**TINY_BERT, "num_hidden_layers": 6, "zero_residual_branches": True})
+    ids = torch.tensor([[2, 7, 9, 3]])
+    states = ready.teacher.eval()(ids, output_hidden_states=True).hidden_states
+    assert len(states) == 7 and all(torch.allclose(state, states[0], atol=1e-4) for state in states)
+    plain = ingredients(tmp_path, teacher={**TINY_BERT, "num_hidden_layers": 6}).teacher.eval()
+    states = plain(ids, output_hidden_states=True).hidden_states
+    assert not torch.allclose(states[6], states[0], atol=1e-2)
+    with pytest.raises(ConfigError, match="needs layers built as BERT's; Linear has none"):
+        zero_residual_branches(torch.nn.Linear(2, 2))
+
+
+def test_the_best_student_of_a_task_is_chosen_by_its_own_metric(tmp_path: Path) -> None:
+    ready = ingredients(tmp_path)
+    run = ready.distiller(ready.student(), HARD, None)
+    assert run.settings.metric_for_best_model == "accuracy" and run.teacher is None
+    named = {**recipe(tmp_path)["training"], "metric_for_best_model": "agreement"}
+    ready = ingredients(tmp_path, training=named)
+    student = ready.student()
+    run = ready.distiller(student, ready.entries(student), None)
+    assert run.settings.metric_for_best_model == "agreement" and run.teacher is not None
+
+
+def test_a_folder_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLUE_DATA_DIR", str(glue_folder(tmp_path / "glue", train=9)))
+    assert len(load_data(Recipe(task="sst2"))["train"]) == 9
