@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from . import checkpoint, placement, run_state
 from .adaptors import adapted, named, same_inputs, with_context
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
+from .context import make_context
 from .data.loading import TrainBatches, choose, loader_of
 from .errors import CheckpointError, ConfigError, DataError, nearest
 from .evaluators import TaskEvaluator, modes_kept, resting
 from .features import preserved
-from .loss_model import MultiLayerBasedDistillationLoss, make_context
+from .loss_model import MultiLayerBasedDistillationLoss
 from .plan import Plan, bind
 from .progress import Progress, Running
 from .settings import TrainingSettings
@@ -175,8 +176,9 @@ class KnowledgeDistiller:
     def train(self, resume_from_checkpoint: bool | str | Path = False) -> dict[str, float]:
         """Train to the end.
 
-        Returns the mean loss and terms of the last epoch, the metrics of the last evaluation (`eval_…`) and the best value of the primary one (`best_…`), which
-        is that of the student in `output_dir/student`; the student in memory is the last one.
+        Returns the mean loss and terms of the last epoch, the metrics of the last evaluation (`eval_…`) and the best
+        value of the primary one (`best_…`), which is that of the student in `output_dir/student`; the student in
+        memory is the last one.
 
         Args:
             resume_from_checkpoint: go on from the last checkpoint of `output_dir` (True), or from the checkpoint or

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .adaptors import Inputs, OutputAdaptor, flatten, readable, ready_made_output
 from .config import DistillConfig, Entry, Feature, parse_config
+from .context import batch_size, kind_by_name, make_context, mask_keys
 from .errors import ConfigError, nearest, raise_all
 from .losses import check_arguments, get_loss, parameters_of
 from .losses.logits import IGNORED_LABEL
@@ -321,8 +322,8 @@ def _adapted(adaptor: OutputAdaptor | None, output: Any, who: str) -> dict[Featu
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"the {who}'s output adaptor failed: {type(error).__name__}: {error}. In a loop of your own the models have "
-            "to give what it takes: output_hidden_states=True, and for maps output_attentions=True with "
+            f"the {who}'s output adaptor failed: {type(error).__name__}: {error}. In a loop of your own the models "
+            "have to give what it takes: output_hidden_states=True, and for maps output_attentions=True with "
             "attn_implementation='eager'"
         ) from error
 
@@ -334,78 +335,8 @@ def _with_usable_names(config: DistillConfig) -> DistillConfig:
     return replace(config, problems=config.problems + problems)
 
 
-def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: bool = False) -> dict[str, Any]:
-    """All that losses may ask for: every key of both models' inputs, masks that hold on both sides, labels.
-
-    Token inputs without a mask get one of ones; a decoder without one is masked where labels are -100.
-    """
-    teacher = teacher if teacher is not None else student
-    context = {**teacher, **student}
-    labels = context.get("labels")
-    for ids, key in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
-        mask, other = student.get(key), teacher.get(key)
-        if mask is None and isinstance(context.get(ids), Tensor):
-            tokens = context[ids]
-            labelled = key.startswith("decoder") and isinstance(labels, Tensor) and labels.shape == tokens.shape
-            mask = (labels != IGNORED_LABEL) if labelled else torch.ones_like(tokens, dtype=torch.bool)  # type: ignore[union-attr]
-        if other is not None and mask is not None and other is not mask:
-            context[f"teacher_{key}"] = other
-            if other.shape == mask.shape:
-                mask = mask.bool() & other.bool()
-        if mask is not None:
-            context[key] = mask
-    if shift_labels and isinstance(labels, Tensor) and labels.dim() == 2:
-        context["labels"] = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED_LABEL)], dim=1)
-    return context
-
-
-def mask_keys(
-    feature: Feature, kind: str, tensor: Tensor, context: Mapping[str, Any]
-) -> tuple[str | None, str | None]:
-    """The context keys of the masks of a feature's rows and keys; None where no mask has the feature's length."""
-    if kind not in ("tokens", "attention", "heads"):
-        return None, None
-    encoder, decoder = "attention_mask", "decoder_attention_mask"
-    ours = [decoder, encoder] if decoder in context else [encoder]
-    if feature.layer.startswith("encoder") or feature.output.startswith("encoder"):
-        ours = [encoder]
-
-    def fitting(length: int, candidates: list[str]) -> str | None:
-        fits = (
-            c
-            for c in candidates
-            if isinstance(context.get(c), Tensor) and context[c].shape == (tensor.shape[0], length)
-        )
-        return next(fits, None)
-
-    rows = fitting(tensor.shape[1 if kind == "tokens" else 2], ours)
-    cross = feature.output.startswith("cross_")
-    keys = fitting(tensor.shape[-1], [encoder] if cross else ours) if kind == "attention" else None
-    return rows, keys
-
-
-def kind_by_name(feature: Feature, tensor: Tensor) -> str:
-    """The kind of a feature by its name, or by its rank where the name is not one of ours."""
-    output = feature.output.removeprefix("cross_")
-    if tensor.dim() == 4:
-        return (
-            "attention"
-            if output.startswith("attention")
-            else "heads"
-            if output in ("query", "key", "value")
-            else "map"
-        )
-    return "vector" if tensor.dim() <= 2 else "tokens"
-
-
 def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
-
-
-def batch_size(context: Mapping[str, Any], values: Tensor | None = None) -> int:
-    if values is not None and values.dim():
-        return values.shape[0]
-    return next((v.shape[0] for v in context.values() if isinstance(v, Tensor) and v.dim()), 1)
 
 
 def _mismatch(kind: str, logits: bool, student: Tensor, teacher: Tensor, pair: str) -> str:

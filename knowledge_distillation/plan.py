@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from .adaptors import AdaptedOutput, Inputs, accepted, predicts_next_token, with_context
 from .capture import Capture, Location, forward_parameters
 from .config import Entry, Feature
+from .context import kind_by_name, make_context
 from .errors import ConfigError, DataError, DistillationError, raise_all
 from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
-from .loss_model import MultiLayerBasedDistillationLoss, kind_by_name, make_context
+from .loss_model import MultiLayerBasedDistillationLoss
 from .teachers import FrozenTeacher
 
 if TYPE_CHECKING:

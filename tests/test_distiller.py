@@ -20,6 +20,7 @@ from runs import HARD, HIDDEN, SOFT, batches, bert, contents, distiller, same, w
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
+from training_script import collate, rows
 from transformers import (
     AutoModelForSequenceClassification,
     BatchEncoding,
@@ -39,7 +40,6 @@ from knowledge_distillation import (
     checkpoint,
     student_from_teacher,
 )
-from training_script import collate, rows
 
 MAPS = [{"teacher": "layer{2,4}.attention", "student": "layer{1,2}.attention", "loss": "mse"}]
 NARROW = [*HIDDEN, *SOFT]  # with a narrow student, one projection

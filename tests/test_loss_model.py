@@ -14,7 +14,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from knowledge_distillation import ConfigError, MultiLayerBasedDistillationLoss
-from knowledge_distillation.loss_model import make_context
+from knowledge_distillation.context import make_context
 
 
 def bert(

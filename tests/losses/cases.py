@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from knowledge_distillation.config import Feature
-from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss, Terms, make_context
+from knowledge_distillation.context import make_context
+from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss, Terms
 from knowledge_distillation.losses import HARD_LOSSES, SOFT_LOSSES, get_loss
 from knowledge_distillation.losses.logits import label_mse
 

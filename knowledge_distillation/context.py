@@ -1,0 +1,83 @@
+"""All that losses may ask for beside their two features: masks, labels, keys of the batch; and which mask is whose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adaptors import Inputs
+from .config import Feature
+from .losses.logits import IGNORED_LABEL
+
+
+def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: bool = False) -> dict[str, Any]:
+    """All that losses may ask for: every key of both models' inputs, masks that hold on both sides, labels.
+
+    Token inputs without a mask get one of ones; a decoder without one is masked where labels are -100.
+    """
+    teacher = teacher if teacher is not None else student
+    context = {**teacher, **student}
+    labels = context.get("labels")
+    for ids, key in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
+        mask, other = student.get(key), teacher.get(key)
+        if mask is None and isinstance(context.get(ids), Tensor):
+            tokens = context[ids]
+            labelled = key.startswith("decoder") and isinstance(labels, Tensor) and labels.shape == tokens.shape
+            mask = (labels != IGNORED_LABEL) if labelled else torch.ones_like(tokens, dtype=torch.bool)  # type: ignore[union-attr]
+        if other is not None and mask is not None and other is not mask:
+            context[f"teacher_{key}"] = other
+            if other.shape == mask.shape:
+                mask = mask.bool() & other.bool()
+        if mask is not None:
+            context[key] = mask
+    if shift_labels and isinstance(labels, Tensor) and labels.dim() == 2:
+        context["labels"] = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED_LABEL)], dim=1)
+    return context
+
+
+def mask_keys(
+    feature: Feature, kind: str, tensor: Tensor, context: Mapping[str, Any]
+) -> tuple[str | None, str | None]:
+    """The context keys of the masks of a feature's rows and keys; None where no mask has the feature's length."""
+    if kind not in ("tokens", "attention", "heads"):
+        return None, None
+    encoder, decoder = "attention_mask", "decoder_attention_mask"
+    ours = [decoder, encoder] if decoder in context else [encoder]
+    if feature.layer.startswith("encoder") or feature.output.startswith("encoder"):
+        ours = [encoder]
+
+    def fitting(length: int, candidates: list[str]) -> str | None:
+        fits = (
+            c
+            for c in candidates
+            if isinstance(context.get(c), Tensor) and context[c].shape == (tensor.shape[0], length)
+        )
+        return next(fits, None)
+
+    rows = fitting(tensor.shape[1 if kind == "tokens" else 2], ours)
+    cross = feature.output.startswith("cross_")
+    keys = fitting(tensor.shape[-1], [encoder] if cross else ours) if kind == "attention" else None
+    return rows, keys
+
+
+def kind_by_name(feature: Feature, tensor: Tensor) -> str:
+    """The kind of a feature by its name, or by its rank where the name is not one of ours."""
+    output = feature.output.removeprefix("cross_")
+    if tensor.dim() == 4:
+        return (
+            "attention"
+            if output.startswith("attention")
+            else "heads"
+            if output in ("query", "key", "value")
+            else "map"
+        )
+    return "vector" if tensor.dim() <= 2 else "tokens"
+
+
+def batch_size(context: Mapping[str, Any], values: Tensor | None = None) -> int:
+    if values is not None and values.dim():
+        return values.shape[0]
+    return next((v.shape[0] for v in context.values() if isinstance(v, Tensor) and v.dim()), 1)
