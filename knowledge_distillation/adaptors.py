@@ -31,7 +31,7 @@ def same_inputs(device: torch.device, batch: Any) -> tuple[Any, Any]:
             f"a batch is a {type(batch).__name__}; a dict or a tuple of tensors is needed, or a data adaptor that "
             "makes them of it"
         )
-    moved = send_to_device(batch, device)
+    moved = send_to_device(batch, device, non_blocking=device.type == "cuda")
     return moved, moved
 
 

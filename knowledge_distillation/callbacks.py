@@ -29,6 +29,13 @@ class Callback:
 
     def on_train_end(self, distiller: KnowledgeDistiller) -> None: ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
 
 class NonFiniteGuard(Callback):
     """End the run with an error when a logged loss is infinite or not a number."""
@@ -101,7 +108,7 @@ class ProgressBar(Callback):
 
     def on_log(self, distiller: KnowledgeDistiller, values: dict[str, float]) -> None:
         shown = {name: f"{value:.3g}" for name, value in values.items() if name not in ("learning_rate", "loss")}
-        first = dict(list(shown.items())[:3]) if len(shown) < 8 else {}
+        first = dict(list(shown.items())[:3])
         self.bar.set_postfix({"loss": f"{values.get('loss', math.nan):.4g}", **first}, refresh=False)
 
     def on_evaluate(self, distiller: KnowledgeDistiller, metrics: dict[str, float]) -> None:
@@ -132,3 +139,9 @@ class EarlyStopping(Callback):
         self.best, self.waited = distiller.progress.best, 0 if improved else self.waited + 1
         if self.waited >= self.patience:
             distiller.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"waited": self.waited, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.waited, self.best = state["waited"], state["best"]

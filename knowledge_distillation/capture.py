@@ -181,6 +181,9 @@ def accepted_flags(model: nn.Module) -> dict[str, Any]:
 def forward_parameters(model: nn.Module) -> tuple[list[str], bool]:
     """The names of `forward`'s parameters in order, and whether it takes any other keyword."""
     parameters = inspect.signature(model.forward).parameters.values()
+    inner: Any = getattr(model, "get_base_model", None)
+    if inner is not None and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        return forward_parameters(inner())  # a wrapper that hands everything on
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from .adaptors import Inputs
 from .config import Feature
 from .losses.logits import IGNORED_LABEL
+
+_ENCODER = re.compile(r"(^|[._])encoder")
 
 
 def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: bool = False) -> dict[str, Any]:
@@ -41,26 +44,33 @@ def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: b
 def mask_keys(
     feature: Feature, kind: str, tensor: Tensor, context: Mapping[str, Any]
 ) -> tuple[str | None, str | None]:
-    """The context keys of the masks of a feature's rows and keys; None where no mask has the feature's length."""
+    """The context keys that tell how long a feature's rows and keys are: masks, else any input as long, else None."""
     if kind not in ("tokens", "attention", "heads"):
         return None, None
     encoder, decoder = "attention_mask", "decoder_attention_mask"
-    ours = [decoder, encoder] if decoder in context else [encoder]
-    if feature.layer.startswith("encoder") or feature.output.startswith("encoder"):
-        ours = [encoder]
+    ours = [decoder] if decoder in context and not _ENCODER.search(str(feature)) else [encoder]
+    others = [k for k, v in context.items() if isinstance(v, Tensor) and "mask" not in k and k != "labels"]
 
     def fitting(length: int, candidates: list[str]) -> str | None:
         fits = (
             c
             for c in candidates
-            if isinstance(context.get(c), Tensor) and context[c].shape == (tensor.shape[0], length)
+            if isinstance(context.get(c), Tensor) and context[c].shape[:2] == (tensor.shape[0], length)
         )
         return next(fits, None)
 
-    rows = fitting(tensor.shape[1 if kind == "tokens" else 2], ours)
+    rows = fitting(tensor.shape[1 if kind == "tokens" else 2], ours + others)
     cross = feature.output.startswith("cross_")
-    keys = fitting(tensor.shape[-1], [encoder] if cross else ours) if kind == "attention" else None
+    keys = fitting(tensor.shape[-1], [encoder] if cross else ours + others) if kind == "attention" else None
     return rows, keys
+
+
+def mask_of(context: Mapping[str, Any], key: str | None) -> Tensor | None:
+    """The mask a key of `mask_keys` stands for: an input that is no mask says only how long the rows are."""
+    if key is None:
+        return None
+    tensor = context[key]
+    return tensor.bool() if "mask" in key else torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device)
 
 
 def kind_by_name(feature: Feature, tensor: Tensor) -> str:
@@ -80,4 +90,6 @@ def kind_by_name(feature: Feature, tensor: Tensor) -> str:
 def batch_size(context: Mapping[str, Any], values: Tensor | None = None) -> int:
     if values is not None and values.dim():
         return values.shape[0]
-    return next((v.shape[0] for v in context.values() if isinstance(v, Tensor) and v.dim()), 1)
+    rows = {key: len(v) for key, v in context.items() if isinstance(v, Tensor) and v.dim()}
+    known = (rows[key] for key in ("labels", "input_ids", "pixel_values", "attention_mask") if key in rows)
+    return next(known, max(rows.values(), default=1))

@@ -17,7 +17,7 @@ from . import checkpoint, placement, run_state
 from .adaptors import adapted, named, same_inputs, with_context
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
 from .context import make_context
-from .data.loading import TrainBatches, choose, loader_of
+from .data.loading import TrainBatches, choose, loader_of, seeded
 from .errors import CheckpointError, ConfigError, DataError, nearest
 from .evaluators import TaskEvaluator, modes_kept, resting
 from .features import preserved
@@ -115,6 +115,11 @@ class KnowledgeDistiller:
         if student_model is None:
             raise ConfigError("student_model is missing")
         for name, model in (("student_model", student_model), ("teacher_model", teacher_model)):
+            if hasattr(model, "_orig_mod"):
+                raise ConfigError(
+                    f"{name} is compiled, and a compiled pass has no places to take features from: give the "
+                    "model as it was before torch.compile"
+                )
             if model is not None and not isinstance(model, nn.Module):
                 raise ConfigError(f"{name} is a torch module; found {model!r}: load it first, as with from_pretrained")
         if evaluator is not None and not callable(evaluator) and not hasattr(evaluator, "evaluate"):
@@ -143,7 +148,7 @@ class KnowledgeDistiller:
         self._optimizer, self._scheduler = optimizer, lr_scheduler
         self._undo = ExitStack()
         self._plan: Plan | None = None
-        self._ready = self._optimizer_ready = self._stopped = False
+        self._ready = self._optimizer_ready = False
         self._metrics: dict[str, float] = {}
         self._losses: dict[str, float] = {}
         self._idle_batch: Batch
@@ -167,7 +172,10 @@ class KnowledgeDistiller:
             None
             if teacher_model is None
             else FrozenTeacher(
-                teacher_model, placement.teacher_dtype(self.settings, self.accelerator), self.accelerator.device
+                teacher_model,
+                placement.teacher_dtype(self.settings, self.accelerator),
+                self.accelerator.device,
+                student_model,
             )
         )
 
@@ -332,6 +340,7 @@ class KnowledgeDistiller:
             name = self._keep_if_best(metrics)
             self._metrics[f"best_{name}"] = self.progress.best  # type: ignore[assignment]
         self._call("on_evaluate", metrics)
+        self._agree_to_stop()
 
     def _keep_if_best(self, metrics: dict[str, float]) -> str:
         name = self.settings.metric_for_best_model or self.evaluator.primary_metric
@@ -385,14 +394,15 @@ class KnowledgeDistiller:
         if self._plan is None:
             if self._train_loader is None:
                 raise ConfigError("train_dataloader or train_dataset is missing")
-            self.batches = TrainBatches(self._train_loader, self.settings.seed, self.accelerator)
-            set_seed(self.settings.seed)  # projections begin alike on every process
-            raw = self.batches.peek()
-            for_teacher, for_student = adapted(self.train_data_adaptor, self.accelerator.device, raw)
-            student = named(for_student, self.student, "student")
-            teacher = student if self.teacher is None else named(for_teacher, self.teacher.model, "teacher")
-            self._check_vocabulary()
-            self._plan = bind(self.loss_model, self.student, self.teacher, student, teacher)
+            if not hasattr(self, "batches"):
+                self.batches = TrainBatches(self._train_loader, self.settings.seed, self.accelerator)
+            with seeded(self.settings.seed):  # projections begin alike on every process
+                raw = self.batches.peek()
+                for_teacher, for_student = adapted(self.train_data_adaptor, self.accelerator.device, raw)
+                student = named(for_student, self.student, "student")
+                teacher = student if self.teacher is None else named(for_teacher, self.teacher.model, "teacher")
+                self._check_vocabulary()
+                self._plan = bind(self.loss_model, self.student, self.teacher, student, teacher)
             self._undo.callback(self._plan.close)
             for note in self._plan.notes:
                 if note.startswith("warning: "):
@@ -433,8 +443,10 @@ class KnowledgeDistiller:
             optimizer = own
             known = {id(p) for group in own.param_groups for p in group["params"]}
             extra = [p for p in self.loss_model.parameters() if id(p) not in known]
-            if extra:
+            if extra and self._scheduler is None:
                 optimizer.add_param_group({"params": extra})
+            elif extra:  # a schedule made before knows only the groups that were there
+                optimizer.param_groups[0]["params"].extend(extra)
         scheduler = self._scheduler or (
             placement.make_scheduler(self.settings, optimizer, self.total_steps)
             if own is None
@@ -472,11 +484,16 @@ class KnowledgeDistiller:
         return loader_of(dataset, self.settings, self.accelerator, data_collator, self.processing_class, train)
 
     def stop(self) -> None:
-        """End the run after the present step."""
-        self._stopped = True
+        """End the run after the present step; the other processes end with their next evaluation or epoch."""
+        self.progress.stopped = True
+
+    def _agree_to_stop(self) -> None:
+        if self.accelerator.num_processes > 1:
+            here = torch.tensor(int(self.progress.stopped), device=self.accelerator.device)
+            self.progress.stopped = bool(self.accelerator.reduce(here, "sum"))
 
     def _finished(self) -> bool:
-        return self._stopped or (0 < self.settings.max_steps <= self.progress.step)
+        return self.progress.stopped or (0 < self.settings.max_steps <= self.progress.step)
 
     def close(self) -> None:
         """Take every hook off the models, and let frozen parameters train again."""
@@ -520,9 +537,9 @@ class KnowledgeDistiller:
             run_state.read_optimizer(checkpoint.latest(Path(optimizer)), self._stateful())
         if progress is not None:
             folder = checkpoint.latest(Path(progress))
-            self.progress, self._metrics = run_state.read_progress(folder)
+            self.progress, self._metrics = run_state.read_progress(folder, self.callbacks)
             generators = run_state.read_random(folder, self.accelerator.process_index)
-            self.batches.generator_states = generators
+            self.batches.restore(generators, self.progress.batches)
         return self.progress.epoch
 
     def _open_output(self, resume: bool | str | Path) -> None:
@@ -576,12 +593,13 @@ class KnowledgeDistiller:
         if self.accelerator.is_main_process:
             writer.begin()
         self.accelerator.wait_for_everyone()
-        run_state.write_random(writer, self.accelerator.process_index, self.batches.generator_states)
+        states = self.batches.states(self.progress.batches)
+        run_state.write_random(writer, self.accelerator.process_index, states)
         if self.accelerator.is_main_process:
             writer.module("student", self.student)
             writer.module("projections", self.loss_model)
             run_state.write_optimizer(writer, self._stateful())
-            run_state.write_progress(writer, self.progress, self._metrics)
+            run_state.write_progress(writer, self.progress, self._metrics, self.callbacks)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self._call("on_save", writer.commit(self.settings.save_total_limit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import EvalPrediction
 
 from . import checkpoint
 from .adaptors import DataAdaptor, accepted, adapted, named, predicts_next_token, same_inputs
-from .errors import DistillationError
+from .errors import DataError, DistillationError
 from .losses.logits import IGNORED_LABEL
 from .metrics import pearson
 
@@ -62,7 +64,7 @@ class TaskEvaluator:
         primary_metric: str = "",
         fixed_order: bool = False,
     ) -> None:
-        self.compute_metrics = compute_metrics
+        self.compute_metrics = None if compute_metrics is None else _as_called(compute_metrics)
         self.data_adaptor = data_adaptor or same_inputs
         self.primary_metric = primary_metric
         self.fixed_order = fixed_order
@@ -210,9 +212,25 @@ def _default_metrics(next_token: bool, logits: np.ndarray, labels: np.ndarray) -
     return {"accuracy": float((logits.argmax(-1) == labels)[counted].mean())}
 
 
+def _as_called(function: ComputeMetrics) -> ComputeMetrics:
+    """`(logits, labels)` as it is; a function of one argument gets an `EvalPrediction`, as from transformers."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return function
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(needed) != 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return function
+    return lambda logits, labels: function(EvalPrediction(predictions=logits, label_ids=labels))  # type: ignore[call-arg]
+
+
 def _logits(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
+    if isinstance(output, Mapping) and "logits" not in output:
+        raise DataError(f"a model's output has no 'logits' to evaluate; it has: {', '.join(map(str, output))}")
+    if isinstance(output, Mapping):
+        return output["logits"]
     logits = getattr(output, "logits", None)
     return logits if logits is not None else output[0]
 

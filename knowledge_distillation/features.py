@@ -22,7 +22,6 @@ from .capture import Capture, Location, accepted_flags
 from .config import Feature
 from .errors import ConfigError, nearest
 
-KINDS = ("vector", "tokens", "attention", "heads", "map")
 _ATTENTION_OUTPUTS = (*attention.STATES, *attention.MAPS)
 _CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
 _MODULE_OUTPUT = re.compile(r"(output|input)(?:\[(\w+)\])?")
@@ -114,7 +113,7 @@ def catalogue(model: nn.Module, inputs: Mapping[str, Any]) -> Catalogue:
     for stack, states in stacks.items():
         _name_hidden_states(names, trace, stack, states)
     _name_attention(names, trace, stacks)
-    _name_fields(names, trace)
+    _name_fields(names, trace, inputs)
     return names
 
 
@@ -274,8 +273,9 @@ def _dropped_maps(trace: _Trace) -> list[tuple[Location, dict[str, Tensor]]]:
     return maps
 
 
-def _name_fields(names: Catalogue, trace: _Trace) -> None:
+def _name_fields(names: Catalogue, trace: _Trace, inputs: Mapping[str, Any]) -> None:
     output = trace.output
+    lengthy = [value for value in inputs.values() if isinstance(value, Tensor) and value.dim() == 2]
     if isinstance(output, Tensor):
         fields = {"logits": output}
     elif isinstance(output, Mapping):
@@ -285,7 +285,9 @@ def _name_fields(names: Catalogue, trace: _Trace) -> None:
     for key, value in fields.items():
         if isinstance(value, Tensor) and value.dim():
             place = _holder(trace, value) or Location("field", item=key)
-            names.known[Feature("output", key)] = Known(place, _kind(value, "tokens"), tuple(value.shape))
+            grows = value.dim() == 2 and any(value.shape in (t.shape, (t.numel(), value.shape[1])) for t in lengthy)
+            kind = "" if grows else _kind(value, "tokens")  # "": seen from two lengths, when it is asked for
+            names.known[Feature("output", key)] = Known(place, kind, tuple(value.shape))
 
 
 # --- kinds, where the name does not tell ---------------------------------------------------------------------------
@@ -324,6 +326,11 @@ def kind_of(short: Tensor, long: Tensor | None) -> str:
     if long is None:
         return _kind(short, "tokens")
     grows = [a != b for a, b in zip(short.shape, long.shape, strict=False)]
+    if short.dim() == 2 and any(grows):
+        form = "a score for each position" if grows[1] else "a row for each token of the whole batch"
+        raise ConfigError(
+            f"of shape {tuple(short.shape)} it has {form}, which no mask fits: map the logits or hidden states"
+        )
     if short.dim() == 4:
         return "attention" if grows[2:] == [True, True] else "heads" if grows[2] and not grows[3] else "map"
     return _kind(short, "tokens" if any(grows) else "map")

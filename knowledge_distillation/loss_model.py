@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .adaptors import Inputs, OutputAdaptor, flatten, readable, ready_made_output
 from .config import DistillConfig, Entry, Feature, parse_config
-from .context import batch_size, kind_by_name, make_context, mask_keys
+from .context import batch_size, kind_by_name, make_context, mask_keys, mask_of
 from .errors import ConfigError, nearest, raise_all
 from .losses import check_arguments, get_loss, parameters_of
 from .losses.logits import IGNORED_LABEL
@@ -125,7 +125,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         )
         detached = {feature: tensor.detach() for feature, tensor in teacher.items()}
         given, taught = (inputs if isinstance(inputs, Mapping) else {} for inputs in (student_inputs, teacher_inputs))
-        context = make_context(given, taught, self.shift_labels)
+        shift = self.shift_labels or "CausalLM" in type(student_output).__name__
+        context = make_context(given, taught, shift)
         return self._canonical(student), self._canonical(detached), context
 
     def _canonical(self, features: dict[Feature, Tensor]) -> dict[Feature, Tensor]:
@@ -155,6 +156,9 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             function.to(given[0].device)
         if entry.many and not callable(entry.loss):
             raise ConfigError(f"loss {entry.loss_name} compares one feature with one: it takes no list of features")
+        temperature = entry.args.get("temperature", 1)
+        if not callable(entry.loss) and not (isinstance(temperature, (int, float)) and temperature > 0):
+            raise ConfigError(f"loss {entry.loss_name}: temperature is above 0; found {temperature!r}")
         problem = check_arguments(entry.loss_name, function, entry.args, [*_MASK_WORDS, *context])
         if problem:
             raise ConfigError(problem)
@@ -248,6 +252,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         adapted = shape if entry.name in self.projections else tuple(student.shape)
         if named and adapted != tuple(teacher.shape):
             raise ConfigError(_mismatch(kind, logits, student, teacher, pair))
+        if named and student.shape[-1] == 1 and entry.loss_name in _LOGIT_LOSSES and entry.loss_name != "logits_mse":
+            raise ConfigError(f"{pair}: with one output a softmax is always 1 and the loss 0. Use logits_mse")
 
     def _fit_labels(self, bound: BoundEntry, student: Tensor, labels: Tensor) -> None:
         named = not callable(bound.entry.loss)
@@ -267,8 +273,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 raise ConfigError(f"labels run {found}, and {bound.entry.student[0]} has {classes} classes")
 
     def _masks(self, bound: BoundEntry, context: Mapping[str, Any]) -> Masks:
-        rows = context.get(bound.rows) if bound.rows else None
-        keys = context.get(bound.keys) if bound.keys else None
+        rows, keys = (mask_of(context, key) for key in (bound.rows, bound.keys))
         if bound.entry.hard and not context["labels"].is_floating_point():
             labelled = context["labels"] != IGNORED_LABEL
             if rows is None or rows.shape[: labelled.dim()] != labelled.shape:
@@ -286,8 +291,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             for side in (student, teacher)
         )
         reference = (context["labels"],) if bound.entry.hard else target
-        mask, taught = context.get(bound.rows or ""), context.get(f"teacher_{bound.rows}")
-        mask = None if mask is None else mask.bool()
+        mask, taught = mask_of(context, bound.rows), context.get(f"teacher_{bound.rows}")
         masks = {"mask": mask, "teacher_mask": mask if taught is None else taught.bool()}
         asked = {name: masks[name] if name in _MASK_WORDS else context.get(name) for name in bound.asks_for}
         sides = (given, reference) if bound.entry.many else (given[0], reference[0])
@@ -306,6 +310,12 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         self, bound: BoundEntry, values: Tensor, context: Mapping[str, Any], counts: Mapping[str, Any] | None
     ) -> Tensor:
         masks = self._masks(bound, context)
+        lengthy = bound.layout.name in ("tokens", "rows", "pairs") and bound.rows is None
+        if counts is not None and lengthy and sizes_of(values, bound.layout) != bound.sizes:
+            raise ConfigError(
+                f"{bound.entry.student[0]} changes its length from batch to batch and no input has that length, so an "
+                "average over several batches cannot be counted: give the batch an attention_mask"
+            )
         number: Any = (
             count(bound.layout, masks, batch_size(context, values), *sizes_of(values, bound.layout))
             if counts is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -18,6 +18,7 @@ from .context import kind_by_name, make_context
 from .errors import ConfigError, DataError, DistillationError, raise_all
 from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
 from .loss_model import MultiLayerBasedDistillationLoss
+from .losses import check_arguments, functions_of
 from .teachers import FrozenTeacher
 
 if TYPE_CHECKING:
@@ -146,10 +147,13 @@ def bind(
             with _first_batch("teacher", teacher_run):
                 found["teacher"] = teacher.features(taken["teacher"].features, teacher_run)  # type: ignore[union-attr]
         assert taken["student"] is not None
-        with _preserved_with_gradient(student):
+        with preserved(student), torch.enable_grad():
             with _first_batch("student", student_run):
                 found["student"] = taken["student"].features(student_run)
             rows, reached = _bind_entries(loss_model, found, taken, context, problems, student)
+            if not problems and any(p.requires_grad and id(p) not in reached for p in student.parameters()):
+                student.eval()  # a pass that skips layers at random must not decide what is frozen
+                reached |= _reached(taken["student"].features(student_run).values(), student)
         raise_all(ConfigError, "distill_config", problems)
     except BaseException:
         for source in taken.values():
@@ -297,6 +301,7 @@ def _bind_entries(
         if any(f not in found["student"] for f in entry.student) or any(
             f not in found["teacher"] for f in entry.teacher
         ):
+            problems += [(entry.index, text) for text in _loss_problems(entry, context)]
             continue
         kind = taken["student"].kinds[entry.student[0]]  # type: ignore[union-attr]
         try:
@@ -314,10 +319,30 @@ def _bind_entries(
             continue
         losses.append(terms.loss)
         rows.append(_row(loss_model, entry, found))
+    return rows, _reached(losses, student)
+
+
+def _loss_problems(entry: Entry, context: Mapping[str, Any]) -> list[str]:
+    """What can be said of an entry's loss without its features."""
+    try:
+        functions = [entry.loss] if callable(entry.loss) else list(functions_of(entry.loss, entry.hard).values())
+    except ConfigError as error:
+        return [str(error)]
+    problem = check_arguments(entry.loss_name, functions[0], entry.args, ["mask", "teacher_mask", *context])
+    return [problem] if problem else []
+
+
+def _reached(tensors: Iterable[Tensor], student: nn.Module) -> set[int]:
+    """The ids of the student's parameters that a gradient of these tensors reaches."""
+    total = [tensor.sum() for tensor in tensors if tensor.requires_grad]
     parameters = [p for p in student.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(torch.stack(losses).sum(), parameters, allow_unused=True) if losses else ()
-    reached = {id(p) for p, gradient in zip(parameters, gradients, strict=bool(losses)) if gradient is not None}
-    return rows, reached
+    if not total or not parameters:
+        return set()
+    try:
+        gradients = torch.autograd.grad(torch.stack(total).sum(), parameters, allow_unused=True)
+    except RuntimeError as error:
+        raise ConfigError(f"the student's gradient cannot be taken ({error}): set use_reentrant=False") from error
+    return {id(p) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
 def _row(
@@ -368,20 +393,6 @@ def _notes(
             what = "a scalar" if bound.layout.name == "batch" else "one value per sample"
             notes.append(f"warning: {bound.entry.name} returns {what} and asks for no mask, so padding counts in it")
     return notes
-
-
-class _preserved_with_gradient:
-    """`preserved`, with gradients on."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.inner = preserved(model)
-
-    def __enter__(self) -> None:
-        self.inner.__enter__()
-        torch.set_grad_enabled(True)
-
-    def __exit__(self, *error: Any) -> None:
-        self.inner.__exit__(*error)
 
 
 def _count(module: nn.Module) -> str:

@@ -9,12 +9,13 @@ from .errors import ConfigError
 Entries = list[dict[str, Any]]
 
 
-def hinton(alpha: float = 0.5, temperature: float = 2.0) -> Entries:
+def hinton(alpha: float = 0.5, temperature: float = 2.0, regression: bool = False) -> Entries:
     """Soft targets: alpha * T^2 * KL(teacher, student) + (1 - alpha) * cross-entropy with the labels.
 
     Args:
         alpha: weight of the soft part, in [0, 1]. At 1 no labels are needed, at 0 no teacher.
         temperature: above 0.
+        regression: the model has one real output: both parts are then squared errors, and there is no temperature.
 
     Source: Hinton, Vinyals and Dean, 2015.
     """
@@ -29,7 +30,9 @@ def hinton(alpha: float = 0.5, temperature: float = 2.0) -> Entries:
         "args": {"temperature": temperature},
         "weight": alpha,
     }
-    hard = {"student": "output.logits", "loss": "cross_entropy", "weight": 1 - alpha}
+    hard = {"student": "output.logits", "loss": "mse" if regression else "cross_entropy", "weight": 1 - alpha}
+    if regression:
+        soft |= {"loss": "logits_mse", "args": {}}
     return [entry for entry in (soft, hard) if entry["weight"]]
 
 
@@ -54,7 +57,7 @@ def layers(teacher: Any, student: Any, alpha: float = 0.5, temperature: float = 
         {"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}
     ]
     entries += [{"teacher": f"{pairs[0]}.{o}", "student": f"{pairs[1]}.{o}", "loss": "mse"} for o in outputs]
-    return entries + hinton(alpha, temperature)
+    return entries + hinton(alpha, temperature, regression=getattr(t, "num_labels", 2) == 1)
 
 
 METHODS = {"hinton": hinton, "layers": layers}

@@ -15,7 +15,7 @@ class Progress:
 
     `step`: optimizer steps done; `epoch`: epochs done; `batches`: batches of the present epoch done on this process;
     `fraction`: epochs done, with the part of the present one; `best`: the best primary metric so far; `evaluated`: the
-    step of the last evaluation.
+    step of the last evaluation; `stopped`: a callback ended the run.
     """
 
     step: int = 0
@@ -24,6 +24,7 @@ class Progress:
     fraction: float = 0.0
     best: float | None = None
     evaluated: int = 0
+    stopped: bool = False
 
 
 class Running:

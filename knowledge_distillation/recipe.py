@@ -10,7 +10,7 @@ from typing import Any
 from . import presets
 from .config import parse_config
 from .data.embedded import embedded_sentiment
-from .data.glue import GLUE_TASKS, GlueTask, load_glue
+from .data.glue import GLUE_TASKS, GlueTask, find_task, load_glue
 from .errors import ConfigError, nearest
 from .settings import TrainingSettings
 
@@ -71,8 +71,8 @@ class Recipe:
                 TrainingSettings.parse(dict(settings))
             except ConfigError as error:
                 problems.append(f"{key}: {str(error).removeprefix('settings: ')}")
-        if self.task != EMBEDDED and self.task not in GLUE_TASKS:
-            known = [EMBEDDED, *GLUE_TASKS]
+        known = [EMBEDDED, *GLUE_TASKS, *(task.folder for task in GLUE_TASKS.values())]
+        if self.task not in known:
             problems.append(f"task {self.task!r} is unknown.{nearest(self.task, known)} Known: {', '.join(known)}")
         if self.method is not None and self.method not in presets.METHODS:
             near = nearest(self.method, presets.METHODS)
@@ -110,7 +110,7 @@ class Recipe:
 
     @property
     def glue_task(self) -> GlueTask:
-        return GLUE_TASKS["sst2" if self.task == EMBEDDED else self.task]
+        return find_task("sst2" if self.task == EMBEDDED else self.task)
 
     def hard_entries(self) -> list[dict[str, Any]]:
         return HARD_REGRESSION if self.glue_task.is_regression else HARD
@@ -271,7 +271,7 @@ class Ingredients:
         name = recipe.method or "layers"
         if name == "layers":
             return presets.layers(self.teacher, student, recipe.alpha, recipe.temperature)
-        return presets.hinton(recipe.alpha, recipe.temperature)
+        return presets.hinton(recipe.alpha, recipe.temperature, recipe.glue_task.is_regression)
 
     def distiller(
         self, student: Any, entries: list[Any], output_dir: str | Path | None, finetune: bool = False, **settings: Any

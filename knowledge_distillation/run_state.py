@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .callbacks import Callback
 from .checkpoint import Writer, fitting, random_state, read_tree, set_random_state
 from .loss_model import MultiLayerBasedDistillationLoss
 from .progress import Progress
@@ -30,13 +31,20 @@ def read_optimizer(folder: Path, parts: Mapping[str, Any]) -> None:
                 part.load_state_dict(state[name])
 
 
-def write_progress(writer: Writer, progress: Progress, metrics: Mapping[str, float]) -> None:
-    writer.tree("progress", {"progress": asdict(progress), "metrics": metrics})
+def write_progress(
+    writer: Writer, progress: Progress, metrics: Mapping[str, float], callbacks: Sequence[Callback]
+) -> None:
+    states = [[type(callback).__name__, callback.state_dict()] for callback in callbacks]
+    writer.tree("progress", {"progress": asdict(progress), "metrics": metrics, "callbacks": states})
 
 
-def read_progress(folder: Path) -> tuple[Progress, dict[str, float]]:
+def read_progress(folder: Path, callbacks: Sequence[Callback]) -> tuple[Progress, dict[str, float]]:
     state = read_tree(folder, "progress")
     with fitting(folder, "progress"):
+        for callback in callbacks:
+            mine = next((s for name, s in state["callbacks"] if name == type(callback).__name__), None)
+            if mine:
+                callback.load_state_dict(mine)
         return Progress(**state["progress"]), state["metrics"]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 
@@ -20,17 +21,25 @@ class FrozenTeacher(nn.Module):
         model: the teacher, in whatever mode it is.
         dtype: floating-point type of the weights; None keeps theirs.
         device: None keeps theirs.
+        apart_from: a model that trains; weights it shares with `model` are copied, so that they stay as they are.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        apart_from: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.model = _frozen_copy(model, dtype, device)
+        self.model = _frozen_copy(model, dtype, device, apart_from)
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.hold_still()
         with torch.no_grad():
-            return self.model(*args, **kwargs)
+            output = self.model(*(self.cast({"": value})[""] for value in args), **self.cast(kwargs))
+        return convert_to_fp32(output)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
         """Stays in eval mode, whatever `mode` is."""
@@ -66,13 +75,19 @@ class FrozenTeacher(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
 
-def _frozen_copy(model: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
+def _frozen_copy(
+    model: nn.Module, dtype: torch.dtype | None, device: torch.device | None, apart_from: nn.Module | None
+) -> nn.Module:
     exact = {id(p) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()}
+    trained = set() if apart_from is None else {t.data_ptr() for t in _tensors(apart_from)}
     memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        change = dtype if parameter.is_floating_point() and id(parameter) not in exact else None
-        value = parameter.detach().to(device=device, dtype=change)
-        memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer.detach().to(device=device)
+    for tensor in _tensors(model):
+        change = dtype if isinstance(tensor, nn.Parameter) and id(tensor) not in exact else None
+        value = tensor.detach().to(device=device, dtype=change if tensor.is_floating_point() else None)
+        value = value.clone() if value.data_ptr() in trained else value
+        memo[id(tensor)] = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
     return copy.deepcopy(model, memo)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], type[DistillationError], li
     "type of an argument": (
         lambda: {"config": [{**LOGITS, "loss": "kl_divergence", "args": {"temperature": "hot"}}]},
         ConfigError,
-        ["[0] loss kl_divergence failed: TypeError"],
+        ["[0] loss kl_divergence: temperature is above 0; found 'hot'"],
     ),
     "key": (
         lambda: {"config": entry(wieght=2)},
@@ -183,6 +183,11 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], type[DistillationError], li
         lambda: {"config": entry(loss=cuts_the_gradient)},
         ConfigError,
         ["[0] loss cuts_the_gradient cuts the gradient"],
+    ),
+    "argument out of range": (
+        lambda: {"config": [{**LOGITS, "loss": "kl_divergence", "args": {"temperature": 0}}]},
+        ConfigError,
+        ["[0] loss kl_divergence: temperature is above 0; found 0"],
     ),
     "loss that fails": (
         lambda: {"config": entry(loss=lambda student, teacher: student @ teacher)},
@@ -710,7 +715,7 @@ SETTINGS = {
     "teacher={model_type: vit}": ["recipe: cannot build a vit for sst2: Unrecognized configuration class"],
     "teacher=./nowhere": ["recipe: './nowhere': no such directory"],
     "student=./nowhere": ["recipe: './nowhere': no such directory"],
-    "student={layers: [1], of: ./nowhere}": ["recipe: no model for sst2 in './nowhere': no such directory"],
+    "student={layers: [1], of: ./nowhere}": ["recipe: './nowhere': no such directory"],
     "student=null": ["recipe: student is missing: {layers: [...]}, a directory"],
     "student={layers: [9]}": ["layers [9]: BertForSequenceClassification has layers 1 to 2; found [9]"],
     "student={layers: 3}": ["layers are whole numbers in a list; found 3"],
@@ -798,6 +803,8 @@ def test_other_commands_refuse_too(folder: Path) -> None:
     )
     refused(distill("finetune"), "recipe: teacher is missing")
     refused(distill("run", folder / "recipe.yaml", "--task", "sst3"), "task 'sst3' is unknown. Nearest: sst2.")
+    unused = distill("run", folder / "recipe.yaml", "--alpha", 0.3)
+    refused(unused, "--alpha and --temperature belong to a method, and this recipe has a distill_config")
 
 
 HEADS = [{"teacher": "layer2.attention", "student": "layer1.attention", "loss": "mse"}]

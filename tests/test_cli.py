@@ -256,7 +256,7 @@ def test_numbers_for_the_student_cut_layers_out_of_the_teacher(numbers: str, dep
 
 
 def test_a_method_with_its_arguments(tmp_path: Path) -> None:
-    path = written(tmp_path, distill_config=None)
+    path = written(tmp_path)  # the method takes the place of the recipe's own entries
     options = ("--method", "hinton", "--alpha", 0.3, "--temperature", 4, "-o", tmp_path / "out")
     assert "temperature=4" in succeeded(distill("run", path, *options))
     soft, hard = of_run(tmp_path / "out")["distill_config"]

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import random
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,11 @@ def narrow(**options: Any) -> dict[str, Any]:
     return {"config": NARROW, **models, **data, "num_train_epochs": 3, **options}
 
 
+def scores_of(run: KnowledgeDistiller, **resume: Any) -> dict[str, float]:
+    """What the run returns about evaluations."""
+    return {name: value for name, value in run.train(**resume).items() if name.startswith(("eval_", "best_"))}
+
+
 def trained(run: KnowledgeDistiller) -> dict[str, torch.Tensor]:
     """The weights of student and projections after the run."""
     run.train()
@@ -90,8 +96,7 @@ def test_training_lowers_the_loss_and_moves_the_student() -> None:
 
 def test_train_and_distillate_are_one_call() -> None:
     first, second = distiller(**narrow()), distiller(**narrow())
-    first.train()
-    assert second.distillate() == {}
+    assert first.train() == second.distillate()
     assert same(weights(first.student), weights(second.student))
     assert same(weights(first.loss_model), weights(second.loss_model))
 
@@ -127,11 +132,17 @@ def test_a_plan_made_before_changes_no_result() -> None:
     assert same(results[0], results[1]) and same(results[0], results[2])
 
 
-def test_a_plan_leaves_the_student_as_it_was() -> None:
+def test_a_plan_leaves_the_student_and_the_random_state_as_they_were() -> None:
     run = distiller(**narrow())
     run.student.eval()
     before = weights(run.student)
+    torch.manual_seed(8)
+    random.seed(8)
+    np.random.seed(8)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     run.plan()
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())
     assert same(before, weights(run.student)) and not run.student.training
     assert all(parameter.grad is None for parameter in run.student.parameters())
 
@@ -226,6 +237,47 @@ def test_a_generator_without_end_stops_at_max_steps() -> None:
     assert run.progress.step == 7 and run.total_steps == 7
 
 
+def test_a_generator_loses_no_batch_to_a_plan() -> None:
+    plain, planned = (distiller(max_steps=3, train_dataloader=(b for b in batches())) for _ in range(2))
+    planned.plan()
+    planned.close()
+    assert same(trained(plain), trained(planned)) and planned.progress.step == 3
+
+
+@pytest.mark.parametrize("data", ["loader", "data set"])
+def test_the_order_of_an_epoch_follows_from_seed_and_epoch_alone(data: str) -> None:
+    """Not from what else draws random numbers: dropout, evaluators, callbacks."""
+
+    def order(seed: int, draws: int) -> list[list[int]]:
+        seen: list[list[int]] = []
+        loader = {"train_dataloader": DataLoader(rows(12), batch_size=4, shuffle=True, collate_fn=collate)}
+        dataset = {"train_dataset": rows(12), "data_collator": collate, "per_device_train_batch_size": 4}
+
+        def adapt(device, batch):
+            seen.append(batch["input_ids"][:, 1].tolist())
+            return batch, batch
+
+        look = Watch(lambda d: (torch.rand(draws), np.random.rand(draws)))
+        run = distiller(
+            HARD,
+            None,
+            bert(2, dropout=0.1),
+            **(loader if data == "loader" else dataset),
+            train_data_adaptor=adapt,
+            callbacks=[look],
+            num_train_epochs=2,
+            seed=seed,
+        )
+        run.plan()
+        seen.clear()
+        run.train()
+        return seen
+
+    first = order(1, draws=1)
+    assert len(first) == 6 and first[:3] != first[3:]
+    assert first == order(1, draws=5) and first != order(2, draws=1)
+
+
 def test_a_data_adaptor_gives_each_model_its_own_inputs() -> None:
     """The teacher reads other ids than the student, by tuple and by dict; labels reach no model."""
     seen: dict[str, list[Any]] = {"teacher": [], "student": []}
@@ -279,6 +331,19 @@ def test_ones_own_schedule_advances_once_an_optimizer_step() -> None:
     )
     run.train()
     assert run.progress.step == 4 and optimizer.param_groups[0]["lr"] == 0.5**4
+
+
+def test_ones_own_schedule_covers_the_projections() -> None:
+    """It was made for the groups that were there, so they join the first instead of coming as one more."""
+    options = narrow()
+    optimizer = torch.optim.SGD(options["student"].parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
+    run = distiller(**options, optimizer=optimizer, lr_scheduler=schedule)
+    run.plan()
+    begun = weights(run.loss_model)
+    run.train()
+    assert len(optimizer.param_groups) == 1 and not same(begun, weights(run.loss_model))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 16)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(tmp_path: Path) -> None:
@@ -354,6 +419,17 @@ def test_the_teacher_is_the_same_to_the_last_bit_and_the_callers_model_untouched
     assert {p.dtype for p in run.teacher.parameters()} == {torch.float32 if dtype == "auto" else torch.bfloat16}
 
 
+def test_weights_that_student_and_teacher_share_are_trained_for_the_student_alone() -> None:
+    teacher, student = bert(), bert(2)
+    student.bert.embeddings = teacher.bert.embeddings
+    run = distiller(HIDDEN + SOFT, teacher, student)
+    before, ours = weights(run.teacher.model), weights(student)
+    run.train()
+    assert same(before, weights(run.teacher.model))
+    name = "bert.embeddings.word_embeddings.weight"
+    assert not torch.equal(ours[name], student.state_dict()[name])
+
+
 def test_the_student_trains_in_training_mode_and_is_left_so() -> None:
     student = bert(2).eval()
     modes: list[bool] = []
@@ -370,7 +446,9 @@ def test_ones_own_loop_is_that_of_train() -> None:
     means = [run.train_epoch() for _ in range(3)]
     result = {**weights(run.student), **weights(run.loss_model)}
     run.close()
-    assert same(result, trained(distiller(**narrow())))
+    whole = distiller(**narrow())
+    assert whole.train() == means[2]  # the losses of the last epoch
+    assert same(result, {**weights(whole.student), **weights(whole.loss_model)})
     assert list(means[0]) == ["loss", "mse:layer1_hidden_states", "kl_divergence:output_logits"]
     assert means[0]["loss"] == pytest.approx(sum(list(means[0].values())[1:]), rel=1e-5)
     assert means[2]["loss"] < means[0]["loss"]
@@ -504,7 +582,7 @@ def test_the_long_known_evaluator_is_asked_after_every_step() -> None:
         eval_steps=1,
         callbacks=[Watch(lambda d: modes.append(d.student.training))],
     )
-    assert run.train() == {}
+    assert scores_of(run) == {}
     assert [(call["epoch"], call["step"]) for call in evaluator.calls] == [(1, 1), (1, 2), (1, 3)] + [
         (2, 4),
         (2, 5),
@@ -585,7 +663,7 @@ def test_the_best_student_is_kept(
     evaluator = Scripted(scores, greater)
     dev = batches(1)
     run = distiller(evaluator=evaluator, dev_dataloader=dev, num_train_epochs=3, output_dir=tmp_path, **setting)
-    metrics = run.train()
+    metrics = scores_of(run)
     kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
     assert same(weights(kept), evaluator.students[best])
     assert metrics == {"eval_score": scores[-1], "eval_other": 1.0, "best_score": scores[best]}
@@ -612,7 +690,7 @@ def test_a_plain_function_evaluates_and_the_last_student_is_kept(tmp_path: Path)
         return {"score": 1}
 
     run = distiller(evaluator=evaluator, num_train_epochs=2, output_dir=tmp_path)
-    assert run.train() == {"eval_score": 1.0}
+    assert scores_of(run) == {"eval_score": 1.0}
     kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
     assert same(weights(kept), weights(run.student))
 
@@ -690,6 +768,15 @@ def test_ones_own_metrics_see_all_rows_in_order() -> None:
     assert seen[0][0].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]] and seen[0][1].tolist() == [0, 1, 2, 3]
 
 
+def test_metrics_written_for_transformers_are_called_as_there() -> None:
+    def compute(prediction):
+        return {"right": (prediction.predictions.argmax(-1) == prediction.label_ids).mean()}
+
+    student = Fixed(torch.tensor([[2.0, 1], [0, 1]]))
+    data = [{"input_ids": torch.tensor([[0], [1]]), "labels": torch.tensor([0, 0])}]
+    assert TaskEvaluator(compute)(student, None, data, accelerator()) == {"right": 0.5}
+
+
 def test_real_labels_are_scored_by_correlation() -> None:
     student, teacher = Fixed(torch.tensor([[1.0], [2], [3], [4]])), Fixed(torch.tensor([[2.0], [1], [4], [3]]))
     data = [{"input_ids": torch.tensor([[0], [1], [2], [3]]), "labels": torch.tensor([0.5, 1.0, 1.5, 2.0])}]
@@ -733,7 +820,7 @@ def test_a_token_task_trains_and_is_scored() -> None:
     config = bert(2, num_labels=3).config
     teacher, student = BertForTokenClassification(config), BertForTokenClassification(config)
     data = [{**b, "labels": (b["input_ids"] % 3).masked_fill(b["attention_mask"] == 0, -100)} for b in batches(5, 3)]
-    metrics = distiller(SOFT + HARD, teacher, student, train_dataloader=data, dev_dataloader=data).train()
+    metrics = scores_of(distiller(SOFT + HARD, teacher, student, train_dataloader=data, dev_dataloader=data))
     assert set(metrics) == {"eval_accuracy", "eval_teacher_accuracy", "eval_agreement", "best_accuracy"}
     logits = [student.eval()(**batch).logits for batch in data]
     right = sum(
@@ -861,6 +948,19 @@ def test_early_stopping_waits_its_patience(scores: list[float], greater: bool, p
     assert run.progress.epoch == epochs
 
 
+def test_early_stopping_remembers_across_a_resume(tmp_path: Path) -> None:
+    def epochs(number: int, scores: list[float]) -> int:
+        run = distiller(
+            evaluator=Scripted(scores), num_train_epochs=number, callbacks=[EarlyStopping(2)], output_dir=tmp_path
+        )
+        run.train(resume_from_checkpoint=True)
+        return run.progress.epoch
+
+    assert epochs(2, [0.5, 0.4]) == 2  # one evaluation without improvement
+    assert epochs(9, [0.3, 0.9]) == 3  # and the second
+    assert epochs(9, []) == 3  # a run that was stopped is finished
+
+
 def test_the_history_has_every_term_rate_and_score(tmp_path: Path) -> None:
     config = [{**SOFT[0], "weight": 0.25}, {**HARD[0], "weight": 2.0, "name": "labels"}]
     run = distiller(
@@ -980,10 +1080,11 @@ def test_a_finished_run_resumed_trains_nothing_and_knows_its_scores(tmp_path: Pa
     options = {"dev_dataloader": batches(1), "output_dir": tmp_path, "num_train_epochs": 2}
     for intervals in ({}, {"eval_steps": 4, "save_steps": 4}):
         settings = {**options, **intervals, "overwrite_output_dir": True}
-        first = distiller(**settings).train()
+        first = scores_of(distiller(**settings))
         before = contents(tmp_path)
         recorder = Recorder()
-        assert distiller(**settings, callbacks=[recorder]).train(resume_from_checkpoint=True) == first
+        again = distiller(**settings, callbacks=[recorder])
+        assert again.train(resume_from_checkpoint=True) == first and "best_accuracy" in first
         assert [event for event, _ in recorder.events] == ["on_train_begin", "on_train_end"]
         assert contents(tmp_path) == before
 
@@ -1117,22 +1218,14 @@ def test_gradients_are_clipped_together() -> None:
     assert norm(max_grad_norm=None) == free
 
 
-# --- labels alone ------------------------------------------------------------------------------------------------------
+# --- labels alone --------------------------------------------------------------------------------------------------
 
 
 def test_fine_tuning_is_the_same_loop_with_labels_alone(tmp_path: Path) -> None:
     data = [{**b, "labels": (b["input_ids"][:, 0] > 20).long()} for b in batches(4)]
     student = bert(2, seed=2)
-    metrics = distiller(
-        HARD,
-        None,
-        student,
-        train_dataloader=data,
-        dev_dataloader=data,
-        num_train_epochs=20,
-        learning_rate=5e-3,
-        output_dir=tmp_path,
-    ).train()
+    settings = {"num_train_epochs": 20, "learning_rate": 5e-3, "output_dir": tmp_path}
+    metrics = scores_of(distiller(HARD, None, student, train_dataloader=data, dev_dataloader=data, **settings))
     assert set(metrics) == {"eval_accuracy", "best_accuracy"} and metrics["best_accuracy"] == 1.0
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
     right = [(saved(**batch).logits.argmax(-1) == batch["labels"]) for batch in data]

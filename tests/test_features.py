@@ -387,7 +387,6 @@ def test_kinds_of_module_paths_are_found_by_two_lengths(tiny, family, name, kind
     ("short", "long", "kind"),
     [
         ((2, 5), (2, 5), "vector"),
-        ((2, 5), (2, 8), "vector"),
         ((2, 5, 8), (2, 8, 8), "tokens"),
         ((2, 8, 5, 5), (2, 8, 8, 8), "attention"),
         ((2, 8, 5, 16), (2, 8, 8, 16), "heads"),
@@ -396,6 +395,15 @@ def test_kinds_of_module_paths_are_found_by_two_lengths(tiny, family, name, kind
 )
 def test_kind_of_shapes_at_two_lengths(short, long, kind):
     assert kind_of(torch.empty(short), torch.empty(long)) == kind
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "message"),
+    [((2, 5), (2, 8), "a score for each position"), ((10, 4), (16, 4), "a row for each token of the whole batch")],
+)
+def test_a_matrix_that_grows_with_the_length_is_refused(short, long, message):
+    with pytest.raises(ConfigError, match=message):
+        kind_of(torch.empty(short), torch.empty(long))
 
 
 def test_a_tuple_has_no_kind(tiny):

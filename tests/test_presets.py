@@ -32,6 +32,16 @@ def test_hinton_is_soft_targets_and_labels(alpha: float, temperature: float) -> 
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_hinton_on_one_real_output_is_squared_errors() -> None:
+    student, teacher, labels = torch.randn(5, 1), torch.randn(5, 1), torch.rand(5)
+    loss = MultiLayerBasedDistillationLoss(hinton(0.75, regression=True))
+    found = loss({"logits": teacher}, {"logits": student}, None, {"labels": labels})
+    wanted = 0.75 * F.mse_loss(student, teacher) + 0.25 * F.mse_loss(student[:, 0], labels)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    entries = layers(bert(num_labels=1), bert(2, num_labels=1))
+    assert [entry["loss"] for entry in entries[-2:]] == ["logits_mse", "mse"]
+
+
 def test_hinton_leaves_out_what_has_no_weight() -> None:
     assert [entry["loss"] for entry in hinton(1.0)] == ["kl_divergence"]  # no labels are needed
     assert [entry["loss"] for entry in hinton(0.0)] == ["cross_entropy"] and not parse_config(hinton(0)).needs_teacher

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..checkpoint import random_state, set_random_state
 from ..errors import ConfigError, DataError
@@ -58,8 +58,7 @@ class TrainBatches:
             except TypeError as error:
                 raise DataError(f"the {self.what} data is no iterable of batches: {error}") from error
             first = next(iterator, _END)
-        for generator, state in zip(self._generators(), states, strict=True):
-            generator.set_state(state)
+        self._set(states)
         if iterator is self.loader and first is not _END:  # an iterator cannot begin again
             self.loader = itertools.chain([first], iterator)
         return [] if first is _END else [first]
@@ -100,8 +99,7 @@ class TrainBatches:
         if set_epoch:
             set_epoch(epoch)
         if self.generator_states and skip:
-            for generator, state in zip(self._generators(), self.generator_states, strict=True):
-                generator.set_state(state)
+            self._set(self.generator_states)
         self.generator_states = [generator.get_state() for generator in self._generators()]
         with seeded(self.seed + epoch):
             iterator = iter(self.loader)
@@ -113,6 +111,28 @@ class TrainBatches:
                 f"the training data gave no batch in epoch {epoch + 1}: can it be iterated more than once?"
             )
         yield from iterator if skip else itertools.chain([drawn], iterator)
+
+    def states(self, batches: int) -> list[torch.Tensor]:
+        """What to save of the loader's own generators after so many batches of an epoch, for `restore`."""
+        within = self._within(batches)
+        return self.generator_states if within else [generator.get_state() for generator in self._generators()]
+
+    def restore(self, states: list[torch.Tensor], batches: int) -> None:
+        """Within an epoch the order is drawn again from its start; between epochs it goes on from here."""
+        if self._within(batches):
+            self.generator_states = states
+        else:
+            self._set(states)
+
+    def _within(self, batches: int) -> bool:
+        try:
+            return 0 < batches < len(self.loader)  # type: ignore[arg-type]
+        except TypeError:
+            return batches > 0
+
+    def _set(self, states: list[torch.Tensor]) -> None:
+        for generator, state in zip(self._generators(), states, strict=True):
+            generator.set_state(state)
 
     def _generators(self) -> list[torch.Generator]:
         """Generators of the loader's own, whose state is not part of the global random state."""
@@ -143,7 +163,7 @@ class _EveryNth:
 def _sharded(loader: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
     if accelerator.num_processes == 1 or isinstance(getattr(loader, "batch_sampler", None), LengthGroupedBatchSampler):
         return loader
-    if isinstance(loader, DataLoader) and loader.batch_sampler is not None:
+    if isinstance(loader, DataLoader) and loader.batch_sampler and not isinstance(loader.dataset, IterableDataset):
         shard = BatchSamplerShard(
             loader.batch_sampler, accelerator.num_processes, accelerator.process_index, even_batches=False
         )
@@ -154,6 +174,11 @@ def _sharded(loader: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
             generator=loader.generator,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+            multiprocessing_context=loader.multiprocessing_context,
         )
     return _EveryNth(loader, accelerator.process_index, accelerator.num_processes)
 
@@ -188,12 +213,17 @@ def loader_of(
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
     )
-    collate = data_collator or _default_collator(processing_class)
+    collate = data_collator or _default_collator(processing_class, _labels_tokens(rows[0]))
     return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, pin_memory=accelerator.device.type == "cuda")
 
 
-def _default_collator(processing_class: Any) -> Callable[..., Any]:
-    from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+def _labels_tokens(row: Any) -> bool:
+    """Whether a row has one label per token, which has to be padded as the tokens are."""
+    return isinstance(row, Mapping) and isinstance(row.get("labels"), (list, tuple))
+
+
+def _default_collator(processing_class: Any, labelled_tokens: bool) -> Callable[..., Any]:
+    from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
 
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         return _unpadded
@@ -202,7 +232,11 @@ def _default_collator(processing_class: Any) -> Callable[..., Any]:
             f"{type(processing_class).__name__} has no padding token, so rows of different length cannot become a "
             "batch: set its pad_token, or give a data_collator"
         )
-    return DataCollatorWithPadding(processing_class)
+    return (
+        DataCollatorForTokenClassification(processing_class)
+        if labelled_tokens
+        else DataCollatorWithPadding(processing_class)
+    )
 
 
 def _unpadded(rows: list[Any]) -> Any:

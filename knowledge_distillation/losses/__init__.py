@@ -54,14 +54,21 @@ def get_loss(name: str, kind: str = "tokens", hard: bool = False) -> Loss:
     Raises:
         ConfigError: the name is unknown, or the loss does not apply to the kind.
     """
+    functions = functions_of(name, hard)
+    if kind not in functions:
+        table = HARD_LOSSES if hard else SOFT_LOSSES
+        fitting = [other for other in list_losses(hard) if kind in table[other]]
+        raise ConfigError(f"loss {name} does not apply to a feature of kind {kind}. These do: {', '.join(fitting)}")
+    return functions[kind]
+
+
+def functions_of(name: str, hard: bool = False) -> Mapping[str, Loss]:
+    """Kind of feature -> function, for every kind that the loss of this name applies to."""
     table = HARD_LOSSES if hard else SOFT_LOSSES
     if name not in table:
         what = "loss against the labels" if hard else "loss"
         raise ConfigError(f"unknown {what} {name!r}.{nearest(name, table)} Known: {', '.join(list_losses(hard))}")
-    if kind not in table[name]:
-        fitting = [other for other in list_losses(hard) if kind in table[other]]
-        raise ConfigError(f"loss {name} does not apply to a feature of kind {kind}. These do: {', '.join(fitting)}")
-    return table[name][kind]
+    return table[name]
 
 
 def parameters_of(loss: Loss) -> list[inspect.Parameter] | None:
