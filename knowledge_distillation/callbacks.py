@@ -135,8 +135,9 @@ class EarlyStopping(Callback):
     def on_evaluate(self, distiller: KnowledgeDistiller, metrics: dict[str, float]) -> None:
         if distiller.progress.best is None:
             raise ConfigError("EarlyStopping needs a metric to go by: an evaluator with a primary_metric")
-        improved = distiller.progress.best != self.best
-        self.best, self.waited = distiller.progress.best, 0 if improved else self.waited + 1
+        best = distiller.progress.best
+        improved = best != self.best and not math.isnan(best)
+        self.best, self.waited = best, 0 if improved else self.waited + 1
         if self.waited >= self.patience:
             distiller.stop()
 

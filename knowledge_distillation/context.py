@@ -13,7 +13,7 @@ from .adaptors import Inputs
 from .config import Feature
 from .losses.logits import IGNORED_LABEL
 
-_ENCODER = re.compile(r"(^|[._])encoder")
+_STACK = re.compile(r"(?:^|[._])(encoder|decoder)")  # the first in a path: `decoder.layers.0.encoder_attn` decodes
 
 
 def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: bool = False) -> dict[str, Any]:
@@ -48,7 +48,8 @@ def mask_keys(
     if kind not in ("tokens", "attention", "heads"):
         return None, None
     encoder, decoder = "attention_mask", "decoder_attention_mask"
-    ours = [decoder] if decoder in context and not _ENCODER.search(str(feature)) else [encoder]
+    stack = _STACK.search(str(feature))
+    ours = [decoder] if decoder in context and not (stack and stack[1] == "encoder") else [encoder]
     others = [k for k, v in context.items() if isinstance(v, Tensor) and "mask" not in k and k != "labels"]
 
     def fitting(length: int, candidates: list[str]) -> str | None:

@@ -35,8 +35,8 @@ TEACHER = Recipe(
         },
         {"student": "output.logits", "loss": "cross_entropy", "weight": 0.5},
     ],
-    training={"num_train_epochs": 8, "learning_rate": 5e-4, "overwrite_output_dir": True, "seed": 1},
-    finetune={"num_train_epochs": 4, "learning_rate": 4e-4, "max_grad_norm": 0.3},
+    training={"num_train_epochs": 6, "learning_rate": 5e-4, "overwrite_output_dir": True, "seed": 1},
+    finetune={"num_train_epochs": 3, "learning_rate": 4e-4, "max_grad_norm": 0.3},
 )
 STUDENT_ROWS = 2000
 

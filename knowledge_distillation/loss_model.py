@@ -156,10 +156,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             function.to(given[0].device)
         if entry.many and not callable(entry.loss):
             raise ConfigError(f"loss {entry.loss_name} compares one feature with one: it takes no list of features")
-        temperature = entry.args.get("temperature", 1)
-        if not callable(entry.loss) and not (isinstance(temperature, (int, float)) and temperature > 0):
-            raise ConfigError(f"loss {entry.loss_name}: temperature is above 0; found {temperature!r}")
-        problem = check_arguments(entry.loss_name, function, entry.args, [*_MASK_WORDS, *context])
+        problem = argument_problem(entry, function, context)
         if problem:
             raise ConfigError(problem)
         if entry.hard and context.get("labels") is None:
@@ -323,6 +320,14 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         )
         number = number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
         return total(values, bound.layout, masks) / number
+
+
+def argument_problem(entry: Entry, function: Callable[..., Any], context: Mapping[str, Any]) -> str | None:
+    """What is wrong with an entry's arguments, or None."""
+    temperature = entry.args.get("temperature", 1)
+    if not callable(entry.loss) and not (isinstance(temperature, (int, float)) and temperature > 0):
+        return f"loss {entry.loss_name}: temperature is above 0; found {temperature!r}"
+    return check_arguments(entry.loss_name, function, entry.args, [*_MASK_WORDS, *context])
 
 
 def _adapted(adaptor: OutputAdaptor | None, output: Any, who: str) -> dict[Feature, Tensor]:

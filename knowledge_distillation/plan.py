@@ -17,8 +17,8 @@ from .config import Entry, Feature
 from .context import kind_by_name, make_context
 from .errors import ConfigError, DataError, DistillationError, raise_all
 from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
-from .loss_model import MultiLayerBasedDistillationLoss
-from .losses import check_arguments, functions_of
+from .loss_model import MultiLayerBasedDistillationLoss, argument_problem
+from .losses import functions_of
 from .teachers import FrozenTeacher
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ def _loss_problems(entry: Entry, context: Mapping[str, Any]) -> list[str]:
         functions = [entry.loss] if callable(entry.loss) else list(functions_of(entry.loss, entry.hard).values())
     except ConfigError as error:
         return [str(error)]
-    problem = check_arguments(entry.loss_name, functions[0], entry.args, ["mask", "teacher_mask", *context])
+    problem = argument_problem(entry, functions[0], context)
     return [problem] if problem else []
 
 

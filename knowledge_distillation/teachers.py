@@ -79,15 +79,20 @@ def _frozen_copy(
     model: nn.Module, dtype: torch.dtype | None, device: torch.device | None, apart_from: nn.Module | None
 ) -> nn.Module:
     exact = {id(p) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()}
-    trained = set() if apart_from is None else {t.data_ptr() for t in _tensors(apart_from)}
+    trained = set() if apart_from is None else {_memory(t) for t in _tensors(apart_from)}
     memo: dict[int, Any] = {}
     for tensor in _tensors(model):
         change = dtype if isinstance(tensor, nn.Parameter) and id(tensor) not in exact else None
         value = tensor.detach().to(device=device, dtype=change if tensor.is_floating_point() else None)
-        value = value.clone() if value.data_ptr() in trained else value
+        value = value.clone() if _memory(value) in trained else value
         memo[id(tensor)] = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
     return copy.deepcopy(model, memo)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where a tensor lives: views of one memory, such as tied or cut-out weights, agree."""
+    return tensor.untyped_storage().data_ptr()

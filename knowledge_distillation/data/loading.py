@@ -218,12 +218,13 @@ def loader_of(
 
 
 def _labels_tokens(row: Any) -> bool:
-    """Whether a row has one label per token, which has to be padded as the tokens are."""
-    return isinstance(row, Mapping) and isinstance(row.get("labels"), (list, tuple))
+    """Whether a row has class numbers or ids as labels, one per token, which have to be padded as tokens are."""
+    labels = np.asarray(row.get("labels")) if isinstance(row, Mapping) else np.empty(())
+    return labels.ndim == 1 and labels.dtype.kind in "iu"
 
 
 def _default_collator(processing_class: Any, labelled_tokens: bool) -> Callable[..., Any]:
-    from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
+    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         return _unpadded
@@ -232,11 +233,7 @@ def _default_collator(processing_class: Any, labelled_tokens: bool) -> Callable[
             f"{type(processing_class).__name__} has no padding token, so rows of different length cannot become a "
             "batch: set its pad_token, or give a data_collator"
         )
-    return (
-        DataCollatorForTokenClassification(processing_class)
-        if labelled_tokens
-        else DataCollatorWithPadding(processing_class)
-    )
+    return (DataCollatorForSeq2Seq if labelled_tokens else DataCollatorWithPadding)(processing_class)
 
 
 def _unpadded(rows: list[Any]) -> Any:
