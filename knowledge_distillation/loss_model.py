@@ -306,15 +306,16 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def _average(
         self, bound: BoundEntry, values: Tensor, context: Mapping[str, Any], counts: Mapping[str, Any] | None
     ) -> Tensor:
-        masks = self._masks(bound, context)
-        lengthy = bound.layout.name in ("tokens", "rows", "pairs") and bound.rows is None
-        if counts is not None and lengthy and sizes_of(values, bound.layout) != bound.sizes:
+        sizes = sizes_of(values, bound.layout)
+        masks = _as_long(bound, self._masks(bound, context), sizes)
+        untold = bound.layout.name in ("tokens", "rows", "pairs") and masks.rows is None
+        if counts is not None and untold and (bound.rows is not None or sizes != bound.sizes):
             raise ConfigError(
                 f"{bound.entry.student[0]} changes its length from batch to batch and no input has that length, so an "
                 "average over several batches cannot be counted: give the batch an attention_mask"
             )
         number: Any = (
-            count(bound.layout, masks, batch_size(context, values), *sizes_of(values, bound.layout))
+            count(bound.layout, masks, batch_size(context, values), *sizes)
             if counts is None
             else counts[bound.entry.name]
         )
@@ -328,6 +329,18 @@ def argument_problem(entry: Entry, function: Callable[..., Any], context: Mappin
     if not callable(entry.loss) and not (isinstance(temperature, (int, float)) and temperature > 0):
         return f"loss {entry.loss_name}: temperature is above 0; found {temperature!r}"
     return check_arguments(entry.loss_name, function, entry.args, [*_MASK_WORDS, *context])
+
+
+def _as_long(bound: BoundEntry, masks: Masks, sizes: tuple[int, int]) -> Masks:
+    """The masks, without one made of an input that was as long as the feature by chance, and is not in this batch."""
+    if bound.layout.name not in ("tokens", "rows", "pairs"):
+        return masks
+
+    def fitting(mask: Tensor | None, key: str | None, size: int) -> Tensor | None:
+        chance = mask is not None and mask.dim() == 2 and key is not None and "mask" not in key
+        return None if chance and mask.shape[1] != size else mask  # type: ignore[union-attr]
+
+    return Masks(fitting(masks.rows, bound.rows, sizes[0]), fitting(masks.keys, bound.keys, sizes[1]))
 
 
 def _adapted(adaptor: OutputAdaptor | None, output: Any, who: str) -> dict[Feature, Tensor]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,19 @@ def of_run(folder: Path) -> dict[str, Any]:
 # --- how soon it answers -----------------------------------------------------------------------------------------
 
 
+def processor_seconds() -> float:
+    """Time the finished child processes took on a processor, however busy the machine is with others."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_help_takes_less_than_a_second_and_imports_nothing_heavy() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "knowledge_distillation", "--help"]
     seconds = []
     for _ in range(3):
-        begun = time.perf_counter()
+        begun = processor_seconds()
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(processor_seconds() - begun)
     assert done.returncode == 0
     for name in ("run", "finetune", "evaluate", "check", "layers", "demo"):
         assert re.search(rf"\b{name}\b", done.stdout)

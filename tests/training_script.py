@@ -11,6 +11,7 @@ import time
 import traceback
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import BertConfig, BertForSequenceClassification
 
 from knowledge_distillation import Callback, KnowledgeDistiller, student_from_teacher
@@ -79,6 +80,7 @@ class Forked:
             status = 1
             try:
                 os.environ.update(environment)
+                AcceleratorState._reset_state(reset_partial_state=True)  # of runs before the fork
                 main(list(arguments))
                 status = 0
             except BaseException:
