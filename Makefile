@@ -1,4 +1,4 @@
-# make demo | test | test-slow | check | docs | bench | clean
+# make demo | test | check | docs | bench | clean
 # TORCH chooses another build of torch: make test TORCH="torch --index-url https://download.pytorch.org/whl/cu128"
 VENV ?= .venv
 PYTHON ?= python3
@@ -6,16 +6,13 @@ TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-slow check docs bench clean
+.PHONY: demo test check docs bench clean
 
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/distill demo --output-dir runs/demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
-
-test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests
+	$(BIN)/python -m pytest -n $(WORKERS) tests
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
