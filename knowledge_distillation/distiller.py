@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -326,6 +326,8 @@ class KnowledgeDistiller:
             raise ConfigError("evaluate() needs dev_dataloader or eval_dataset, and an evaluator that is a callable")
         with resting(self.student), torch.no_grad():
             metrics = self.evaluator(self.student, self.teacher, self.dev_dataloader, self.accelerator)
+        if not isinstance(metrics, Mapping):
+            raise ConfigError(f"the evaluator returned {metrics!r}; a dict of metrics by name is needed")
         return {name: float(value) for name, value in metrics.items()}
 
     def _evaluate_and_keep_best(self) -> None:

@@ -194,6 +194,8 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 def _set(content: Any, keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys):
+        if isinstance(content, dict) and depth and key.isdigit():
+            raise ConfigError(f"--set {'.'.join(keys)}: the recipe has no list {'.'.join(keys[:depth])}")
         parent, place = ".".join(keys[:depth]), key  # type: tuple[str, Any]
         if isinstance(content, list):
             if not key.isdigit() or int(key) >= len(content):
@@ -379,8 +381,10 @@ def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
             if not path.is_dir()
             else f"it holds {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}"
         )
+        inner = path / "student"
+        hint = f". Nearest: {inner}" if (inner / needed).exists() else ""
         raise ConfigError(
-            f"recipe: {name!r}: {found}" if not path.is_dir() else f"recipe: no {what} in {name!r}: {found}"
+            f"recipe: {name!r}: {found}" if not path.is_dir() else f"recipe: no {what} in {name!r}: {found}{hint}"
         )
     where = str(path) if looks_local else name
     try:

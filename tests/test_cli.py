@@ -185,7 +185,8 @@ def test_evaluating_a_saved_student_gives_the_score_it_was_saved_with(house: Pat
         line.split(": ") for line in succeeded(distill("evaluate", student, *data, "--teacher", teacher)).splitlines()
     )
     table = rows_of_table((house / "run.txt").read_text())
-    assert list(scores) == ["accuracy", "teacher_accuracy", "agreement"]
+    assert list(scores) == ["sst2", "accuracy", "teacher_accuracy", "agreement"]
+    assert scores.pop("sst2").endswith(" rows")
     assert scores["accuracy"] == table["student with distillation"][0]
     assert scores["teacher_accuracy"] == table["teacher"][0]
     assert list(yaml.safe_load(succeeded(distill("evaluate", student, *data)))) == ["accuracy"]

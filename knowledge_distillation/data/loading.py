@@ -204,6 +204,7 @@ def loader_of(
         )
     if len(dataset) == 0:
         raise DataError(f"the {what} data set is empty")
+    _see_tokenized(dataset, processing_class)
     rows = _numeric_columns(dataset)
     sampler = LengthGroupedBatchSampler(
         _lengths(rows) if settings.group_by_length else [1] * len(rows),
@@ -246,6 +247,15 @@ def _unpadded(rows: list[Any]) -> Any:
             f"rows cannot become one batch: {error}. Rows of different length are padded where processing_class is "
             "their tokenizer, or by a data_collator"
         ) from error
+
+
+def _see_tokenized(dataset: Any, processing_class: Any) -> None:
+    row = dataset[0]
+    if hasattr(processing_class, "convert_tokens_to_ids") and isinstance(row, Mapping) and "input_ids" not in row:
+        raise DataError(
+            f"the rows hold {', '.join(map(str, row))} and no input_ids: tokenize them first, as with "
+            "knowledge_distillation.data.tokenize(dataset, tokenizer, text_columns)"
+        )
 
 
 def _numeric_columns(dataset: Any) -> Any:
