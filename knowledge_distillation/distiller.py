@@ -148,7 +148,7 @@ class KnowledgeDistiller:
         self._optimizer, self._scheduler = optimizer, lr_scheduler
         self._undo = ExitStack()
         self._plan: Plan | None = None
-        self._ready = self._optimizer_ready = False
+        self._ready = self._optimizer_ready = self._stop_asked = False
         self._metrics: dict[str, float] = {}
         self._losses: dict[str, float] = {}
         self._idle_batch: Batch
@@ -241,6 +241,7 @@ class KnowledgeDistiller:
         else:
             self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
             self.progress.fraction = float(self.progress.epoch)
+            self._agree_to_stop()
         self._log()
         return whole.read(self.accelerator)
 
@@ -486,12 +487,14 @@ class KnowledgeDistiller:
         return loader_of(dataset, self.settings, self.accelerator, data_collator, self.processing_class, train)
 
     def stop(self) -> None:
-        """End the run after the present step; the other processes end with their next evaluation or epoch."""
-        self.progress.stopped = True
+        """End the run after the present step; several processes end it together, after an evaluation or an epoch."""
+        self._stop_asked = True
+        if self.accelerator.num_processes == 1:
+            self.progress.stopped = True
 
     def _agree_to_stop(self) -> None:
         if self.accelerator.num_processes > 1:
-            here = torch.tensor(int(self.progress.stopped), device=self.accelerator.device)
+            here = torch.tensor(int(self._stop_asked), device=self.accelerator.device)
             self.progress.stopped = bool(self.accelerator.reduce(here, "sum"))
 
     def _finished(self) -> bool:

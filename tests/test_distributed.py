@@ -88,3 +88,10 @@ def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
     common = ("--dropout", "0", "--sgd", "--learning-rate", "0.1")
     one = alone(tmp_path / "one", "--batch", "8", *common)
     assert furthest(one, launched(tmp_path / "two", "--batch", "4", *common)) < 1e-5
+
+
+def test_a_callback_that_stops_one_process_stops_both_together(tmp_path: Path) -> None:
+    """Callbacks run on the main process; an evaluation follows step 2 only at step 5."""
+    in_two(tmp_path / "two", "--batch", "4", "--stop-at", "2")
+    last = sorted((tmp_path / "two" / "checkpoints").iterdir())[-1]
+    assert last.name == "step-00000005"

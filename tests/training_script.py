@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import time
 import traceback
 
@@ -70,6 +71,17 @@ class Slow(Callback):
         time.sleep(0.05)
 
 
+class StopAt(Callback):
+    """Ends the run after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, distiller: KnowledgeDistiller) -> None:
+        if distiller.progress.step == self.step:
+            distiller.stop()
+
+
 class Forked:
     """A process of its own that need not import everything again."""
 
@@ -95,7 +107,10 @@ class Forked:
         return self.status
 
     def wait(self) -> int:
+        end = time.monotonic() + 180
         while self.poll() is None:
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
             time.sleep(0.02)
         assert self.status is not None
         return self.status
@@ -116,6 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--loader", action="store_true", help="a shuffling DataLoader instead of a data set")
     parser.add_argument("--sgd", action="store_true")
     parser.add_argument("--list", action="store_true", help="a plain list of batches in a fixed order")
+    parser.add_argument("--stop-at", type=int)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -137,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
         **own,
         dev_dataloader=[collate(rows(11))],
         evaluator=TaskEvaluator(),
-        callbacks=[Slow()] if options.slow else [],
+        callbacks=[*[Slow()][: options.slow], *([StopAt(options.stop_at)] if options.stop_at else [])],
         output_dir=options.output_dir,
         device="cpu",
         mixed_precision="no",
