@@ -64,7 +64,16 @@ def run(
     from .recipe import Ingredients, load_recipe
 
     given = _given(
-        teacher, student, task, data_dir, epochs, seed, max_train_samples, output_dir, overwrite, tensorboard
+        teacher,
+        student,
+        task,
+        data_dir,
+        epochs=epochs,
+        seed=seed,
+        max_train_samples=max_train_samples,
+        output_dir=output_dir,
+        overwrite=overwrite,
+        tensorboard=tensorboard,
     )
     given |= {"alpha": alpha, "temperature": temperature, "method": method}
     with _errors(), _quiet():
@@ -105,7 +114,18 @@ def finetune(
     """Fine-tune a teacher on a task: the same loop, with labels only. Its directory is OUTPUT_DIR/student."""
     from .recipe import Ingredients, load_recipe
 
-    given = _given(model, None, task, data_dir, epochs, seed, max_train_samples, output_dir, overwrite, tensorboard)
+    given = _given(
+        model,
+        None,
+        task,
+        data_dir,
+        epochs=epochs,
+        seed=seed,
+        max_train_samples=max_train_samples,
+        output_dir=output_dir,
+        overwrite=overwrite,
+        tensorboard=tensorboard,
+    )
     if epochs is not None:
         given["finetune.num_train_epochs"] = epochs
     with _errors(), _quiet():
@@ -136,7 +156,7 @@ def check(
     """Bind a recipe to its models on one batch, report every problem, print the plan. Trains and writes nothing."""
     from .recipe import Ingredients, load_recipe
 
-    given = _given(teacher, student, task, data_dir, None, None, None, None, False, False)
+    given = _given(teacher, student, task, data_dir)
     with _errors(), _quiet():
         ready = Ingredients.of(load_recipe(recipe, overrides, given))
         student = ready.student()
@@ -192,12 +212,13 @@ def _given(
     student: str | None,
     task: str | None,
     data_dir: str | None,
-    epochs: int | None,
-    seed: int | None,
-    max_train_samples: int | None,
-    output_dir: str | None,
-    overwrite: bool,
-    tensorboard: bool,
+    *,
+    epochs: int | None = None,
+    seed: int | None = None,
+    max_train_samples: int | None = None,
+    output_dir: str | None = None,
+    overwrite: bool = False,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     numbers = re.fullmatch(r"-?\d+(,-?\d+)*", (student or "").replace(" ", ""))
     cut = {"layers": [int(n) for n in numbers[0].split(",")]} if numbers else student

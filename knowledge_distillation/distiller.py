@@ -303,14 +303,14 @@ class KnowledgeDistiller:
         if managed and settings.save_steps and progress.step % settings.save_steps == 0:
             self._save_checkpoint()
 
-    def _batch(self, raw: Any) -> Batch:
+    def _sides(self, raw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the data adaptor makes of a batch, for the student and for the teacher, each by its own names."""
         for_teacher, for_student = adapted(self.train_data_adaptor, self.accelerator.device, raw)
         student = named(for_student, self.student, "student")
-        teacher = (
-            student
-            if for_teacher is for_student or self.teacher is None
-            else named(for_teacher, self.teacher.model, "teacher")
-        )
+        return student, student if self.teacher is None else named(for_teacher, self.teacher.model, "teacher")
+
+    def _batch(self, raw: Any) -> Batch:
+        student, teacher = self._sides(raw)
         taken, told = with_context(student, self.student)
         given, taught = ({}, told) if self.teacher is None else with_context(teacher, self.teacher.model)
         return Batch(taken, given, make_context(told, taught, self.loss_model.shift_labels))
@@ -401,9 +401,7 @@ class KnowledgeDistiller:
                 self.batches = TrainBatches(self._train_loader, self.settings.seed, self.accelerator)
             with seeded(self.settings.seed):  # projections begin alike on every process
                 raw = self.batches.peek()
-                for_teacher, for_student = adapted(self.train_data_adaptor, self.accelerator.device, raw)
-                student = named(for_student, self.student, "student")
-                teacher = student if self.teacher is None else named(for_teacher, self.teacher.model, "teacher")
+                student, teacher = self._sides(raw)
                 self._check_vocabulary()
                 self._plan = bind(self.loss_model, self.student, self.teacher, student, teacher)
             self._undo.callback(self._plan.close)
