@@ -10,26 +10,56 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import ConfigError, nearest, raise_all
+from .schedules import Schedule, parse_schedule
 
 HARD, SOFT = "hard_distill", "ts_distill"
-PROJECTIONS = ("auto", "linear", "none")
+PROJECTIONS = ("auto", "linear", "mlp", "conv1x1", "conv1x1_bn", "resize", "heads", "exit", "none")
+REDUCTIONS = ("mean", "sequence_mean", "batch_mean", "sum")
+SELF, PEER = "self", "peer"  # teachers that train: the student itself, and the other students of a cohort
 _LONG_KEYS = tuple(f"{side}_{half}" for side in ("teacher", "student") for half in ("layer_name", "layer_output_name"))
-_KEYS = ("type", *_LONG_KEYS, "teacher", "student", "loss", "args", "weight", "name", "projection")
+_KEYS = (
+    *("type", *_LONG_KEYS, "teacher", "student", "loss", "args", "weight", "name", "reduction", "schedule", "stage"),
+    *("projection", "teacher_projection", "projection_checkpoint", "learning_rate", "teacher_name"),
+)
 
 
 class Feature(NamedTuple):
-    """The name of one tensor: `bert_layer4.hidden_states` is output `hidden_states` of layer `bert_layer4`."""
+    """The name of one tensor: `bert_layer4.hidden_states` is output `hidden_states` of layer `bert_layer4`.
+
+    `model` says whose, where there are several: a teacher's name, `self` or a peer's name.
+    """
 
     layer: str
     output: str
+    model: str = ""
 
     def __str__(self) -> str:
-        return f"{self.layer}.{self.output}"
+        return f"{self.model}{':' if self.model else ''}{self.layer}.{self.output}"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A learnable map of one side of an entry.
+
+    Args:
+        type: one of `PROJECTIONS`; `auto` adds a linear map (on maps a 1x1 convolution) where widths differ.
+        shared: name under which several entries use one projection; empty for a projection of the entry's own.
+        width: of what comes out; None for the width of the other side.
+        hidden_size: of the inner layer of `mlp` and `exit`; None for the width of what comes out, for an exit no
+            inner layer.
+        trainable: False keeps it as it was loaded.
+    """
+
+    type: str = "auto"
+    shared: str = ""
+    width: int | None = None
+    hidden_size: int | None = None
+    trainable: bool = True
 
 
 @dataclass(frozen=True)
@@ -37,7 +67,9 @@ class Entry:
     """One item of `distill_config`, braces expanded: what teaches what, by which loss, with what weight.
 
     `student` and `teacher` hold one feature each, or several where the item gave a list (`many`); `teacher` is empty
-    for a hard entry, whose target is the labels. `index` numbers the item as written, from 0.
+    for a hard entry, whose target is the labels. `index` numbers the item as written, from 0. `schedule` maps
+    `weight` or an argument of the loss to its course; `stage` names the stages the entry belongs to, empty for all;
+    `learning_rate` is that of the entry's projections and of its loss's own parameters, None for the run's.
     """
 
     index: int
@@ -47,8 +79,14 @@ class Entry:
     args: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     name: str = ""
-    projection: str = "auto"
+    projection: Projection = Projection()
     many: bool = False
+    reduction: str = "mean"
+    schedule: Mapping[str, Schedule] = field(default_factory=dict)
+    stage: tuple[str, ...] = ()
+    teacher_projection: Projection = Projection("none")
+    projection_checkpoint: str | None = None
+    learning_rate: float | None = None
 
     @property
     def hard(self) -> bool:
@@ -68,7 +106,13 @@ class DistillConfig:
 
     @property
     def needs_teacher(self) -> bool:
-        return any(not entry.hard for entry in self.entries)
+        """Whether an entry learns from a teacher that is neither the student itself nor a peer."""
+        return any(feature.model not in (SELF, PEER) for entry in self.entries for feature in entry.teacher)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages, in the order in which the entries name them."""
+        return tuple(dict.fromkeys(stage for entry in self.entries for stage in entry.stage))
 
     def check(self) -> DistillConfig:
         """Return self, or raise a ConfigError with every problem."""
@@ -153,14 +197,25 @@ def _parse_item(index: int, item: Any, problems: list[str]) -> list[Entry]:
         "loss": loss,
         "args": args,
         "weight": _weight(item.get("weight", 1.0), problems),
-        "projection": _projection(item.get("projection", "auto"), problems),
+        "projection": _projection("projection", item.get("projection", "auto"), problems),
         "name": _name(item.get("name", ""), problems),
+        "reduction": _reduction(item.get("reduction", "mean"), problems),
+        "stage": _stage(item.get("stage"), problems),
+        "teacher_projection": _projection("teacher_projection", item.get("teacher_projection", "none"), problems),
+        "projection_checkpoint": _checkpoint(item.get("projection_checkpoint"), problems),
+        "learning_rate": _learning_rate(item.get("learning_rate"), problems),
     }
+    options["schedule"] = _schedule(item.get("schedule"), {"weight": options["weight"], **args}, problems)
+    named = _teacher_names(item.get("teacher_name"), teacher is not None, problems)
+    if teacher is not None and named:
+        teacher = [tuple(Feature(f.layer, f.output, name) for name in named for f in one) for one in teacher]
+    if options["projection"].type == "none" and options["projection_checkpoint"] and not problems:
+        problems.append("projection_checkpoint needs a projection, and projection is none")
     if problems or student is None:
         return []
     pairs = _pair(student, teacher, problems)
     suffixes = [""] if len(pairs) == 1 else [f"[{n}]" for n in range(len(pairs))]
-    many = any(isinstance(item.get(side), (list, tuple)) for side in ("student", "teacher"))
+    many = any(isinstance(item.get(side), (list, tuple)) for side in ("student", "teacher")) or len(named) > 1
     return [
         Entry(index, s, t, **{**options, "name": options["name"] and options["name"] + suffix}, many=many)
         for (s, t), suffix in zip(pairs, suffixes, strict=True)
@@ -235,20 +290,95 @@ def _weight(weight: Any, problems: list[str]) -> float:
     return float(weight)
 
 
-def _projection(projection: Any, problems: list[str]) -> str:
+def _projection(key: str, projection: Any, problems: list[str]) -> Projection:
     if projection is None or isinstance(projection, bool):
         projection = "auto" if projection else "none"
-    if projection not in PROJECTIONS:
-        near = nearest(str(projection), PROJECTIONS)
-        problems.append(f"projection is one of {', '.join(PROJECTIONS)}; found {projection!r}.{near}")
-        return "none"
-    return projection
+    options: Any = {"type": projection} if isinstance(projection, str) else projection
+    keys = [f.name for f in fields(Projection)]
+    if not isinstance(options, Mapping) or options.get("type", "auto") not in PROJECTIONS:
+        found = options.get("type") if isinstance(options, Mapping) else options
+        near = nearest(str(found), PROJECTIONS)
+        problems.append(f"{key} is one of {', '.join(PROJECTIONS)}; found {found!r}.{near}")
+        return Projection("none")
+    for name, value in options.items():
+        if name not in keys:
+            problems.append(f"unknown key {name!r} in {key}.{nearest(str(name), keys)} Keys: {', '.join(keys)}")
+        elif name in ("width", "hidden_size") and not (_is_count(value) or value is None):
+            problems.append(f"{name} of {key} is a whole number of 1 or more; found {value!r}")
+        elif name == "trainable" and not isinstance(value, bool):
+            problems.append(f"trainable of {key} is true or false; found {value!r}")
+        elif name == "shared":
+            _name(value, problems, "shared")
+    return Projection(**{name: value for name, value in options.items() if name in keys})
 
 
-def _name(name: Any, problems: list[str]) -> str:
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _reduction(reduction: Any, problems: list[str]) -> str:
+    if reduction not in REDUCTIONS:
+        near = nearest(str(reduction), REDUCTIONS)
+        problems.append(f"reduction is one of {', '.join(REDUCTIONS)}; found {reduction!r}.{near}")
+        return "mean"
+    return reduction
+
+
+def _stage(stage: Any, problems: list[str]) -> tuple[str, ...]:
+    stages = stage if isinstance(stage, (list, tuple)) else [] if stage is None else [stage]
+    if any(isinstance(one, bool) or not isinstance(one, (str, int)) or one == "" for one in stages):
+        problems.append(f"stage is a name or a number, or a list of them; found {stage!r}")
+        return ()
+    return tuple(str(one) for one in stages)
+
+
+def _checkpoint(path: Any, problems: list[str]) -> str | None:
+    if path is not None and not isinstance(path, (str, Path)):
+        problems.append(f"projection_checkpoint is the path of a run or of a .safetensors file; found {path!r}")
+        return None
+    return None if path is None else str(path)
+
+
+def _learning_rate(rate: Any, problems: list[str]) -> float | None:
+    if rate is None:
+        return None
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not math.isfinite(rate) or rate <= 0:
+        problems.append(f"learning_rate is a finite number above 0; found {rate!r}")
+        return None
+    return float(rate)
+
+
+def _schedule(schedule: Any, values: Mapping[str, Any], problems: list[str]) -> dict[str, Schedule]:
+    if schedule is None:
+        return {}
+    if not isinstance(schedule, Mapping):
+        problems.append(f"schedule is a mapping of weight, or of an argument of the loss; found {schedule!r}")
+        return {}
+    parsed = {}
+    for name, course in schedule.items():
+        try:
+            parsed[str(name)] = parse_schedule(course, values.get(name))
+        except ConfigError as error:
+            problems.append(f"schedule of {name}: {error}")
+    return parsed
+
+
+def _teacher_names(names: Any, soft: bool, problems: list[str]) -> list[str]:
+    if names is None:
+        return []
+    listed = list(names) if isinstance(names, (list, tuple)) else [names]
+    if not listed or any(not isinstance(name, str) or not name for name in listed):
+        problems.append(f"teacher_name is the name of a teacher, or a list of names; found {names!r}")
+        return []
+    if not soft:
+        problems.append(f"teacher_name {names!r} is given, and no teacher feature")
+    return listed
+
+
+def _name(name: Any, problems: list[str], key: str = "name") -> str:
     # "/" would nest names in trackers' tables; "." and "" are not names of torch modules.
     if not isinstance(name, str) or "." in name or "/" in name or name == "loss":
-        problems.append(f"name is a text without '.' and '/', and not 'loss'; found {name!r}")
+        problems.append(f"{key} is a text without '.' and '/', and not 'loss'; found {name!r}")
         return ""
     return name
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -11,25 +11,33 @@ import torch
 from torch import Tensor, nn
 
 from .adaptors import Inputs, OutputAdaptor, flatten, readable, ready_made_output
-from .config import DistillConfig, Entry, Feature, parse_config
+from .config import DistillConfig, Entry, Feature, Projection, parse_config
 from .context import batch_size, kind_by_name, make_context, mask_keys, mask_of
 from .errors import ConfigError, nearest, raise_all
-from .losses import check_arguments, get_loss, parameters_of
-from .losses.logits import IGNORED_LABEL
-from .losses.reduction import Layout, Masks, blanked, count, layout_of, sizes_of, total
-from .projections import build_projection
+from .losses import (
+    OWN_SHAPES,
+    PROBABILITIES,
+    SEVERAL,
+    check_arguments,
+    constructor_parameters,
+    get_loss,
+    parameters_of,
+)
+from .losses.logits import IGNORED_LABEL, kl_divergence
+from .losses.reduction import Layout, Masks, blanked, count, layout_of, per_sample, sizes_of, total
+from .projections import build_projection, kind_after, load_projection
 
 Features = Mapping[Feature, Tensor]
-_LOGIT_LOSSES = ("kl_divergence", "cross_entropy", "soft_cross_entropy", "logits_mse")
 _SPELLED = re.compile(r"^(?!encoder_|decoder_)\w+?_(?=(?:encoder_|decoder_)?layer\d)")
-_MASK_WORDS = ("mask", "teacher_mask")
+_MASK_WORDS = ("mask", "key_mask", "teacher_mask")
 
 
 class Terms(NamedTuple):
-    """The weighted sum, with gradient, and every entry's own value by name, unweighted and detached."""
+    """The weighted sum with gradient; every entry's own value by name, unweighted: detached, and with gradient."""
 
     loss: Tensor
     values: dict[str, Tensor]
+    attached: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,14 @@ class BoundEntry:
 
     entry: Entry
     function: Callable[..., Any]
+    args: Mapping[str, Any]  # of the loss's call
     asks_for: tuple[str, ...]
-    kind: str
+    kind: str  # of the feature as the loss gets it
     rows: str | None  # the context key of the mask of rows, and of keys; None where the feature has no length
     keys: str | None
     sizes: tuple[int, int]  # rows and keys where nothing masks them
     layout: Layout = field(default=Layout("batch"))
+    labelled: bool = False  # items labelled -100 do not count
 
 
 class MultiLayerBasedDistillationLoss(nn.Module):
@@ -76,6 +86,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         self.losses = nn.ModuleDict(modules)
         self.bound: dict[str, BoundEntry] = {}
         self.shift_labels = False  # True for causal language models: position i predicts label i + 1
+        self.progress = 0.0  # of the run or stage, in [0, 1]: where schedules are
+        self.num_samples: int | None = None  # size of the training set, for losses with a memory of it
 
     # --- alone, in anybody's loop --------------------------------------------------------------------------------
 
@@ -143,7 +155,15 @@ class MultiLayerBasedDistillationLoss(nn.Module):
 
     # --- bound to two models -------------------------------------------------------------------------------------
 
-    def bind(self, entry: Entry, student: Features, teacher: Features, kind: str, context: Mapping[str, Any]) -> Terms:
+    def bind(
+        self,
+        entry: Entry,
+        student: Features,
+        teacher: Features,
+        kind: str,
+        context: Mapping[str, Any],
+        teacher_model: nn.Module | None = None,
+    ) -> Terms:
         """Settle one entry on probed features and return its value there.
 
         Raises:
@@ -151,47 +171,60 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         """
         given = tuple(student[feature] for feature in entry.student)
         target = tuple(teacher[feature] for feature in entry.teacher)
+        kind_given, kind = kind, kind_after(entry.projection, kind)
         function = entry.loss if callable(entry.loss) else get_loss(entry.loss, kind, entry.hard)
-        if isinstance(function, nn.Module):
-            function.to(given[0].device)
-        if entry.many and not callable(entry.loss):
-            raise ConfigError(f"loss {entry.loss_name} compares one feature with one: it takes no list of features")
-        problem = argument_problem(entry, function, context)
-        if problem:
-            raise ConfigError(problem)
+        self._see_call(entry, function, [*context, *self._told()])
         if entry.hard and context.get("labels") is None:
             raise ConfigError(
                 f"loss {entry.loss_name} compares {entry.student[0]} with labels, and the batch has no 'labels'"
             )
-        asked = [p.name for p in parameters_of(function) or [] if p.name not in entry.args]
-        rows, keys = mask_keys(entry.student[0], kind, given[0], context)
-        shape = given[0].shape
-        sizes = (shape[1], shape[1]) if kind == "tokens" else (shape[2], shape[-1]) if given[0].dim() == 4 else (1, 1)
+        target = self._fit_teacher(entry, kind_given, given, target)
+        for number, tensor in enumerate(given):
+            other = target[number if len(target) == len(given) else 0] if target else None
+            self._fit(entry, function, kind_given, number, tensor, other)
+        if entry.hard:
+            self._fit_labels(entry, self._projected(entry, given)[0], context["labels"])
+        projected = self._projected(entry, given)
+        args = dict(entry.args)
+        if isinstance(function, type):
+            for_constructor = _names(constructor_parameters(function))
+            args = {name: value for name, value in args.items() if name not in for_constructor}
+            offered = {"teacher_model": teacher_model, "teacher_features": entry.teacher, **self._told(), **entry.args}
+            function = self._built(
+                entry, function, projected, target, {k: v for k, v in offered.items() if k in for_constructor}
+            )
+        elif isinstance(function, nn.Module):
+            function.to(given[0].device)
+        rows, keys = mask_keys(entry.student[0], kind_given, given[0], context) if kind == kind_given else (None, None)
+        asked = [p for p in parameters_of(function) or [] if p.name not in entry.args]
+        shape = projected[0].shape
         bound = BoundEntry(
-            entry, function, tuple(a for a in asked if a in _MASK_WORDS or a in context), kind, rows, keys, sizes
+            entry,
+            function,
+            args,
+            tuple(p.name for p in asked if p.name in _MASK_WORDS or p.name in context),
+            kind,
+            rows,
+            rows if kind == "tokens" else keys,
+            (shape[1], shape[1]) if kind == "tokens" else (shape[2], shape[-1]) if len(shape) == 4 else (1, 1),
+            labelled=entry.hard or any(p.name == "labels" and p.default is p.empty for p in asked),
         )
-        if not entry.hard and not entry.many:
-            self._fit(entry, kind, given[0], target[0])
-        elif entry.hard:
-            self._fit_labels(bound, given[0], context["labels"])
-        projected = self.project({f: t for f, t in zip(entry.student, given, strict=True)}, [entry])[entry.name]
-        values, layout = self._values(bound, projected, target, context)
+        values, layout = self._values(bound, projected, target, context, bound.args)
         bound = replace(bound, layout=layout)
         self.bound[entry.name] = bound
         value = self._average(bound, values, context, None)
         if not torch.isfinite(value.detach()).all():
             raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch")
-        return Terms(value * entry.weight, {entry.name: value.detach()})
+        return Terms(value * entry.weight, {entry.name: value.detach()}, {entry.name: value})
 
     def project(self, student: Features, entries: Any = None) -> dict[str, Any]:
         """Entry name -> its student feature (or tuple of features), projected where the entry has a projection."""
-        projected: dict[str, Any] = {}
-        for entry in self.config.entries if entries is None else entries:
-            tensors = tuple(student[feature] for feature in entry.student)
-            if entry.name in self.projections:
-                tensors = tuple(self.projections[entry.name](at_least_float32(tensor)) for tensor in tensors)
-            projected[entry.name] = tensors
-        return projected
+        chosen = self.config.entries if entries is None else entries
+        return {
+            entry.name: self._projected(entry, tuple(student[feature] for feature in entry.student))
+            for entry in chosen
+            if all(feature in student for feature in entry.student)
+        }
 
     def terms(
         self,
@@ -209,57 +242,154 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             counts: entry name -> the number of values to divide by, where a batch is part of a larger whole; None
                 averages over this batch alone.
         """
-        loss, terms = None, {}
-        for bound in self.bound.values():
-            target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
-            values, _ = self._values(bound, student[bound.entry.name], target, context)
-            term = self._average(bound, values, context, counts)
-            terms[bound.entry.name] = term.detach()
-            weighted = term * bound.entry.weight
-            loss = weighted if loss is None else loss + weighted
-        if loss is None:
+        if not self.bound:
             raise ConfigError("no entry is bound")
-        return Terms(loss, terms)
+        attached, loss = {}, None
+        for bound, weight, args in self._now():
+            name = bound.entry.name
+            target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
+            with torch.autocast(student[name][0].device.type, enabled=False):
+                target = self._projected(bound.entry, target, "teacher")
+            values, _ = self._values(bound, student[name], target, context, args)
+            attached[name] = self._average(bound, values, context, counts)
+            weighted = attached[name] * weight
+            loss = weighted if loss is None else loss + weighted
+        assert loss is not None
+        return Terms(loss, {name: term.detach() for name, term in attached.items()}, attached)
 
     def counts(self, context: Mapping[str, Any]) -> dict[str, Tensor | int]:
         """How many values of each entry one batch will have: known from its inputs, before any forward pass."""
         size = batch_size(context)
-        return {name: count(b.layout, self._masks(b, context), size, *b.sizes) for name, b in self.bound.items()}
+        return {
+            name: count(_averaged_over(b), self._masks(b, context), size, *b.sizes) for name, b in self.bound.items()
+        }
 
-    def _fit(self, entry: Entry, kind: str, student: Tensor, teacher: Tensor) -> None:
+    def _now(self) -> list[tuple[BoundEntry, Any, Mapping[str, Any]]]:
+        """The entries with their weights and arguments at the present progress, without those whose schedule is at 0.
+
+        Over several processes these take part as well: every gradient has to be there.
+        """
+        now = []
+        for bound in self.bound.values():
+            at = {name: course(self.progress) for name, course in bound.entry.schedule.items()}
+            weight = at.pop("weight", bound.entry.weight)
+            now.append((bound, weight, {**bound.args, **at} if at else bound.args))
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        on = now if together else [one for one in now if one[1] or "weight" not in one[0].entry.schedule]
+        return on or now
+
+    def _see_call(self, entry: Entry, function: Any, context: Iterable[str]) -> None:
+        """Raise where the loss cannot be called as the entry says."""
+        if entry.many and not callable(entry.loss) and function not in SEVERAL:
+            raise ConfigError(f"loss {entry.loss_name} compares one feature with one: it takes no list of features")
+        wrong = next((str(f) for f in entry.student + entry.teacher if f.output.endswith("attention_scores")), None)
+        if function in PROBABILITIES and wrong:
+            near = wrong.removesuffix("_scores")
+            raise ConfigError(
+                f"loss {entry.loss_name} compares probabilities, and {wrong} are scores. Nearest: {near}"
+            )
+        problem = argument_problem(entry, function, context)
+        if problem:
+            raise ConfigError(problem)
+        unknown = [
+            name
+            for name in entry.schedule
+            if name != "weight" and name not in _names(parameters_of(function) or []) and not callable(entry.loss)
+        ]
+        if unknown:
+            known = ["weight", *_names(parameters_of(function) or [])]
+            raise ConfigError(
+                f"schedule of {unknown[0]}: loss {entry.loss_name} takes no such argument at each step."
+                f"{nearest(unknown[0], known)}"
+            )
+
+    def _told(self) -> dict[str, Any]:
+        return {} if self.num_samples is None else {"num_samples": self.num_samples}
+
+    def _built(self, entry: Entry, function: Any, student: Any, teacher: Any, args: Mapping[str, Any]) -> nn.Module:
+        """The module of a loss with state; one that was trained is not begun anew."""
+        sides = [tuple(at_least_float32(t).detach() for t in side) for side in (student, teacher)]
+        module = function(*(sides if function in SEVERAL else [side[0] for side in sides]), **args)
+        module.to(student[0].device, at_least_float32(student[0]).dtype)
+        return _kept(self.losses, entry.name, module)
+
+    def _projected(self, entry: Entry, tensors: tuple[Tensor, ...], side: str = "student") -> tuple[Tensor, ...]:
+        keys = [_key(entry, side, number, len(tensors)) for number in range(len(tensors))]
+        return tuple(
+            self.projections[key](at_least_float32(tensor)) if key in self.projections else tensor
+            for key, tensor in zip(keys, tensors, strict=True)
+        )
+
+    def _fit_teacher(
+        self, entry: Entry, kind: str, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Add the projection an entry asks for on its teacher's side."""
+        wanted = entry.teacher_projection
+        if wanted.type in ("none", "auto"):
+            return teacher
+        for number, tensor in enumerate(teacher):
+            other = student[number if len(student) == len(teacher) else 0]
+            key = _key(entry, "teacher", number, len(teacher))
+            self._add(wanted, key, build_projection(wanted, kind, tensor, other), student[0], None)
+        return self._projected(entry, teacher, "teacher")
+
+    def _fit(
+        self, entry: Entry, function: Any, kind: str, number: int, student: Tensor, teacher: Tensor | None
+    ) -> None:
         """Add the projection an entry needs, and see that both sides then have one shape."""
+        wanted, named = entry.projection, not callable(entry.loss)
+        free = not named or function in OWN_SHAPES or teacher is None
         axis = 1 if kind == "map" else -1
-        widths = student.shape[axis], teacher.shape[axis]
-        logits = entry.student[0].output == "logits" or entry.loss_name in _LOGIT_LOSSES
-        named = not callable(entry.loss)
-        differ = widths[0] != widths[1] and named and kind in ("tokens", "vector", "map") and not logits
-        pair = f"{entry.student[0]} {tuple(student.shape)} and {entry.teacher[0]} {tuple(teacher.shape)}"
-        if entry.projection == "linear" and kind == "attention":
+        softmax = getattr(function, "__module__", "") == kl_divergence.__module__
+        logits = entry.student[0].output == "logits" or softmax or entry.loss_name == "logits_mse"
+        pair = f"{entry.student[number]} {tuple(student.shape)}"
+        differ = False
+        if teacher is not None:
+            pair += f" and {entry.teacher[min(number, len(entry.teacher) - 1)]} {tuple(teacher.shape)}"
+            differ = student.shape[axis] != teacher.shape[axis] and kind in ("tokens", "vector", "map") and not logits
+        if wanted.type == "linear" and kind == "attention":
             raise ConfigError(f"projection linear does not apply to attention maps, whose width is a length: {pair}")
-        if entry.projection == "linear" or (differ and entry.projection == "auto"):
-            projection = build_projection(kind, *widths).to(student.device, at_least_float32(student).dtype)
-            held = self.projections[entry.name] if entry.name in self.projections else None
-            if held is None or held.weight.shape != projection.weight.shape:  # one that was trained is not begun anew
-                self.projections[entry.name] = projection
-        elif differ:
+        if wanted.type not in ("auto", "none"):
+            chosen = wanted
+        elif differ and not free and wanted.type == "auto":
+            chosen = replace(wanted, type="linear")
+        elif differ and not free:
             raise ConfigError(
                 f"widths differ, {pair}, and projection is off. Set projection: auto, or choose equal widths"
             )
-        shape = (*student.shape[:axis], widths[1]) if axis == -1 else (student.shape[0], widths[1], *student.shape[2:])
-        adapted = shape if entry.name in self.projections else tuple(student.shape)
-        if named and adapted != tuple(teacher.shape):
+        else:
+            chosen = None
+        shape = student.shape
+        if chosen:
+            key = _key(entry, "student", number, len(entry.student))
+            self._add(
+                chosen, key, build_projection(chosen, kind, student, teacher), student, entry.projection_checkpoint
+            )
+            with torch.no_grad():
+                shape = self.projections[key](at_least_float32(student)).shape
+        if not free and teacher is not None and shape != teacher.shape:
             raise ConfigError(_mismatch(kind, logits, student, teacher, pair))
-        if named and student.shape[-1] == 1 and entry.loss_name in _LOGIT_LOSSES and entry.loss_name != "logits_mse":
+        if teacher is not None and shape[-1] == 1 and softmax and entry.loss_name != "logits_mse":
             raise ConfigError(f"{pair}: with one output a softmax is always 1 and the loss 0. Use logits_mse")
 
-    def _fit_labels(self, bound: BoundEntry, student: Tensor, labels: Tensor) -> None:
-        named = not callable(bound.entry.loss)
-        cross_entropy = bound.entry.loss_name == "cross_entropy"
+    def _add(self, wanted: Projection, key: str, module: nn.Module, like: Tensor, checkpoint: str | None) -> None:
+        fresh = key not in self.projections
+        module.to(like.device, at_least_float32(like).dtype)
+        if wanted.shared and not fresh and _shapes(self.projections[key]) != _shapes(module):
+            raise ConfigError(
+                f"projection {wanted.shared!r} is shared by features of different widths; share it among equal ones"
+            )
+        module = _kept(self.projections, key, module)
+        if checkpoint and fresh:
+            load_projection(module, checkpoint, key)
+        module.requires_grad_(wanted.trainable)
+
+    def _fit_labels(self, entry: Entry, student: Tensor, labels: Tensor) -> None:
+        named = not callable(entry.loss)
+        cross_entropy = entry.loss_name == "cross_entropy"
         fits = labels.shape == student.shape[:-1] if cross_entropy else labels.numel() == student.numel()
         if named and not fits:
-            raise ConfigError(
-                f"{bound.entry.student[0]} {tuple(student.shape)} does not fit labels {tuple(labels.shape)}"
-            )
+            raise ConfigError(f"{entry.student[0]} {tuple(student.shape)} does not fit labels {tuple(labels.shape)}")
         if named and cross_entropy:
             if labels.is_floating_point():
                 raise ConfigError("loss cross_entropy takes class numbers as labels; these are real numbers: use mse")
@@ -267,11 +397,11 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             classes = student.shape[-1]
             if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < classes:
                 found = f"from {int(real.min())} to {int(real.max())}"
-                raise ConfigError(f"labels run {found}, and {bound.entry.student[0]} has {classes} classes")
+                raise ConfigError(f"labels run {found}, and {entry.student[0]} has {classes} classes")
 
     def _masks(self, bound: BoundEntry, context: Mapping[str, Any]) -> Masks:
         rows, keys = (mask_of(context, key) for key in (bound.rows, bound.keys))
-        if bound.entry.hard and not context["labels"].is_floating_point():
+        if bound.labelled and not context["labels"].is_floating_point():
             labelled = context["labels"] != IGNORED_LABEL
             if rows is None or rows.shape[: labelled.dim()] != labelled.shape:
                 rows = labelled
@@ -280,21 +410,25 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         return Masks(rows, keys)
 
     def _values(
-        self, bound: BoundEntry, student: Any, teacher: Any, context: Mapping[str, Any]
+        self, bound: BoundEntry, student: Any, teacher: Any, context: Mapping[str, Any], args: Mapping[str, Any]
     ) -> tuple[Tensor, Layout]:
+        mask, key_mask = (mask_of(context, key) for key in (bound.rows, bound.keys))
+        taught = context.get(f"teacher_{bound.rows}")
+        masks = {"mask": mask, "key_mask": key_mask, "teacher_mask": mask if taught is None else taught.bool()}
+        asked = {name: masks[name] if name in _MASK_WORDS else context.get(name) for name in bound.asks_for}
         counted = self._masks(bound, context)
+        if bound.labelled and "mask" in asked and counted.rows is not None:
+            asked["mask"] = counted.rows
         given, target = (
-            tuple(at_least_float32(blanked(feature, bound.kind, bound.layout, counted)) for feature in side)
+            tuple(at_least_float32(blanked(feature, bound.kind, _left_out(bound, counted))) for feature in side)
             for side in (student, teacher)
         )
         reference = (context["labels"],) if bound.entry.hard else target
-        mask, taught = mask_of(context, bound.rows), context.get(f"teacher_{bound.rows}")
-        masks = {"mask": mask, "teacher_mask": mask if taught is None else taught.bool()}
-        asked = {name: masks[name] if name in _MASK_WORDS else context.get(name) for name in bound.asks_for}
-        sides = (given, reference) if bound.entry.many else (given[0], reference[0])
+        several = bound.entry.many or type(bound.function) in SEVERAL or bound.function in SEVERAL
+        sides = (given, reference) if several else (given[0], reference[0])
         with torch.autocast(given[0].device.type, enabled=False):
             try:
-                values = bound.function(*sides, **bound.entry.args, **asked)
+                values = bound.function(*sides, **args, **asked)
             except ConfigError:
                 raise
             except Exception as error:
@@ -314,21 +448,65 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 f"{bound.entry.student[0]} changes its length from batch to batch and no input has that length, so an "
                 "average over several batches cannot be counted: give the batch an attention_mask"
             )
+        summed = total(values, bound.layout, masks)
+        if bound.entry.reduction == "sum":
+            return summed
+        if bound.entry.reduction == "sequence_mean":
+            summed = per_sample(values, bound.layout, masks).sum()
         number: Any = (
-            count(bound.layout, masks, batch_size(context, values), *sizes)
+            count(_averaged_over(bound), masks, batch_size(context, values), *sizes)
             if counts is None
             else counts[bound.entry.name]
         )
         number = number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
-        return total(values, bound.layout, masks) / number
+        return summed / number
 
 
-def argument_problem(entry: Entry, function: Callable[..., Any], context: Mapping[str, Any]) -> str | None:
+def argument_problem(entry: Entry, function: Callable[..., Any], context: Iterable[str]) -> str | None:
     """What is wrong with an entry's arguments, or None."""
     temperature = entry.args.get("temperature", 1)
     if not callable(entry.loss) and not (isinstance(temperature, (int, float)) and temperature > 0):
         return f"loss {entry.loss_name}: temperature is above 0; found {temperature!r}"
     return check_arguments(entry.loss_name, function, entry.args, [*_MASK_WORDS, *context])
+
+
+def _left_out(bound: BoundEntry, masks: Masks) -> Masks:
+    """What is set to 0 before a loss sees it: all padding; for a callable only what its average leaves out."""
+    rows = masks.rows
+    if not callable(bound.entry.loss) or "mask" in bound.asks_for:
+        return masks
+    if bound.layout.name in ("batch", "samples"):
+        return Masks(rows if rows is not None and rows.dim() == 1 else None)
+    return masks if bound.layout.name == "pairs" else Masks(rows)
+
+
+def _averaged_over(bound: BoundEntry) -> Layout:
+    """The layout of what the average divides by: samples for the reductions that count them."""
+    if bound.entry.reduction in ("sequence_mean", "batch_mean") and bound.layout.name != "batch":
+        return Layout("samples", 1)
+    return bound.layout
+
+
+def _key(entry: Entry, side: str, number: int, features: int) -> str:
+    """Under which name a projection is held: the entry's, or one that entries share; numbered where features are."""
+    wanted = entry.projection if side == "student" else entry.teacher_projection
+    key = wanted.shared or (entry.name if side == "student" else f"{entry.name}:teacher")
+    return key if features == 1 else f"{key}:{number}"
+
+
+def _names(parameters: Iterable[Any]) -> list[str]:
+    return [parameter.name for parameter in parameters]
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def _kept(held: nn.ModuleDict, name: str, module: nn.Module) -> nn.Module:
+    """The module held under a name where its shapes are the same, so that one that was trained goes on; or the new."""
+    if name not in held or _shapes(held[name]) != _shapes(module):
+        held[name] = module
+    return held[name]
 
 
 def _as_long(bound: BoundEntry, masks: Masks, sizes: tuple[int, int]) -> Masks:

@@ -12,8 +12,10 @@ from torch import nn
 
 from .callbacks import Callback
 from .checkpoint import Writer, fitting, random_state, read_tree, set_random_state
+from .config import Projection
 from .loss_model import MultiLayerBasedDistillationLoss
 from .progress import Progress
+from .schedules import Schedule
 from .settings import TrainingSettings
 from .teachers import FrozenTeacher
 
@@ -70,7 +72,7 @@ def identity(
     """What is written to `run.json`: a run that differs in it is not a continuation."""
     entries = [
         {
-            **{f.name: getattr(e, f.name) for f in fields(e)},
+            **{f.name: _plain(getattr(e, f.name)) for f in fields(e)},
             "loss": e.loss_name,
             "args": {k: _described(v) for k, v in e.args.items()},
         }
@@ -88,6 +90,13 @@ def identity(
         },
         "run": dict(run),
     }
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses within an entry as mappings."""
+    if isinstance(value, (Projection, Schedule)):
+        return asdict(value)
+    return {key: _plain(one) for key, one in value.items()} if isinstance(value, Mapping) else value
 
 
 def _described(value: Any) -> Any:

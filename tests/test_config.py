@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from knowledge_distillation import ConfigError, parse_config
-from knowledge_distillation.config import Entry, Feature, expand_braces
+from knowledge_distillation.config import Entry, Feature, Projection, expand_braces
 
 SHORT = {"teacher": "bert_layer4.hidden_states", "student": "bert_layer1.hidden_states", "loss": "mse"}
 LONG = {
@@ -62,7 +62,7 @@ def test_an_entry_reads_as_data():
         args={},
         weight=1.0,
         name="mse:bert_layer1_hidden_states",
-        projection="auto",
+        projection=Projection("auto"),
         many=False,
     )
     assert not entry.hard
@@ -133,7 +133,7 @@ def test_a_loss_may_be_a_callable():
     [("auto", "auto"), ("linear", "linear"), ("none", "none"), (None, "none"), (False, "none"), (True, "auto")],
 )
 def test_projections(written, projection):
-    assert parse_config([{**SHORT, "projection": written}]).check().entries[0].projection == projection
+    assert parse_config([{**SHORT, "projection": written}]).check().entries[0].projection.type == projection
 
 
 @pytest.mark.parametrize("weight", [0, 1, 2.5, 1e-9])
@@ -316,8 +316,14 @@ def test_a_name_used_twice():
             "args are given twice: beside the loss and inside it",
         ),
         ({"args": [1]}, "args is a mapping of the loss's arguments; found [1]"),
-        ({"projection": "liner"}, "projection is one of auto, linear, none; found 'liner'. Nearest: linear."),
-        ({"projection": {"type": "linear"}}, "projection is one of auto, linear, none; found {'type': 'linear'}"),
+        (
+            {"projection": "liner"},
+            "exit, none; found 'liner'. Nearest: linear.",
+        ),
+        (
+            {"projection": {"type": "liner"}},
+            "projection is one of auto, linear, mlp, conv1x1, ",
+        ),
         ({"name": "a.b"}, "name is a text without '.' and '/', and not 'loss'; found 'a.b'"),
         ({"name": "a/b"}, "name is a text without '.' and '/', and not 'loss'; found 'a/b'"),
         ({"name": "loss"}, "name is a text without '.' and '/', and not 'loss'; found 'loss'"),

@@ -373,7 +373,7 @@ def test_terms_are_unweighted_and_detached_and_the_loss_is_their_weighted_sum():
     student, context = S.clone().requires_grad_(), make_context(INPUTS)
     loss_model.bind_outputs(x(T), x(student), INPUTS, INPUTS)
     feature = loss_model.config.entries[0].student[0]
-    loss, values = loss_model.terms(loss_model.project({feature: student}), {feature: T}, context)
+    loss, values, _ = loss_model.terms(loss_model.project({feature: student}), {feature: T}, context)
     near, direction = values["near"].item(), values["direction"].item()
     assert near == pytest.approx(reference.hidden_mse(double(S), double(T), MASK.numpy()), rel=1e-5)
     assert direction == pytest.approx(reference.cos(double(S), double(T), MASK.numpy()), rel=1e-5)
@@ -504,7 +504,7 @@ LOGITS = torch.randn(B, 4)
             x(T),
             x(S),
             {},
-            "loss <lambda> needs 'margin', which is neither in args nor a key of the batch (mask, teacher_mask)",
+            "loss <lambda> needs 'margin', which is neither in args nor a key of the batch (mask, key_mask",
         ),
         (
             {"loss": lambda student, teacher: 1 / 0},

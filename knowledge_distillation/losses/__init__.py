@@ -3,6 +3,10 @@
 A loss is a function `(student, teacher, **arguments)` of tensors that returns one value per item, or a scalar where
 the method compares items with each other. It asks for context (`mask`, `labels`, any key of the batch) by naming the
 keyword. Precision, masking and averaging are the loss model's business.
+
+A method with state is an `nn.Module` class, built on the probe batch as `Class(student, teacher, **arguments)`; its
+constructor may ask for `num_samples`, `teacher_model` and `teacher_features`. It is trained, moved and checkpointed
+with the projections.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ from .hidden import cos, hidden_mse
 from .logits import hard_cross_entropy, kl_divergence, label_mse, soft_cross_entropy
 
 Loss = Callable[..., Any]
+
+# Keywords that are never arguments of an entry: the loss model fills them.
+FILLED = ("mask", "key_mask", "teacher_mask", "labels", "teacher_model", "teacher_features")
 
 _MSE = {"vector": hidden_mse, "tokens": hidden_mse, "heads": hidden_mse, "map": hidden_mse, "attention": attention_mse}
 _HIDDEN = {kind: hidden_mse for kind in ("vector", "tokens", "map")}
@@ -41,6 +48,19 @@ HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "cross_entropy": dict.fromkeys(_LOGITS, hard_cross_entropy),
     "mse": {"vector": label_mse},
 }
+
+# Losses that compare each side with itself first, so that widths, heads or channels may differ: they look at the
+# shapes themselves. All others are called with equal shapes only.
+OWN_SHAPES: frozenset[Loss] = frozenset()
+
+# Losses that compare several features at once: each side is a tuple.
+SEVERAL: frozenset[Loss] = frozenset()
+
+# Losses on attention maps that are probabilities: `attention`, and not `attention_scores`.
+PROBABILITIES: frozenset[Loss] = frozenset()
+
+# What a method is worth where there are only two classes: said before the run.
+TWO_CLASSES: Mapping[str, str] = {}
 
 
 def list_losses(hard: bool = False) -> list[str]:
@@ -72,17 +92,30 @@ def functions_of(name: str, hard: bool = False) -> Mapping[str, Loss]:
 
 
 def parameters_of(loss: Loss) -> list[inspect.Parameter] | None:
-    """The parameters of a loss beyond its two tensors; None where Python cannot tell."""
+    """The parameters of a loss's call beyond its two tensors; None where Python cannot tell."""
     try:
-        parameters = list(inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values())
+        parameters = _signature(loss)[2:]
     except (TypeError, ValueError):
         return None
+    return [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def constructor_parameters(loss: Loss) -> list[inspect.Parameter]:
+    """The parameters of the constructor of a loss with state beyond its two tensors; none where it has no state."""
+    if not isinstance(loss, type):
+        return []
+    parameters = list(inspect.signature(loss).parameters.values())
     return [p for p in parameters[2:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def takes_any_keyword(loss: Loss) -> bool:
-    signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
-    return any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    return any(p.kind is p.VAR_KEYWORD for p in _signature(loss))
+
+
+def _signature(loss: Loss) -> list[inspect.Parameter]:
+    if isinstance(loss, type):
+        return list(inspect.signature(loss.forward).parameters.values())[1:]  # type: ignore[attr-defined]
+    return list(inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values())
 
 
 def check_arguments(name: str, loss: Loss, args: Mapping[str, Any], context: Iterable[str]) -> str | None:
@@ -90,13 +123,15 @@ def check_arguments(name: str, loss: Loss, args: Mapping[str, Any], context: Ite
     parameters = parameters_of(loss)
     if parameters is None:
         return None
-    known = [p.name for p in parameters if p.name not in ("mask", "teacher_mask", "labels")]
-    takes = ", ".join(p.name + (f"={p.default}" if p.default is not p.empty else "") for p in parameters)
+    parameters = [*constructor_parameters(loss), *parameters]
+    known = [p.name for p in parameters if p.name not in FILLED]
+    shown = (p for p in parameters if p.name in known)
+    takes = ", ".join(p.name + (f"={p.default}" if p.default is not p.empty else "") for p in shown)
     for key in args:
         if key not in known and not takes_any_keyword(loss):
             near = nearest(key, known)
             return f"loss {name} takes no argument {key!r}.{near} It takes: {takes or 'no arguments'}"
-    offered = {*args, *context}
+    offered = {*args, *context, "teacher_model", "teacher_features"}
     for p in parameters:
         if p.default is p.empty and p.name not in offered:
             return (

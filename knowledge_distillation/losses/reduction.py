@@ -51,6 +51,8 @@ def layout_of(kind: str, feature: torch.Size, values: torch.Size) -> Layout:
         return Layout("rows", values[1] * values[3:].numel())
     if kind in ("attention", "heads") and values == (feature[0], feature[2]):  # one value per row, heads averaged
         return Layout("tokens")
+    if kind == "tokens" and len(values) == 4 and values[0] == feature[0] and values[2:] == (feature[1], feature[1]):
+        return Layout("pairs", values[1])
     if kind == "tokens" and values[:2] == feature[:2]:
         return Layout("tokens", values[2:].numel())
     if values[0] == feature[0]:
@@ -79,22 +81,21 @@ def kept(layout: Layout, masks: Masks) -> Tensor | None:
     return pairs if keys is None else pairs & keys.bool()[:, None, None]
 
 
-def blanked(feature: Tensor, kind: str, layout: Layout, masks: Masks) -> Tensor:
-    """The feature with 0 where nothing counts, so that what stands there, even inf, reaches no value and no gradient.
+def blanked(feature: Tensor, kind: str, masks: Masks) -> Tensor:
+    """The feature with 0 in its padding, so that what stands there, even inf, reaches no value and no gradient.
 
     Masking the values of a loss is not enough for that: 0 times the derivative of an infinite value is not a number.
-    A feature whose sizes are not those of the masks is left alone, and so is one of a loss that compares items.
+    A feature whose sizes are not those of the masks is left alone.
     """
     rows, keys = masks.rows, masks.keys
     mask = None
-    if layout.name == "samples":
-        if rows is not None and rows.dim() == 1:
-            mask = rows.bool()
-    elif layout.name != "batch":
+    if rows is not None and rows.dim() == 1:
+        mask = rows.bool()
+    elif kind in ("tokens", "attention", "heads"):
         length = 1 if kind == "tokens" else 2
         if rows is not None and rows.shape == (feature.shape[0], feature.shape[length]):
             mask = rows.bool() if kind == "tokens" else rows.bool()[:, None, :]
-        if layout.name == "pairs" and keys is not None and keys.shape == (feature.shape[0], feature.shape[-1]):
+        if kind == "attention" and keys is not None and keys.shape == (feature.shape[0], feature.shape[-1]):
             columns = keys.bool()[:, None, None]
             mask = columns if mask is None else mask[..., None] & columns
     if mask is None:
@@ -109,6 +110,18 @@ def total(values: Tensor, layout: Layout, masks: Masks) -> Tensor:
         return values.sum()
     mask = mask[(...,) + (None,) * (values.dim() - mask.dim())]
     return torch.where(mask, values, values.new_zeros(())).sum()
+
+
+def per_sample(values: Tensor, layout: Layout, masks: Masks) -> Tensor:
+    """The mean of each sample's values that count; 0 where it has none."""
+    if layout.name == "batch":
+        return values
+    mask = kept(layout, masks)
+    if mask is None:
+        return values.reshape(len(values), -1).mean(1)
+    mask = mask[(...,) + (None,) * (values.dim() - mask.dim())].expand_as(values)
+    values = torch.where(mask, values, values.new_zeros(()))
+    return values.reshape(len(values), -1).sum(1) / mask.reshape(len(values), -1).sum(1).clamp(min=1)
 
 
 def sizes_of(values: Tensor, layout: Layout) -> tuple[int, int]:

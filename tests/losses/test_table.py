@@ -98,7 +98,7 @@ CONTEXT = ["mask", "teacher_mask", "labels", "sample_weight"]
             {},
             "needs 'margin', which is neither in args nor a key of the batch (mask, teacher_mask, labels, ",
         ),
-        (needs_margin, {"margin": 1, "mask": 0}, "takes no argument 'mask'. It takes: margin, mask=None"),
+        (needs_margin, {"margin": 1, "mask": 0}, "takes no argument 'mask'. It takes: margin"),
         (wants_context, {}, None),
         (
             lambda student, teacher, scale=1: ...,
