@@ -190,7 +190,7 @@ def evaluate(
         if teacher is not None:
             from .teachers import FrozenTeacher
 
-            distiller.teacher = FrozenTeacher(build_model(teacher, read, ready.tokenizer, ready.seed))
+            distiller.teachers = {"": FrozenTeacher(build_model(teacher, read, ready.tokenizer, ready.seed))}
         _say(f"{task}: {len(ready.data['validation'])} rows")
         _metrics(distiller.evaluate())
 

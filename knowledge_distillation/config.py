@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,10 +114,39 @@ class DistillConfig:
         """The names of the stages, in the order in which the entries name them."""
         return tuple(dict.fromkeys(stage for entry in self.entries for stage in entry.stage))
 
+    def among(self, peers: Sequence[str]) -> DistillConfig:
+        """The config of a cohort: every student has all entries, and learns from each of the others what `peer` says.
+
+        Where there are several others, the entry's weight is shared out among them.
+        Source: Zhang et al., Deep Mutual Learning, 2018, eq. 7.
+        """
+        cohort = ["", *peers]
+        entries = []
+        for entry in self.entries:
+            taught_by = {feature.model for feature in entry.teacher}
+            for student in cohort:
+                others = [other for other in cohort if other != student] if PEER in taught_by else [""]
+                for other in others:
+                    names = {SELF: student or SELF, PEER: other or SELF}
+                    suffix = "".join(f"@{name}" for name in (student, other if len(others) > 1 else "") if name)
+                    mine: dict[str, Any] = {
+                        "student": tuple(feature._replace(model=student) for feature in entry.student),
+                        "teacher": tuple(f._replace(model=names.get(f.model, f.model)) for f in entry.teacher),
+                        "weight": entry.weight / len(others),
+                        "name": entry.name + suffix,
+                        "projection": replace(entry.projection, shared=_of_student(entry.projection.shared, student)),
+                    }
+                    entries.append(replace(entry, **mine))
+        return replace(self, entries=tuple(entries))
+
     def check(self) -> DistillConfig:
         """Return self, or raise a ConfigError with every problem."""
         raise_all(ConfigError, "distill_config", self.problems)
         return self
+
+
+def _of_student(shared: str, student: str) -> str:
+    return f"{shared}@{student}" if shared and student else shared
 
 
 def parse_config(config: Sequence[Mapping[str, Any]] | DistillConfig | str | Path) -> DistillConfig:
@@ -385,8 +414,6 @@ def _name(name: Any, problems: list[str], key: str = "name") -> str:
 
 def _name_entries(entries: list[Entry]) -> list[Entry]:
     """Give each unnamed entry a short readable name, unique in the config."""
-    from dataclasses import replace
-
     taken = {entry.name for entry in entries if entry.name}
     named = []
     for entry in entries:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from . import checkpoint, placement, run_state
 from .adaptors import adapted, named, same_inputs, with_context
+from .balance import Balance, gradient_norms
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
+from .config import PEER, SELF, Entry, Feature
 from .context import make_context
 from .data.loading import TrainBatches, choose, loader_of, seeded
 from .errors import CheckpointError, ConfigError, DataError, nearest
@@ -25,16 +27,17 @@ from .loss_model import MultiLayerBasedDistillationLoss
 from .plan import Plan, bind
 from .progress import Progress, Running
 from .settings import TrainingSettings
+from .stages import stages_of
 from .teachers import FrozenTeacher
 
 logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """One batch, ready: what each model takes, and all that losses may ask for."""
+    """One batch, ready: what each student and each teacher takes by name, and all that losses may ask for."""
 
-    student: dict[str, Any]
-    teacher: dict[str, Any]
+    students: dict[str, dict[str, Any]]
+    teachers: dict[str, dict[str, Any]]
     context: dict[str, Any]
 
 
@@ -42,24 +45,29 @@ class StudentAndProjections(nn.Module):
     """The one module that trains: called through its wrapper, so that every gradient is seen by it."""
 
     def __init__(
-        self, student: nn.Module, loss_model: MultiLayerBasedDistillationLoss, features: Callable[..., Any]
+        self, students: Mapping[str, nn.Module], loss_model: MultiLayerBasedDistillationLoss, plan: Plan
     ) -> None:
         super().__init__()
-        self.student, self.loss_model = student, loss_model
-        self._features = features
+        self.student, self.loss_model = students[""], loss_model
+        self.peers = nn.ModuleDict({name: model for name, model in students.items() if name})
+        self._features = {name: source.features for name, source in plan.students.items()}
 
-    def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Entry name -> its student feature, projected."""
-        return self.loss_model.project(self._features(inputs))
+    def forward(self, inputs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[Feature, Tensor]]:
+        """Entry name -> its student feature, projected; and the features by which students teach, detached."""
+        features = {f: t for name, take in self._features.items() for f, t in take(inputs[name]).items()}
+        return self.loss_model.project(features), {feature: tensor.detach() for feature, tensor in features.items()}
 
 
 class KnowledgeDistiller:
     """Teach a student what a `distill_config` says. `train()` and `distillate()` are the same call.
 
     Args:
-        teacher_model: the teacher; None where every entry is hard (fine-tuning). It stays as it is.
+        teacher_model: the teacher, or several by name; None where no entry needs one (fine-tuning, `self` and `peer`
+            teachers). They stay as they are.
         student_model: the student; it is trained in place.
         distill_config: a list of entries, a DistillConfig or the path of a YAML file; or give a `loss_model`.
+        peer_model: another student, or several by name, trained beside it by the same config; with `teacher_name:
+            peer` they teach each other (Zhang et al., Deep Mutual Learning, 2018). Saved in `output_dir/peers`.
         train_dataloader: any iterable of batches, sized or not; or give a `train_dataset`.
         dev_dataloader: iterable of batches for the evaluator; or give an `eval_dataset`.
         train_dataset, eval_dataset: tokenized rows; batched by length and padded to the longest row of the batch.
@@ -87,10 +95,11 @@ class KnowledgeDistiller:
 
     def __init__(
         self,
-        teacher_model: nn.Module | None = None,
+        teacher_model: nn.Module | Mapping[str, nn.Module] | None = None,
         student_model: nn.Module | None = None,
         distill_config: Any = None,
         *,
+        peer_model: nn.Module | Mapping[str, nn.Module] | None = None,
         train_dataloader: Iterable[Any] | None = None,
         dev_dataloader: Iterable[Any] | None = None,
         train_dataset: Any = None,
@@ -114,20 +123,27 @@ class KnowledgeDistiller:
     ) -> None:
         if student_model is None:
             raise ConfigError("student_model is missing")
-        for name, model in (("student_model", student_model), ("teacher_model", teacher_model)):
+        teachers = _by_name("teacher_model", teacher_model, "")
+        peers = _by_name("peer_model", peer_model, PEER)
+        for name, model in {
+            "student_model": student_model,
+            **_labelled(teachers, "teacher_model"),
+            **_labelled(peers, "peer_model"),
+        }.items():
             if hasattr(model, "_orig_mod"):
                 raise ConfigError(
                     f"{name} is compiled, and a compiled pass has no places to take features from: give the "
                     "model as it was before torch.compile"
                 )
-            if model is not None and not isinstance(model, nn.Module):
+            if not isinstance(model, nn.Module):
                 raise ConfigError(f"{name} is a torch module; found {model!r}: load it first, as with from_pretrained")
         if evaluator is not None and not callable(evaluator) and not hasattr(evaluator, "evaluate"):
             raise ConfigError(f"evaluator is a callable, or an object with a method evaluate; found {evaluator!r}")
-        if teacher_model is student_model:
-            raise ConfigError(
-                "teacher_model is student_model itself: give a copy, made with copy.deepcopy(student_model)"
-            )
+        for who, others in (("teacher_model", teachers), ("peer_model", peers)):
+            if any(model is student_model for model in others.values()):
+                raise ConfigError(
+                    f"{who} is student_model itself: give a copy, made with copy.deepcopy(student_model)"
+                )
         if (loss_model is None) == (distill_config is None):
             raise ConfigError("give either distill_config or loss_model")
         if num_epoch is not None:
@@ -137,6 +153,12 @@ class KnowledgeDistiller:
             distill_config, teacher_output_adaptor, student_output_adaptor
         )
         self.student = student_model
+        self.students = {"": student_model, **peers}
+        if peers:
+            self.loss_model.config = self.loss_model.config.among(list(peers))
+        self.stages = stages_of(self.loss_model.config, self.settings)
+        if len(self.stages) > 1 and (optimizer is not None or lr_scheduler is not None):
+            raise ConfigError("each stage has an optimizer and a schedule of its own: leave yours out, or the stages")
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.processing_class = processing_class
         self.train_data_adaptor = train_data_adaptor or same_inputs
@@ -160,6 +182,7 @@ class KnowledgeDistiller:
         self._train_loader, self.dev_dataloader = train_dataloader, dev_dataloader
         if train_dataset is not None:
             self._train_loader = self._loader(train_dataset, data_collator, train=True)
+            self.loss_model.num_samples = len(train_dataset)
         if eval_dataset is not None:
             self.dev_dataloader = self._loader(eval_dataset, data_collator, train=False)
         if self.evaluator is None and self.dev_dataloader is not None:
@@ -167,17 +190,20 @@ class KnowledgeDistiller:
                 compute_metrics, self.dev_data_adaptor, fixed_order=eval_dataset is not None
             )
         self._asked_each_step = hasattr(self.evaluator, "evaluate")
-        self.student.to(self.accelerator.device)
-        self.teacher = (
-            None
-            if teacher_model is None
-            else FrozenTeacher(
-                teacher_model,
-                placement.teacher_dtype(self.settings, self.accelerator),
-                self.accelerator.device,
-                student_model,
-            )
-        )
+        for model in self.students.values():
+            model.to(self.accelerator.device)
+        dtype = placement.teacher_dtype(self.settings, self.accelerator)
+        self.teachers = {
+            name: FrozenTeacher(model, dtype, self.accelerator.device, nn.ModuleList(self.students.values()))
+            for name, model in teachers.items()
+        }
+        if self.settings.balance != "none":
+            self.loss_model.balance = Balance(self.loss_model.config.entries).to(self.accelerator.device)
+
+    @property
+    def teacher(self) -> FrozenTeacher | None:
+        """The teacher, of several the first: the one that evaluators compare with."""
+        return next(iter(self.teachers.values()), None)
 
     # --- the algorithm -------------------------------------------------------------------------------------------
 
@@ -207,15 +233,18 @@ class KnowledgeDistiller:
         settings, progress = self.settings, self.progress
         try:
             self._call("on_train_begin")
-            while progress.epoch < settings.num_train_epochs and not self._finished():
-                self._losses = self._epoch(managed=True)
-                last = self._finished() or progress.epoch >= settings.num_train_epochs
-                if last or not settings.eval_steps:
-                    self._evaluate_and_keep_best()
-                if last or not settings.save_steps:
-                    self._save_checkpoint()
+            for number in range(progress.stage, len(self.stages)):
+                self._enter(number)
+                while not self._stage_is_over():
+                    self._losses = self._epoch(managed=True)
+                    last = self._stage_is_over()
+                    if last or not settings.eval_steps:
+                        self._evaluate_and_keep_best()
+                    if last or not settings.save_steps:
+                        self._save_checkpoint()
             if self.output_dir is not None and not self._keeps_best():
                 self._save_student(self.output_dir / "student")
+            self._save_peers()
         finally:
             try:
                 self._call("on_train_end")
@@ -253,8 +282,11 @@ class KnowledgeDistiller:
         for number, batch in enumerate(batches, start=1):
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.module):
                 teacher = self._teacher_features(batch)
-                terms = self.loss_model.terms(self.module(batch.student), teacher, batch.context, counts)
+                projected, own = self.module(batch.students)
+                terms = self.loss_model.terms(projected, {**own, **teacher}, batch.context, counts)
                 share = 1.0 if window else 0.0
+                if number == 1:
+                    sizes = self._gradient_norms(terms.attached)
                 # Gradients are averaged over processes and counts are summed over them: the sum is what is wanted.
                 self.accelerator.backward(terms.loss * (share * self.accelerator.num_processes))
             for name, value in {"loss": terms.loss.detach(), **terms.values}.items():
@@ -265,7 +297,7 @@ class KnowledgeDistiller:
         self.scheduler.step()
         self.optimizer.zero_grad()
         self._idle_batch = batches[-1]
-        return values
+        return values | self._rebalance(sizes or {name: v for name, v in values.items() if name != "loss"})
 
     def _counts(self, window: list[Batch]) -> dict[str, Any] | None:
         """What each entry's sum is divided by: counted over the whole window and all processes, before any pass."""
@@ -281,13 +313,32 @@ class KnowledgeDistiller:
 
     def _teacher_features(self, batch: Batch) -> dict[Any, Tensor]:
         assert self._plan is not None
-        if self.teacher is None or self._plan.teacher is None:
+        taken: dict[Any, Tensor] = {}
+        for name, source in self._plan.teachers.items():
+            taken |= self.teachers[name].features(source.features, batch.teachers[name])
+        return taken
+
+    def _gradient_norms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every `balance_steps` steps, where terms are balanced by their gradients: the norms of these."""
+        if self.settings.balance != "gradient_norm" or self.progress.step % self.settings.balance_steps:
             return {}
-        return self.teacher.features(self._plan.teacher.features, batch.teacher)
+        return gradient_norms(terms, [p for p in self.module.parameters() if p.requires_grad])
+
+    def _rebalance(self, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take in the sizes of this step's terms; this process's share of the factors, for the history."""
+        balance = self.loss_model.balance
+        if balance is None:
+            return {}
+        measured = self.settings.balance != "gradient_norm" or not self.progress.step % self.settings.balance_steps
+        if measured:
+            summed = self.accelerator.reduce(torch.stack([size.float() for size in sizes.values()]), "sum")
+            balance.update(dict(zip(sizes, summed, strict=True)))
+        return {name: factor / self.accelerator.num_processes for name, factor in balance.values().items()}
 
     def _after_step(self, values: dict[str, Tensor], batches: int, managed: bool) -> None:
         progress, settings = self.progress, self.settings
         progress.step, progress.batches = progress.step + 1, progress.batches + batches
+        self.loss_model.progress = self._stage_progress()
         if self._steps_per_epoch:
             progress.fraction = (
                 progress.epoch + progress.batches / settings.gradient_accumulation_steps / self._steps_per_epoch
@@ -304,16 +355,23 @@ class KnowledgeDistiller:
             self._save_checkpoint()
 
     def _sides(self, raw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the data adaptor makes of a batch, for the student and for the teacher, each by its own names."""
+        """What the data adaptor makes of a batch, for each student and each teacher, each by its own names."""
         for_teacher, for_student = adapted(self.train_data_adaptor, self.accelerator.device, raw)
-        student = named(for_student, self.student, "student")
-        return student, student if self.teacher is None else named(for_teacher, self.teacher.model, "teacher")
+        students = {name: named(for_student, model, name or "student") for name, model in self.students.items()}
+        teachers = {
+            name: named(for_teacher, teacher.model, f"teacher {name}".strip())
+            for name, teacher in self.teachers.items()
+        }
+        return students, teachers
 
     def _batch(self, raw: Any) -> Batch:
-        student, teacher = self._sides(raw)
-        taken, told = with_context(student, self.student)
-        given, taught = ({}, told) if self.teacher is None else with_context(teacher, self.teacher.model)
-        return Batch(taken, given, make_context(told, taught, self.loss_model.shift_labels))
+        students, teachers = self._sides(raw)
+        told = {name: with_context(inputs, self.students[name]) for name, inputs in students.items()}
+        taught = {name: with_context(inputs, self.teachers[name].model) for name, inputs in teachers.items()}
+        everything = {k: v for _, whole in reversed(list(taught.values())) for k, v in whole.items()}
+        context = make_context(told[""][1], everything or told[""][1], self.loss_model.shift_labels)
+        students, teachers = ({name: inputs for name, (inputs, _) in side.items()} for side in (told, taught))
+        return Batch(students, teachers, context)
 
     # --- measuring -----------------------------------------------------------------------------------------------
 
@@ -393,26 +451,31 @@ class KnowledgeDistiller:
     # --- preparing -----------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """Bind the config to both models on the first batch, and check everything; `print` it to read it."""
+        """Bind the config to all models on the first batch, and check everything; `print` it to read it."""
         if self._plan is None:
             if self._train_loader is None:
                 raise ConfigError("train_dataloader or train_dataset is missing")
             if not hasattr(self, "batches"):
                 self.batches = TrainBatches(self._train_loader, self.settings.seed, self.accelerator)
-            with seeded(self.settings.seed):  # projections begin alike on every process
-                raw = self.batches.peek()
-                student, teacher = self._sides(raw)
-                self._check_vocabulary()
-                self._plan = bind(self.loss_model, self.student, self.teacher, student, teacher)
-            self._undo.callback(self._plan.close)
+            self._plan = self._bound(self.loss_model.config.entries)
             for note in self._plan.notes:
                 if note.startswith("warning: "):
                     logger.warning(note.removeprefix("warning: "))
-            self._idle_batch = self._batch(raw)
         return self._plan
 
+    def _bound(self, entries: Sequence[Entry]) -> Plan:
+        with seeded(self.settings.seed):  # projections begin alike on every process
+            raw = self.batches.peek()
+            students, teachers = self._sides(raw)
+            self._check_vocabulary()
+            plan = bind(self.loss_model, self.students, self.teachers, students, teachers, entries)
+        self._undo.callback(plan.close)
+        self._idle_batch = self._batch(raw)
+        return plan
+
     def _check_vocabulary(self) -> None:
-        for who, model in (("student", self.student), ("teacher", self.teacher)):
+        models = {"student": self.student, **{f"teacher {n}".strip(): t for n, t in self.teachers.items()}}
+        for who, model in models.items():
             config = getattr(model, "config", None)
             rows = getattr(config, "vocab_size", None)
             size = len(self.processing_class) if hasattr(self.processing_class, "__len__") else 0
@@ -422,40 +485,63 @@ class KnowledgeDistiller:
                 )
 
     def _prepare(self) -> None:
-        """Everything before the first step, once: plan, frozen rest, optimizer, schedule, placement."""
+        """Everything before the first step of a stage, once: plan, frozen rest, optimizer, schedule, placement."""
         if self._ready:
             return
-        plan = self.plan()
-        for name in plan.unreached:
-            parameter = self.student.get_parameter(name)
+        plan, stage = self.plan(), self.stages[self.progress.stage]
+        if len(self.stages) > 1:
+            self._undo.close()
+            self._plan = plan = self._bound(stage.entries)
+        for parameter in plan.idle:
             parameter.requires_grad_(False)
             self._undo.callback(parameter.requires_grad_, True)
-        module = StudentAndProjections(self.student, self.loss_model, plan.student.features)
+        module = StudentAndProjections(self.students, self.loss_model, plan)
         module.to(self.accelerator.device)
         self._count_steps()
+        if self.total_steps is None and any(entry.schedule for entry in stage.entries):
+            raise ConfigError("a schedule follows the progress of the run, and the data has no length: set max_steps")
+        self.loss_model.progress = self._stage_progress()
         if self._optimizer_ready:  # closed and opened again: optimizer and schedule go on
             self.module = self.accelerator.prepare(module)
             self._ready = True
             return
-        own = self._optimizer
+        own, rates = self._optimizer, self.loss_model.learning_rates()
         if own is None:
-            optimizer = placement.make_optimizer(self.settings, module)
+            optimizer = placement.make_optimizer(stage.settings, module, rates)
         else:
             optimizer = own
             known = {id(p) for group in own.param_groups for p in group["params"]}
-            extra = [p for p in self.loss_model.parameters() if id(p) not in known]
-            if extra and self._scheduler is None:
-                optimizer.add_param_group({"params": extra})
-            elif extra:  # a schedule made before knows only the groups that were there
+            extra = [p for p in self.loss_model.parameters() if id(p) not in known and p.requires_grad]
+            for rate in dict.fromkeys(rates.get(id(p)) for p in extra) if self._scheduler is None else ():
+                group = {"params": [p for p in extra if rates.get(id(p)) == rate]}
+                optimizer.add_param_group(group if rate is None else {**group, "lr": rate})
+            if extra and self._scheduler is not None:  # a schedule made before knows only the groups that were there
                 optimizer.param_groups[0]["params"].extend(extra)
         scheduler = self._scheduler or (
-            placement.make_scheduler(self.settings, optimizer, self.total_steps)
+            placement.make_scheduler(stage.settings, optimizer, self.total_steps)
             if own is None
             else placement.constant_rate(optimizer)
         )
         self.module, self.optimizer, self.scheduler = self.accelerator.prepare(module, optimizer, scheduler)
-        set_seed(self.settings.seed, device_specific=True)
+        set_seed(self.settings.seed + self.progress.stage, device_specific=True)
         self._ready = self._optimizer_ready = True
+
+    def _enter(self, number: int) -> None:
+        """Begin a stage, or go on with it: its entries alone are bound, its optimizer and schedule are fresh."""
+        if number != self.progress.stage:
+            self.close()
+            self.accelerator.free_memory()
+            self._optimizer_ready = False
+            self.progress.enter(number)
+        self._prepare()
+
+    def _stage_progress(self) -> float:
+        """How much of the present stage is done, from 0 to 1."""
+        return (self.progress.step - self.progress.stage_steps) / self.total_steps if self.total_steps else 0.0
+
+    def _stage_is_over(self) -> bool:
+        epochs = self.progress.epoch - self.progress.stage_epochs
+        return self._finished() or epochs >= self.stages[self.progress.stage].settings.num_train_epochs
 
     def _check_evaluation(self) -> None:
         """See before the first step that there is something to evaluate on, and the metric to keep the best by."""
@@ -477,12 +563,16 @@ class KnowledgeDistiller:
             self._steps_per_epoch = math.ceil(len(self.batches) / self.settings.gradient_accumulation_steps)
         except TypeError:
             self._steps_per_epoch = 0
-        most = self._steps_per_epoch * self.settings.num_train_epochs or None
-        limit = self.settings.max_steps if self.settings.max_steps > 0 else None
+        settings = self.stages[self.progress.stage].settings
+        most = self._steps_per_epoch * settings.num_train_epochs or None
+        limit = settings.max_steps if settings.max_steps > 0 else None
         self.total_steps = min(filter(None, (most, limit)), default=None)
 
     def _loader(self, dataset: Any, data_collator: Callable[..., Any] | None, train: bool) -> Any:
-        return loader_of(dataset, self.settings, self.accelerator, data_collator, self.processing_class, train)
+        indexed = train and self.loss_model.asks_for("sample_index")
+        return loader_of(
+            dataset, self.settings, self.accelerator, data_collator, self.processing_class, train, indexed
+        )
 
     def stop(self) -> None:
         """End the run after the present step; several processes end it together, after an evaluation or an epoch."""
@@ -496,7 +586,8 @@ class KnowledgeDistiller:
             self.progress.stopped = bool(self.accelerator.reduce(here, "sum"))
 
     def _finished(self) -> bool:
-        return self.progress.stopped or (0 < self.settings.max_steps <= self.progress.step)
+        limit = self.stages[self.progress.stage].settings.max_steps
+        return self.progress.stopped or (0 < limit <= self.progress.step - self.progress.stage_steps)
 
     def close(self) -> None:
         """Take every hook off the models, and let frozen parameters train again."""
@@ -531,9 +622,15 @@ class KnowledgeDistiller:
         Returns:
             The number of epochs done: where a loop of one's own goes on.
         """
+        folders = [checkpoint.latest(Path(part)) for part in (progress, optimizer) if part is not None]
+        if folders:  # the stage says which entries there are, and so which parameters
+            self.progress.stage = run_state.read_progress(folders[0], ())[0].stage
         self._prepare()
         if student is not None:
             checkpoint.read_student(Path(student), self.student)
+            for name, peer in self.students.items():
+                if name:
+                    checkpoint.read_module(checkpoint.latest(Path(student)), f"peer-{name}", peer)
         if projections is not None:
             checkpoint.read_module(checkpoint.latest(Path(projections)), "projections", self.loss_model)
         if optimizer is not None:
@@ -543,6 +640,7 @@ class KnowledgeDistiller:
             self.progress, self._metrics = run_state.read_progress(folder, self.callbacks)
             generators = run_state.read_random(folder, self.accelerator.process_index)
             self.batches.restore(generators, self.progress.batches)
+            self.loss_model.progress = self._stage_progress()
         return self.progress.epoch
 
     def _open_output(self, resume: bool | str | Path) -> None:
@@ -555,7 +653,9 @@ class KnowledgeDistiller:
                 "processes": self.accelerator.num_processes,
                 "mixed_precision": self.accelerator.mixed_precision,
             }
-            identity = run_state.identity(self.loss_model, self.student, self.teacher, self.settings, run)
+            models = {"student": self.student, "teacher": None, **_labelled(self.students, "peer")}
+            models |= _labelled({name: teacher.model for name, teacher in self.teachers.items()}, "teacher")
+            identity = run_state.identity(self.loss_model, models, self.settings, run)
             main = self.accelerator.is_main_process
             if main:
                 checkpoint.check_free(self.output_dir, identity, bool(resume), self.settings.overwrite_output_dir)
@@ -587,6 +687,13 @@ class KnowledgeDistiller:
             checkpoint.save_student(directory, self.student, self.processing_class)
         self.accelerator.wait_for_everyone()
 
+    def _save_peers(self) -> None:
+        for name, peer in self.students.items():
+            if name and self.output_dir is not None:
+                if self.accelerator.is_main_process:
+                    checkpoint.save_student(self.output_dir / "peers" / name, peer, self.processing_class)
+                self.accelerator.wait_for_everyone()
+
     def _save_checkpoint(self, directory: Path | None = None) -> None:
         directory = directory or self.output_dir
         if directory is None:
@@ -600,6 +707,9 @@ class KnowledgeDistiller:
         run_state.write_random(writer, self.accelerator.process_index, states)
         if self.accelerator.is_main_process:
             writer.module("student", self.student)
+            for name, peer in self.students.items():
+                if name:
+                    writer.module(f"peer-{name}", peer)
             writer.module("projections", self.loss_model)
             run_state.write_optimizer(writer, self._stateful())
             run_state.write_progress(writer, self.progress, self._metrics, self.callbacks)
@@ -612,6 +722,24 @@ class KnowledgeDistiller:
         if self.accelerator.is_main_process:
             for callback in self.callbacks:
                 getattr(callback, event)(self, *data)
+
+
+def _by_name(what: str, models: Any, alone: str) -> dict[str, Any]:
+    """Models by name; one that is given alone has the name `alone`."""
+    if models is None:
+        return {}
+    if not isinstance(models, Mapping):
+        return {alone: models}
+    taken = [name for name in models if not isinstance(name, str) or name in ("", SELF) or "." in name]
+    if taken or not models:
+        raise ConfigError(
+            f"{what} names models by texts without '.', other than {SELF!r}; found {taken or 'no model at all'}"
+        )
+    return dict(models)
+
+
+def _labelled(models: Mapping[str, Any], what: str) -> dict[str, Any]:
+    return {f"{what} {name}".strip(): model for name, model in models.items() if name or what.startswith("teacher")}
 
 
 def _no_such_metric(name: str, metrics: Iterable[str]) -> ConfigError:

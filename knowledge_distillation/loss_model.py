@@ -11,15 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from .adaptors import Inputs, OutputAdaptor, flatten, readable, ready_made_output
+from .balance import Balance
 from .config import DistillConfig, Entry, Feature, Projection, parse_config
 from .context import batch_size, kind_by_name, make_context, mask_keys, mask_of
 from .errors import ConfigError, nearest, raise_all
 from .losses import (
+    HARD_LOSSES,
     OWN_SHAPES,
     PROBABILITIES,
     SEVERAL,
+    SOFT_LOSSES,
     check_arguments,
     constructor_parameters,
+    functions_of,
     get_loss,
     parameters_of,
 )
@@ -54,6 +58,7 @@ class BoundEntry:
     sizes: tuple[int, int]  # rows and keys where nothing masks them
     layout: Layout = field(default=Layout("batch"))
     labelled: bool = False  # items labelled -100 do not count
+    classes: int = 0  # width of what the loss gets
 
 
 class MultiLayerBasedDistillationLoss(nn.Module):
@@ -88,6 +93,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         self.shift_labels = False  # True for causal language models: position i predicts label i + 1
         self.progress = 0.0  # of the run or stage, in [0, 1]: where schedules are
         self.num_samples: int | None = None  # size of the training set, for losses with a memory of it
+        self.balance: Balance | None = None  # factors beside the weights
 
     # --- alone, in anybody's loop --------------------------------------------------------------------------------
 
@@ -111,6 +117,16 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
     ) -> None:
         """Bind every entry to one example of both outputs. Raises a ConfigError with every problem."""
+        was_training = self.training
+        self.eval()  # what a loss remembers begins with the first step
+        try:
+            self._bind_outputs(teacher_output, student_output, teacher_inputs, student_inputs)
+        finally:
+            self.train(was_training)
+
+    def _bind_outputs(
+        self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
+    ) -> None:
         student, teacher, context = self._read(teacher_output, student_output, teacher_inputs, student_inputs)
         problems = list(self.config.problems)
         for entry in self.config.entries:
@@ -208,6 +224,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             rows if kind == "tokens" else keys,
             (shape[1], shape[1]) if kind == "tokens" else (shape[2], shape[-1]) if len(shape) == 4 else (1, 1),
             labelled=entry.hard or any(p.name == "labels" and p.default is p.empty for p in asked),
+            classes=shape[-1],
         )
         values, layout = self._values(bound, projected, target, context, bound.args)
         bound = replace(bound, layout=layout)
@@ -252,7 +269,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 target = self._projected(bound.entry, target, "teacher")
             values, _ = self._values(bound, student[name], target, context, args)
             attached[name] = self._average(bound, values, context, counts)
-            weighted = attached[name] * weight
+            weighted = attached[name] * (weight if self.balance is None else weight * self.balance[name])
             loss = weighted if loss is None else loss + weighted
         assert loss is not None
         return Terms(loss, {name: term.detach() for name, term in attached.items()}, attached)
@@ -277,6 +294,33 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         on = now if together else [one for one in now if one[1] or "weight" not in one[0].entry.schedule]
         return on or now
+
+    def projections_of(self, entry: Entry) -> list[nn.Module]:
+        """The projections of an entry, those of its student side first."""
+        sides = (("student", len(entry.student)), ("teacher", len(entry.teacher)))
+        keys = [_key(entry, side, number, features) for side, features in sides for number in range(features)]
+        return [self.projections[key] for key in dict.fromkeys(keys) if key in self.projections]
+
+    def learning_rates(self) -> dict[int, float]:
+        """Id of a parameter -> its learning rate, for entries that have one of their own."""
+        rates: dict[int, float] = {}
+        for entry in self.config.entries:
+            if entry.learning_rate is not None:
+                modules = [
+                    *self.projections_of(entry),
+                    *([self.losses[entry.name]] if entry.name in self.losses else []),
+                ]
+                rates |= {id(p): entry.learning_rate for module in modules for p in module.parameters()}
+        return rates
+
+    def asks_for(self, keyword: str) -> bool:
+        """Whether the loss of an entry has a parameter of this name."""
+        names = [entry.loss for entry in self.config.entries]
+        functions = [loss for loss in names if callable(loss)]
+        for entry in self.config.entries:
+            if isinstance(entry.loss, str) and entry.loss in (HARD_LOSSES if entry.hard else SOFT_LOSSES):
+                functions += functions_of(entry.loss, entry.hard).values()
+        return any(p.name == keyword for function in functions for p in parameters_of(function) or [])
 
     def _see_call(self, entry: Entry, function: Any, context: Iterable[str]) -> None:
         """Raise where the loss cannot be called as the entry says."""
@@ -310,7 +354,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         """The module of a loss with state; one that was trained is not begun anew."""
         sides = [tuple(at_least_float32(t).detach() for t in side) for side in (student, teacher)]
         module = function(*(sides if function in SEVERAL else [side[0] for side in sides]), **args)
-        module.to(student[0].device, at_least_float32(student[0]).dtype)
+        module.to(student[0].device, at_least_float32(student[0]).dtype).train(self.training)
         return _kept(self.losses, entry.name, module)
 
     def _projected(self, entry: Entry, tensors: tuple[Tensor, ...], side: str = "student") -> tuple[Tensor, ...]:
@@ -374,7 +418,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
 
     def _add(self, wanted: Projection, key: str, module: nn.Module, like: Tensor, checkpoint: str | None) -> None:
         fresh = key not in self.projections
-        module.to(like.device, at_least_float32(like).dtype)
+        module.to(like.device, at_least_float32(like).dtype).train(self.training)
         if wanted.shared and not fresh and _shapes(self.projections[key]) != _shapes(module):
             raise ConfigError(
                 f"projection {wanted.shared!r} is shared by features of different widths; share it among equal ones"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,22 @@ def teacher_dtype(settings: TrainingSettings, accelerator: Accelerator) -> torch
     return _DTYPES[settings.teacher_dtype]
 
 
-def make_optimizer(settings: TrainingSettings, module: nn.Module) -> torch.optim.Optimizer:
-    """Fused AdamW; biases and norms do not decay."""
+def make_optimizer(
+    settings: TrainingSettings, module: nn.Module, rates: Mapping[int, float] | None = None
+) -> torch.optim.Optimizer:
+    """Fused AdamW; biases and norms do not decay.
+
+    Args:
+        rates: id of a parameter -> its learning rate, where it has one of its own.
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in trained:
+        decay = settings.weight_decay if p.dim() > 1 else 0.0
+        groups.setdefault(((rates or {}).get(id(p), settings.learning_rate), decay), []).append(p)
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=fused)
+    listed = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+    return torch.optim.AdamW(listed, lr=settings.learning_rate, fused=fused)
 
 
 def make_scheduler(settings: TrainingSettings, optimizer: torch.optim.Optimizer, total_steps: int | None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from .adaptors import AdaptedOutput, Inputs, accepted, predicts_next_token, with_context
 from .capture import Capture, Location, forward_parameters
-from .config import Entry, Feature
+from .config import PEER, SELF, Entry, Feature
 from .context import kind_by_name, make_context
-from .errors import ConfigError, DataError, DistillationError, raise_all
+from .errors import ConfigError, DataError, DistillationError, nearest, raise_all
 from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
 from .loss_model import MultiLayerBasedDistillationLoss, argument_problem
-from .losses import functions_of
+from .losses import TWO_CLASSES, functions_of
+from .schedules import described
 from .teachers import FrozenTeacher
 
 if TYPE_CHECKING:
@@ -42,23 +43,25 @@ class Source:
 
 @dataclass
 class Plan:
-    """The bound, checked, printable form of a config on two models.
+    """The bound, checked, printable form of a config on its models.
 
-    `rows` holds one row per entry under `COLUMNS`; `notes` everything else worth knowing; `unreached` the student's
-    parameters that no entry reaches.
+    `students` and `teachers` say by name how the features of each model are taken; the student's own name, and that
+    of a teacher that is alone, is empty. `rows` holds one row per entry under `COLUMNS`; `notes` everything else worth
+    knowing; `unreached` the names of the student's parameters that no entry reaches, and `idle` all parameters that
+    train nothing in this plan: of students, projections and losses.
     """
 
-    teacher: Source | None
-    student: Source
+    students: dict[str, Source]
+    teachers: dict[str, Source]
     rows: list[tuple[str, ...]]
     notes: list[str]
     unreached: list[str]
+    idle: list[nn.Parameter]
 
     def close(self) -> None:
-        """Take every hook off both models."""
-        for source in (self.teacher, self.student):
-            if source is not None:
-                source.close()
+        """Take every hook off all models."""
+        for source in (*self.students.values(), *self.teachers.values()):
+            source.close()
 
     def __str__(self) -> str:
         rows = [
@@ -102,69 +105,113 @@ class Plan:
 
 def bind(
     loss_model: MultiLayerBasedDistillationLoss,
-    student: nn.Module,
-    teacher: FrozenTeacher | None,
-    student_inputs: Inputs,
-    teacher_inputs: Inputs,
+    students: Mapping[str, nn.Module],
+    teachers: Mapping[str, FrozenTeacher],
+    student_inputs: Mapping[str, Inputs],
+    teacher_inputs: Mapping[str, Inputs],
+    entries: Sequence[Entry] | None = None,
 ) -> Plan:
-    """Bind a loss model to its two models. The probe leaves weights, buffers and random state as they were.
+    """Bind a loss model to its models. The probe leaves weights, buffers and random state as they were.
 
     Args:
-        student_inputs: what the data adaptor gave for the student on one batch; `teacher_inputs` for the teacher.
+        students: the models that train by name: the student under the empty name, and its peers.
+        teachers: the frozen ones; one that is alone has the empty name.
+        student_inputs, teacher_inputs: what the data adaptor gave for each of them on one batch.
+        entries: those to bind; None for all of the config.
 
     Raises:
         ConfigError: every problem in the config, each with its entry.
         DataError: a model cannot run on the batch.
     """
     config = loss_model.config
-    problems = list(config.problems)
-    if config.needs_teacher and teacher is None:
-        problems += [
-            (e.index, "compares with a teacher, and there is no teacher_model") for e in config.entries if e.teacher
-        ]
-        raise_all(ConfigError, "distill_config", problems)
+    bound = config.entries if entries is None else tuple(entries)
+    problems, unknown = list(config.problems), list(_unknown_teachers(bound, students, teachers))
+    raise_all(ConfigError, "distill_config", unknown and problems + unknown)
+    student = students[""]
     loss_model.shift_labels = predicts_next_token(student)
-    check_vocabulary(student, student_inputs, "student")
-    told = with_context(student_inputs, student)[1]
-    taught = told if teacher is None else with_context(teacher_inputs, teacher.model)[1]
-    context = make_context(told, taught, loss_model.shift_labels)
-    was_training = student.training
-    student.train()
-    taken: dict[str, Source | None] = {"teacher": None, "student": None}
+    told = with_context(student_inputs[""], student)[1]
+    taught = {
+        key: value
+        for name, teacher in reversed(list(teachers.items()))
+        for key, value in with_context(teacher_inputs[name], teacher.model)[1].items()
+    }
+    context = make_context(told, taught or told, loss_model.shift_labels)
+    modes = {name: model.training for name, model in students.items()} | {None: loss_model.training}
+    loss_model.eval()  # what a loss remembers begins with the run, not with the probe
+    taken: dict[str, dict[str, Source]] = {"student": {}, "teacher": {}}
+    found: dict[str, dict[Feature, Tensor]] = {"student": {}, "teacher": {}}
+    runs: dict[str, dict[str, Any]] = {}
     try:
-        if teacher is not None and config.needs_teacher:
-            check_vocabulary(teacher.model, teacher_inputs, "teacher")
-            teacher_run = teacher.cast(_taken(teacher_inputs, teacher.model, "teacher"))
-            taken["teacher"] = _source(
-                teacher.model, teacher_run, config.entries, "teacher", loss_model.teacher_output_adaptor, problems
-            )
-        student_run = _taken(student_inputs, student, "student")
-        taken["student"] = _source(
-            student, student_run, config.entries, "student", loss_model.student_output_adaptor, problems
-        )
-        found = {"teacher": {}, "student": {}}  # type: dict[str, dict[Feature, Tensor]]
-        if taken["teacher"] is not None:
-            with _first_batch("teacher", teacher_run):
-                found["teacher"] = teacher.features(taken["teacher"].features, teacher_run)  # type: ignore[union-attr]
-        assert taken["student"] is not None
-        with preserved(student), torch.enable_grad():
-            with _first_batch("student", student_run):
-                found["student"] = taken["student"].features(student_run)
-            rows, reached = _bind_entries(loss_model, found, taken, context, problems, student)
-            if not problems and any(p.requires_grad and id(p) not in reached for p in student.parameters()):
-                student.eval()  # a pass that skips layers at random must not decide what is frozen
-                reached |= _reached(taken["student"].features(student_run).values(), student)
+        for name, teacher in teachers.items():
+            wanted = {f: e for e in reversed(bound) for f in e.teacher if f.model == name}
+            if wanted:
+                who = f"teacher {name}".strip()
+                check_vocabulary(teacher.model, teacher_inputs[name], who)
+                run = teacher.cast(_taken(teacher_inputs[name], teacher.model, who))
+                adaptor = loss_model.teacher_output_adaptor
+                taken["teacher"][name] = source = _source(teacher.model, run, wanted, who, adaptor, problems)
+                with _first_batch(who, run):
+                    found["teacher"] |= teacher.features(source.features, run)
+        for name, model in students.items():
+            model.train()
+            who = name or "student"
+            check_vocabulary(model, student_inputs[name], who)
+            runs[name] = _taken(student_inputs[name], model, who)
+            wanted = {f: e for e in reversed(bound) for f in (*e.student, *e.teacher) if f in _of(name, e)}
+            adaptor = loss_model.student_output_adaptor
+            taken["student"][name] = _source(model, runs[name], wanted, who, adaptor, problems)
+        with ExitStack() as stack, torch.enable_grad():
+            for name, model in students.items():
+                stack.enter_context(preserved(model))
+                with torch.enable_grad(), _first_batch(name or "student", runs[name]):
+                    found["student"] |= taken["student"][name].features(runs[name])
+            with torch.enable_grad():
+                main_teacher = next((t.model for t in teachers.values()), None)
+                rows, losses = _bind_entries(loss_model, bound, found, taken, context, problems, main_teacher)
+                trained = nn.ModuleList([*students.values(), loss_model])
+                reached = _reached(losses, trained)
+                for name, model in students.items():
+                    if not problems and any(p.requires_grad and id(p) not in reached for p in model.parameters()):
+                        model.eval()  # a pass that skips layers at random must not decide what is frozen
+                        reached |= _reached(taken["student"][name].features(runs[name]).values(), model)
         raise_all(ConfigError, "distill_config", problems)
     except BaseException:
-        for source in taken.values():
-            if source is not None:
-                source.close()
+        for source in (*taken["student"].values(), *taken["teacher"].values()):
+            source.close()
         raise
     finally:
-        student.train(was_training)
-    unreached = [name for name, p in student.named_parameters() if p.requires_grad and id(p) not in reached]
-    notes = _notes(taken, teacher, student, loss_model, unreached)
-    return Plan(taken["teacher"], taken["student"], rows, notes, unreached)  # type: ignore[arg-type]
+        for name, model in students.items():
+            model.train(modes[name])
+        loss_model.train(modes[None])
+    unreached = [n for n, p in student.named_parameters() if p.requires_grad and id(p) not in reached]
+    idle = [p for p in trained.parameters() if p.requires_grad and id(p) not in reached]
+    notes = _notes(taken, students, teachers, loss_model, unreached)
+    return Plan(taken["student"], taken["teacher"], rows, notes, unreached, idle)
+
+
+def _of(name: str, entry: Entry) -> list[Feature]:
+    """The features of an entry that a student gives: those it learns by, and those it teaches itself or a peer."""
+    teaching = [f for f in entry.teacher if f.model == (name or SELF)]
+    return [f for f in entry.student if f.model == name] + teaching
+
+
+def _unknown_teachers(
+    entries: Iterable[Entry], students: Mapping[str, nn.Module], teachers: Mapping[str, FrozenTeacher]
+) -> Iterator[tuple[int, str]]:
+    known = [*filter(None, (*teachers, *students)), SELF]
+    for entry in entries:
+        for name in dict.fromkeys(feature.model for feature in entry.teacher):
+            if name == SELF or name in teachers or (name and name in students):
+                continue
+            if not name and not teachers:
+                yield entry.index, "compares with a teacher, and there is no teacher_model"
+            elif not name:
+                yield entry.index, f"there are several teachers: say which by teacher_name, of {', '.join(teachers)}"
+            elif name == PEER:
+                yield entry.index, "teacher_name peer needs a peer_model"
+            else:
+                near = nearest(name, known)
+                yield entry.index, f"teacher_name {name!r} is no teacher here.{near} Known: {', '.join(known)}"
 
 
 def check_vocabulary(model: nn.Module, inputs: Inputs, who: str) -> None:
@@ -210,26 +257,22 @@ def _first_batch(who: str, inputs: Mapping[str, Any]) -> Iterator[None]:
 def _source(
     model: nn.Module,
     inputs: dict[str, Any],
-    entries: Sequence[Entry],
+    asked: Mapping[Feature, Entry],
     who: str,
     adaptor: Any,
     problems: list[tuple[int, str]],
 ) -> Source:
-    asked = {feature: entry for entry in reversed(entries) for feature in getattr(entry, who)}
     if adaptor is not None:
         return _adapted(model, inputs, asked, who, adaptor)
     with _first_batch(who, inputs):
         names = catalogue(model, first_rows(inputs))
     known: dict[Feature, Known] = {}
-    for entry in entries:
-        for feature in getattr(entry, who):
-            if feature in known:
-                continue
-            found = names.find(feature)
-            if found is None:
-                problems.append((entry.index, names.explain(feature, who)))
-            else:
-                known[feature] = found
+    for feature, entry in asked.items():
+        found = names.find(feature)
+        if found is None:
+            problems.append((entry.index, names.explain(feature, who)))
+        else:
+            known[feature] = found
     places = {feature: one.location for feature, one in known.items()}
     kinds = {feature: one.kind for feature, one in known.items() if one.kind}
     unclear = {feature: place for feature, place in places.items() if feature not in kinds}
@@ -290,23 +333,27 @@ def _depth(names: Catalogue, places: Mapping[Feature, Location], stops_early: bo
 
 def _bind_entries(
     loss_model: MultiLayerBasedDistillationLoss,
+    entries: Iterable[Entry],
     found: Mapping[str, Mapping[Feature, Tensor]],
-    taken: Mapping[str, Source | None],
+    taken: Mapping[str, Mapping[str, Source]],
     context: Mapping[str, Any],
     problems: list[tuple[int, str]],
-    student: nn.Module,
-) -> tuple[list[tuple[str, ...]], set[int]]:
+    teacher_model: nn.Module | None,
+) -> tuple[list[tuple[str, ...]], list[Tensor]]:
     rows, losses = [], []
-    for entry in loss_model.config.entries:
-        if any(f not in found["student"] for f in entry.student) or any(
-            f not in found["teacher"] for f in entry.teacher
-        ):
+    learning, teaching = found["student"], {**found["student"], **found["teacher"]}
+    kinds = {feature: kind for source in taken["student"].values() for feature, kind in source.kinds.items()}
+    loss_model.bound.clear()
+    for entry in entries:
+        teacher_side = found["teacher"] if all(f in found["teacher"] for f in entry.teacher) else teaching
+        if any(f not in learning for f in entry.student) or any(f not in teacher_side for f in entry.teacher):
             problems += [(entry.index, text) for text in _loss_problems(entry, context)]
             continue
-        kind = taken["student"].kinds[entry.student[0]]  # type: ignore[union-attr]
+        target = {feature: teacher_side[feature].detach() for feature in entry.teacher}
         try:
-            terms = loss_model.bind(entry, found["student"], found["teacher"], kind, context)
-            if not any(found["student"][feature].requires_grad for feature in entry.student):
+            terms = loss_model.bind(entry, learning, target, kinds[entry.student[0]], context, teacher_model)
+            projected = entry.name in loss_model.projections or bool(entry.projection.shared)
+            if not projected and not any(learning[feature].requires_grad for feature in entry.student):
                 raise ConfigError(
                     f"{entry.student[0]}: no gradient can reach the student from here: its parameters are frozen"
                 )
@@ -318,8 +365,8 @@ def _bind_entries(
             problems.append((entry.index, str(error)))
             continue
         losses.append(terms.loss)
-        rows.append(_row(loss_model, entry, found))
-    return rows, _reached(losses, student)
+        rows.append(_row(loss_model, entry, learning, target))
+    return rows, losses
 
 
 def _loss_problems(entry: Entry, context: Mapping[str, Any]) -> list[str]:
@@ -333,7 +380,7 @@ def _loss_problems(entry: Entry, context: Mapping[str, Any]) -> list[str]:
 
 
 def _reached(tensors: Iterable[Tensor], student: nn.Module) -> set[int]:
-    """The ids of the student's parameters that a gradient of these tensors reaches."""
+    """The ids of a model's parameters that a gradient of these tensors reaches."""
     total = [tensor.sum() for tensor in tensors if tensor.requires_grad]
     parameters = [p for p in student.parameters() if p.requires_grad]
     if not total or not parameters:
@@ -346,18 +393,19 @@ def _reached(tensors: Iterable[Tensor], student: nn.Module) -> set[int]:
 
 
 def _row(
-    loss_model: MultiLayerBasedDistillationLoss, entry: Entry, found: Mapping[str, Mapping[Feature, Tensor]]
+    loss_model: MultiLayerBasedDistillationLoss,
+    entry: Entry,
+    student: Mapping[Feature, Tensor],
+    teacher: Mapping[Feature, Tensor],
 ) -> tuple[str, ...]:
     bound = loss_model.bound[entry.name]
     sides = []
-    for features, tensors in ((entry.teacher, found["teacher"]), (entry.student, found["student"])):
+    for features, tensors in ((entry.teacher, teacher), (entry.student, student)):
         sides.append("\n".join(f"{f} {_shape(tensors[f])}" for f in features) or "labels")
-    memory = sum(found["student"][f].nbytes for f in entry.student) + sum(
-        found["teacher"][f].nbytes for f in entry.teacher
-    )
-    projection = loss_model.projections[entry.name] if entry.name in loss_model.projections else None
-    shown = "-" if projection is None else f"{type(projection).__name__} {_count(projection)}"
-    args = ", ".join(f"{key}={value}" for key, value in entry.args.items())
+    memory = sum(student[f].nbytes for f in entry.student) + sum(teacher[f].nbytes for f in entry.teacher)
+    projections = loss_model.projections_of(entry)
+    shown = "\n".join(f"{_called(one, entry)} {_count(one)}" for one in projections) or "-"
+    args = ", ".join(f"{key}={value}" for key, value in {**entry.args, **_courses(entry)}.items())
     masked = {"pairs": "pairs", "rows": "rows", "tokens": "tokens"}.get(bound.layout.name, "-")
     has_mask = bound.rows is not None or (entry.hard and bound.layout.name == "tokens")
     if bound.layout.name == "batch" and bound.rows:
@@ -365,21 +413,34 @@ def _row(
     elif not has_mask:
         masked = "-"
     loss = f"{entry.loss_name}({args})" if args else entry.loss_name
-    return (str(entry.index), *sides, shown, loss, masked, f"{entry.weight:g}", _bytes(memory))
+    course = entry.schedule.get("weight")
+    weight = f"{entry.weight:g}" if course is None else described(course)
+    weight += f"\nin stage {', '.join(entry.stage)}" if entry.stage else ""
+    return (str(entry.index), *sides, shown, loss, masked, weight, _bytes(memory))
+
+
+def _courses(entry: Entry) -> dict[str, str]:
+    return {name: described(course) for name, course in entry.schedule.items() if name != "weight"}
+
+
+def _called(projection: nn.Module, entry: Entry) -> str:
+    return entry.projection.type if isinstance(projection, nn.Sequential) else type(projection).__name__
 
 
 def _notes(
-    taken: Mapping[str, Source | None],
-    teacher: FrozenTeacher | None,
-    student: nn.Module,
+    taken: Mapping[str, Mapping[str, Source]],
+    students: Mapping[str, nn.Module],
+    teachers: Mapping[str, FrozenTeacher],
     loss_model: MultiLayerBasedDistillationLoss,
     unreached: list[str],
 ) -> list[str]:
     notes = []
-    for who, model in (("teacher", teacher.model if teacher else None), ("student", student)):
-        source = taken[who]
-        if model is None or source is None:
+    models = [("teacher", name, teacher.model) for name, teacher in teachers.items()]
+    for side, name, model in [*models, *(("student", name, model) for name, model in students.items())]:
+        source = taken[side].get(name)
+        if source is None:
             continue
+        who = name if side == "student" and name else f"{side} {name}".strip()
         dtype = next((str(p.dtype).removeprefix("torch.") for p in model.parameters()), "")
         notes.append(f"{who}: {type(model).__name__}, {_count(model)} parameters in {dtype}, runs {source.ran}")
         notes += [f"{who}: {note}" for note in source.notes]
@@ -389,7 +450,11 @@ def _notes(
         shown = ", ".join(unreached[:4]) + (f" and {len(unreached) - 4} more" if len(unreached) > 4 else "")
         notes.append(f"student: no entry reaches {shown}: frozen for this run")
     for bound in loss_model.bound.values():
-        if bound.layout.name in ("batch", "samples") and bound.rows and "mask" not in bound.asks_for:
+        caution = TWO_CLASSES.get(bound.entry.loss_name)
+        if caution and bound.classes == 2:
+            notes.append(f"warning: {bound.entry.name}: with two classes {caution}")
+        named = not callable(bound.entry.loss)
+        if not named and bound.layout.name in ("batch", "samples") and bound.rows and "mask" not in bound.asks_for:
             what = "a scalar" if bound.layout.name == "batch" else "one value per sample"
             notes.append(f"warning: {bound.entry.name} returns {what} and asks for no mask, so padding counts in it")
     return notes

@@ -15,7 +15,8 @@ class Progress:
 
     `step`: optimizer steps done; `epoch`: epochs done; `batches`: batches of the present epoch done on this process;
     `fraction`: epochs done, with the part of the present one; `best`: the best primary metric so far; `evaluated`: the
-    step of the last evaluation; `stopped`: a callback ended the run.
+    step of the last evaluation; `stopped`: a callback ended the run; `stage`: the number of the present stage, which
+    began after `stage_steps` steps and `stage_epochs` epochs.
     """
 
     step: int = 0
@@ -25,6 +26,15 @@ class Progress:
     best: float | None = None
     evaluated: int = 0
     stopped: bool = False
+    stage: int = 0
+    stage_steps: int = 0
+    stage_epochs: int = 0
+
+    def enter(self, stage: int) -> None:
+        """Begin a stage: a broken-off epoch of the one before counts as done."""
+        if self.batches:
+            self.epoch, self.batches = self.epoch + 1, 0
+        self.stage, self.stage_steps, self.stage_epochs = stage, self.step, self.epoch
 
 
 class Running:
@@ -32,18 +42,19 @@ class Running:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.steps = 0
+        self.steps: dict[str, int] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
-        self.steps += 1
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.steps[name] = self.steps.get(name, 0) + 1
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """The mean of each over the steps, summed over the processes' shares; starts again from nothing."""
-        if not self.steps:
+        """The mean of each over its steps, summed over the processes' shares; starts again from nothing."""
+        if not self.sums:
             return {}
         stacked = torch.stack([value.float() for value in self.sums.values()])
-        means = (accelerator.reduce(stacked, "sum") / self.steps).tolist()
-        names, self.sums, self.steps = list(self.sums), {}, 0
-        return dict(zip(names, means, strict=True))
+        sums = accelerator.reduce(stacked, "sum").tolist()
+        means = {name: value / self.steps[name] for name, value in zip(self.sums, sums, strict=True)}
+        self.sums, self.steps = {}, {}
+        return means

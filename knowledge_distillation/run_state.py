@@ -17,7 +17,6 @@ from .loss_model import MultiLayerBasedDistillationLoss
 from .progress import Progress
 from .schedules import Schedule
 from .settings import TrainingSettings
-from .teachers import FrozenTeacher
 
 
 def write_optimizer(writer: Writer, parts: Mapping[str, Any]) -> None:
@@ -64,8 +63,7 @@ def read_random(folder: Path, process: int) -> list[torch.Tensor]:
 
 def identity(
     loss_model: MultiLayerBasedDistillationLoss,
-    student: nn.Module,
-    teacher: FrozenTeacher | None,
+    models: Mapping[str, nn.Module | None],
     settings: TrainingSettings,
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -78,7 +76,6 @@ def identity(
         }
         for e in loss_model.config.entries
     ]
-    models = {"student": student, "teacher": None if teacher is None else teacher.model}
     return {
         "distill_config": entries,
         "settings": settings.to_dict(),
@@ -93,7 +90,9 @@ def identity(
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses within an entry as mappings."""
+    """Dataclasses within an entry as mappings, features as their names."""
+    if isinstance(value, tuple):
+        return [str(one) for one in value]
     if isinstance(value, (Projection, Schedule)):
         return asdict(value)
     return {key: _plain(one) for key, one in value.items()} if isinstance(value, Mapping) else value

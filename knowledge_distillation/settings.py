@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from .errors import ConfigError, nearest
 
 _PRECISIONS = ("auto", "no", "bf16", "fp16")
+BALANCES = ("none", "relative_scale", "gradient_norm")
+_OF_A_STAGE = ("num_train_epochs", "max_steps", "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class TrainingSettings:
         group_by_length: batches of rows of similar length (with `train_dataset`).
         metric_for_best_model: metric by which the best student is kept; None for the evaluator's primary metric.
         greater_is_better: None for the evaluator's own.
+        stages: mappings with `name` and what differs in that stage of `num_train_epochs`, `max_steps`,
+            `learning_rate`, `weight_decay`, `warmup_ratio`, `lr_scheduler_type`. Each stage trains its entries with an
+            optimizer and a schedule of its own. None: the stages that the entries name.
+        balance: `relative_scale` or `gradient_norm` keep the terms of the loss on one scale while training; `none`.
+        balance_steps: optimizer steps between two measurements of gradient norms.
         report_to: trackers of Accelerate, such as `tensorboard`.
         disable_tqdm: no progress bar.
         overwrite_output_dir: replace a run that is in `output_dir`.
@@ -62,6 +70,9 @@ class TrainingSettings:
     group_by_length: bool = True
     metric_for_best_model: str | None = None
     greater_is_better: bool | None = None
+    stages: tuple[Any, ...] = ()
+    balance: str = "none"
+    balance_steps: int = 20
     report_to: tuple[str, ...] = ()
     disable_tqdm: bool = False
     overwrite_output_dir: bool = False
@@ -79,7 +90,7 @@ class TrainingSettings:
                 except (TypeError, ValueError, OverflowError):
                     problems.append(f"{name} is of type {_wanted(name, known[name].default)}; found {value!r}")
         settings = cls(**values)
-        problems += settings._out_of_range()
+        problems += settings._out_of_range() + settings._wrong_stages()
         if problems:
             raise ConfigError("settings: " + "; ".join(problems))
         return settings
@@ -87,6 +98,7 @@ class TrainingSettings:
     def _out_of_range(self) -> list[str]:
         positive: tuple[str, ...] = ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
         positive += ("gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps", "save_total_limit")
+        positive += ("balance_steps",)
         problems = [f"{n} is 1 or more; found {getattr(self, n)}" for n in positive if (getattr(self, n) or 1) < 1]
         problems += [f"{n} is 1 or more; found 0" for n in positive if getattr(self, n) == 0]
         not_negative = ("learning_rate", "weight_decay", "max_grad_norm", "seed")
@@ -95,7 +107,11 @@ class TrainingSettings:
         problems += [f"{n} is 0 or more; found {getattr(self, n)}" for n in not_negative if getattr(self, n) < 0]
         if not 0 <= self.warmup_ratio <= 1:
             problems.append(f"warmup_ratio is in [0, 1]; found {self.warmup_ratio}")
-        choices = {"mixed_precision": _PRECISIONS, "teacher_dtype": ("auto", "float32", "bfloat16", "float16")}
+        choices: dict[str, tuple[str, ...]] = {
+            "mixed_precision": _PRECISIONS,
+            "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
+        }
+        choices["balance"] = BALANCES
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -104,13 +120,38 @@ class TrainingSettings:
                 )
         return problems
 
+    def _wrong_stages(self) -> list[str]:
+        problems: list[str] = []
+        for number, stage in enumerate(self.stages):
+            if not isinstance(stage, dict) or not isinstance(stage.get("name"), (str, int)):
+                problems.append(f"stages[{number}] is a mapping with a name; found {stage!r}")
+                continue
+            own = {key: value for key, value in stage.items() if key != "name"}
+            unknown = [key for key in own if key not in _OF_A_STAGE]
+            if unknown:
+                near = nearest(str(unknown[0]), _OF_A_STAGE)
+                problems.append(f"stages[{number}]: {unknown[0]!r} is no setting of a stage.{near}")
+                continue
+            try:
+                converted = TrainingSettings.parse(own)
+            except ConfigError as error:
+                problems.append(f"stages[{number}]: {str(error).removeprefix('settings: ')}")
+                continue
+            stage.update({key: getattr(converted, key) for key in own})
+        names = [str(stage["name"]) for stage in self.stages if isinstance(stage, dict) and "name" in stage]
+        return problems + [f"stage {name!r} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"report_to": list(self.report_to)}
+        return asdict(self) | {"report_to": list(self.report_to), "stages": list(self.stages)}
 
 
 def _convert(name: str, value: Any, default: Any) -> Any:
     if name == "report_to":
         return (value,) if isinstance(value, str) else tuple(value or ())
+    if name == "stages":
+        if isinstance(value, (str, dict)):
+            raise TypeError
+        return tuple(dict(stage) if isinstance(stage, Mapping) else stage for stage in value or ())
     if value is None and (default is None or name in ("max_grad_norm",)):
         return 0.0 if name == "max_grad_norm" else None
     if name == "metric_for_best_model":

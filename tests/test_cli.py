@@ -276,10 +276,10 @@ def test_the_method_is_layers_where_a_recipe_says_nothing(tmp_path: Path) -> Non
     succeeded(distill("run", path, "-o", tmp_path / "out"))
     losses = [(one["loss"], one["teacher"]) for one in of_run(tmp_path / "out")["distill_config"]]
     assert losses == [
-        ("mse", [["embedding_layer", "embedding"]]),
-        ("mse", [["layer2", "hidden_states"]]),
-        ("mse", [["layer2", "attention"]]),
-        ("kl_divergence", [["output", "logits"]]),
+        ("mse", ["embedding_layer.embedding"]),
+        ("mse", ["layer2.hidden_states"]),
+        ("mse", ["layer2.attention"]),
+        ("kl_divergence", ["output.logits"]),
         ("cross_entropy", []),
     ]
 

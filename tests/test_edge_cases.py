@@ -124,7 +124,8 @@ def test_scores_of_positions_are_refused_and_logits_are_not() -> None:
     assert "output.start_logits: of shape (2, 3) it has a score for each position, which no mask fits" in message
     # As many classes as positions, and as many rows: logits are known by what does not grow.
     plan = distiller(SOFT, bert(num_labels=3), bert(2, num_labels=3), train_dataloader=data).plan()
-    assert plan.student.kinds and set(plan.student.kinds.values()) == {"vector"}
+    kinds = plan.students[""].kinds
+    assert kinds and set(kinds.values()) == {"vector"}
 
 
 BART_MODULES = {

@@ -244,7 +244,7 @@ def test_without_a_teacher_there_is_none_in_the_plan() -> None:
     run = distiller(HARD, None, bert(2))
     plan = run.plan()
     run.close()
-    assert plan.teacher is None and notes_of(plan, "teacher: ") == []
+    assert not plan.teachers and notes_of(plan, "teacher: ") == []
 
 
 # --- printed -------------------------------------------------------------------------------------------------------

@@ -44,10 +44,10 @@ def logits(model: PreTrainedModel, inputs) -> torch.Tensor:
 def bound(tiny_model: Tiny, student: PreTrainedModel, config):
     plan = bind(
         MultiLayerBasedDistillationLoss(config),
-        student,
-        FrozenTeacher(tiny_model.model),
-        tiny_model.inputs,
-        tiny_model.inputs,
+        {"": student},
+        {"": FrozenTeacher(tiny_model.model)},
+        {"": tiny_model.inputs},
+        {"": tiny_model.inputs},
     )
     plan.close()
     return plan

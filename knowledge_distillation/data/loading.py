@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..checkpoint import random_state, set_random_state
 from ..errors import ConfigError, DataError
@@ -190,8 +190,11 @@ def loader_of(
     data_collator: Callable[..., Any] | None,
     processing_class: Any,
     train: bool,
+    indexed: bool = False,
 ) -> DataLoader[Any]:
     """A loader of this process's share of a data set, in batches of rows of similar length, padded to the longest.
+
+    `indexed` adds each row's place in the data set as `sample_index`.
 
     Raises:
         DataError: the data set is empty, or rows have no input a length could be taken from where one is needed.
@@ -215,7 +218,26 @@ def loader_of(
         process_index=accelerator.process_index,
     )
     collate = data_collator or _default_collator(processing_class, _labels_tokens(rows[0]))
+    rows = _Indexed(rows) if indexed else rows
     return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, pin_memory=accelerator.device.type == "cuda")
+
+
+class _Indexed(Dataset[Any]):
+    """Rows of a data set, each with its place in it."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.rows[index], "sample_index": index}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        get = getattr(self.rows, "__getitems__", None)
+        rows = get(indices) if get else [self.rows[index] for index in indices]
+        return [{**row, "sample_index": index} for row, index in zip(rows, indices, strict=True)]
 
 
 def _labels_tokens(row: Any) -> bool:
