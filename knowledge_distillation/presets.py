@@ -1,12 +1,20 @@
-"""Named methods as plain functions that return a `distill_config` list."""
+"""Published methods as plain functions of teacher and student that return a `distill_config` list.
+
+Each takes two transformers models, or their configs, and the method's own values under their names. Where a method is
+meant for pre-training, labels of the task stand in the place of its language-model loss.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .errors import ConfigError
+from .config import expand_braces
+from .errors import ConfigError, nearest
+from .mapping import STRATEGIES, Entries, depths, entries_of, uniform
 
-Entries = list[dict[str, Any]]
+_LOGITS = {"teacher": "output.logits", "student": "output.logits"}
 
 
 def hinton(alpha: float = 0.5, temperature: float = 2.0, regression: bool = False) -> Entries:
@@ -17,47 +25,386 @@ def hinton(alpha: float = 0.5, temperature: float = 2.0, regression: bool = Fals
         temperature: above 0.
         regression: the model has one real output: both parts are then squared errors, and there is no temperature.
 
-    Source: Hinton, Vinyals and Dean, 2015.
+    Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha is the weight of the soft part, in [0, 1]; found {alpha}")
     if temperature <= 0:
         raise ConfigError(f"temperature is above 0; found {temperature}")
-    soft = {
-        "teacher": "output.logits",
-        "student": "output.logits",
-        "loss": "kl_divergence",
-        "args": {"temperature": temperature},
-        "weight": alpha,
-    }
-    hard = {"student": "output.logits", "loss": "mse" if regression else "cross_entropy", "weight": 1 - alpha}
+    soft = {**_LOGITS, "loss": "kl_divergence", "args": {"temperature": temperature}, "weight": alpha}
     if regression:
         soft |= {"loss": "logits_mse", "args": {}}
-    return [entry for entry in (soft, hard) if entry["weight"]]
+    return [entry for entry in (soft, _labels(1 - alpha, regression)) if entry["weight"]]
 
 
 def layers(teacher: Any, student: Any, alpha: float = 0.5, temperature: float = 2.0) -> Entries:
     """`hinton`, and the embedding and every student layer from the teacher layer at the same relative depth.
 
     Hidden states are compared always, attention maps where both models have as many heads.
+    """
+    outputs = ["hidden_states", *["attention"][: _same_heads(teacher, student)]]
+    entries: Entries = [_embedding(), *uniform(teacher, student, outputs)]
+    return entries + hinton(alpha, temperature, regression=_regression(teacher))
+
+
+def attention_transfer(
+    student_layers: Sequence[int] = (1, 3),
+    teacher_layers: Sequence[int] = (1, 3),
+    weight: float = 1000.0,
+    alpha: float = 0.5,
+    temperature: float = 2.0,
+    regression: bool = False,
+) -> Entries:
+    """`hinton`, and the places that layers look at: the activation-based attention of chosen layers.
 
     Args:
-        teacher, student: transformers models, or their configs.
+        student_layers, teacher_layers: paired one by one; negative numbers count from the end.
+        weight: of each pair; 1000 in the paper's code.
+
+    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017.
     """
-    t, s = (getattr(model, "config", model) for model in (teacher, student))
-    depths = [getattr(config, "num_hidden_layers", None) for config in (t, s)]
-    if not all(isinstance(depth, int) for depth in depths) or depths[1] > depths[0]:  # type: ignore[operator]
-        raise ConfigError(f"method layers needs a teacher at least as deep as the student; found depths {depths}")
-    chosen = [round(n * depths[0] / depths[1]) for n in range(1, depths[1] + 1)]  # type: ignore[operator]
-    pairs = f"layer{{{','.join(map(str, chosen))}}}", f"layer{{{','.join(str(n + 1) for n in range(len(chosen)))}}}"
-    outputs = ["hidden_states"]
-    if getattr(t, "num_attention_heads", None) == getattr(s, "num_attention_heads", 0):
-        outputs.append("attention")
+    if len(student_layers) != len(teacher_layers) or not student_layers:
+        raise ConfigError(
+            f"student_layers and teacher_layers are paired one by one; found {list(student_layers)} and "
+            f"{list(teacher_layers)}"
+        )
+    pairs = list(zip(teacher_layers, student_layers, strict=True))
+    return entries_of(pairs, loss="attention_transfer", weight=weight) + hinton(alpha, temperature, regression)
+
+
+def tinybert(teacher: Any, student: Any, mapping: str = "uniform") -> Entries:
+    """Two stages: `intermediate` copies embedding, hidden states and attention scores; `prediction` the logits alone.
+
+    Attention is left out where the numbers of heads differ.
+
+    Args:
+        mapping: `uniform`, `last` or `skip`.
+
+    Source: Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding, 2020.
+    """
+    outputs = ["hidden_states", *["attention_scores"][: _same_heads(teacher, student)]]
+    entries = [_embedding(), *_strategy(mapping)(teacher, student, outputs)]
+    soft = {**_LOGITS, "loss": "logits_mse" if _regression(teacher) else "soft_cross_entropy"}
+    return [*({**entry, "stage": "intermediate"} for entry in entries), {**soft, "stage": "prediction"}]
+
+
+def pkd(
+    teacher: Any,
+    student: Any,
+    alpha: float = 0.5,
+    temperature: float = 10.0,
+    beta: float = 100.0,
+    mapping: str = "skip",
+) -> Entries:
+    """`hinton`, and the normalised [CLS] vectors of intermediate layers.
+
+    Args:
+        beta: weight of the vectors, as in the paper's code, whose distance is divided by their width: 10 to 1000.
+        temperature: 5, 10 or 20 in the paper.
+        mapping: `skip` or `last`, which are the paper's, or `uniform`.
+
+    Source: Sun et al., Patient Knowledge Distillation for BERT Model Compression, 2019.
+    """
+    number = max(depths(teacher, student)[1] - (mapping == "skip"), 1)
+    entry = {"loss": "pkd", "args": {"mean_all": True}, "weight": beta / number}
+    return _strategy(mapping)(teacher, student, **entry) + hinton(alpha, temperature, _regression(teacher))
+
+
+def distilbert(
+    teacher: Any,
+    student: Any,
+    temperature: float = 2.0,
+    alpha_ce: float = 5.0,
+    alpha_labels: float = 2.0,
+    alpha_cos: float = 1.0,
+) -> Entries:
+    """Soft targets, labels, and the directions of the last layer's hidden states.
+
+    Args:
+        alpha_ce, alpha_labels, alpha_cos: their weights; the paper's language-model loss is that of the labels.
+
+    Source: Sanh et al., DistilBERT, a distilled version of BERT, 2019.
+    """
+    soft = hinton(1.0, temperature, _regression(teacher))[0] | {"weight": alpha_ce}
+    cosine = entries_of([(-1, -1)], loss="hidden_cosine", weight=alpha_cos)
+    return [soft, _labels(alpha_labels, _regression(teacher)), *cosine]
+
+
+def minilm(teacher: Any, student: Any, teacher_layer: int = -1) -> Entries:
+    """Two stages: `relations` copies attention and the relations of the values of one layer, `labels` learns the task.
+
+    Both models have as many attention heads; widths may differ.
+
+    Args:
+        teacher_layer: whose self-attention is copied into the student's last layer.
+
+    Source: Wang et al., MiniLM: Deep Self-Attention Distillation, 2020.
+    """
+    if not _same_heads(teacher, student):
+        raise ConfigError("minilm needs as many attention heads in both models; minilm_v2 does not")
+    pair = [(teacher_layer, -1)]
+    entries = entries_of(pair, ["attention"], loss="attention_kl")
+    entries += entries_of(pair, ["value"], loss="value_relation")
+    return _then_labels(entries, teacher)
+
+
+def minilm_v2(teacher: Any, student: Any, teacher_layer: int = -1, relation_heads: int | None = None) -> Entries:
+    """Two stages: `relations` copies the relations of queries, keys and values of one layer, `labels` learns the task.
+
+    Args:
+        teacher_layer: whose self-attention is copied into the student's last layer: the last of a base model, an
+            upper-middle one of a large model.
+        relation_heads: heads into which both are cut: 48 (base) or 64 (large) in the paper, each width divided by
+            them. None: 48 where it fits both, else what `qkv_relation` takes.
+
+    Source: Wang et al., MiniLMv2: Multi-Head Self-Attention Relation Distillation, 2021.
+    """
+    widths = [getattr(_config(model), "hidden_size", 0) for model in (teacher, student)]
+    if relation_heads is None and all(width and width % 48 == 0 for width in widths):
+        relation_heads = 48
+    args = {} if relation_heads is None else {"relation_heads": relation_heads}
+    entries = entries_of([(teacher_layer, -1)], ["{query,key,value}"], loss="qkv_relation", args=args)
+    return _then_labels(entries, teacher)
+
+
+def mobilebert(
+    teacher: Any, student: Any, alpha: float = 0.5, temperature: float = 1.0, progressive: bool = False
+) -> Entries:
+    """Two stages: `layers` copies feature maps and attention layer by layer, `prediction` is `hinton`.
+
+    Attention is left out where the numbers of heads differ; where widths differ, which the paper's do not, they are
+    projected.
+
+    Args:
+        progressive: one stage for each layer, `layer1` first, as in the paper, instead of all at once.
+
+    Source: Sun et al., MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices, 2020.
+    """
+    _, m = depths(teacher, student)
+    kinds = {"hidden_states": "mobilebert_feature", "attention": "mobilebert_attention"}
+    kinds = kinds if _same_heads(teacher, student) else {"hidden_states": "mobilebert_feature"}
+    pairs = uniform(teacher, student)[0]
+    entries: Entries = []
+    for output, loss in kinds.items():
+        sides = {side: pairs[side].replace("hidden_states", output) for side in ("teacher", "student")}
+        if progressive:
+            split = {side: expand_braces(name) for side, name in sides.items()}
+            entries += [
+                {"teacher": t, "student": s, "loss": loss, "stage": f"layer{i}"}
+                for i, (t, s) in enumerate(zip(split["teacher"], split["student"], strict=True), start=1)
+            ]
+        else:
+            entries.append({**sides, "loss": loss, "stage": "layers"})
+    order = {f"layer{i}": i for i in range(1, m + 1)}
+    entries.sort(key=lambda entry: order.get(entry["stage"], 0))
+    final = hinton(alpha, temperature, _regression(teacher))
+    return entries + [{**entry, "stage": "prediction"} for entry in final]
+
+
+def rkd(teacher: Any, student: Any, distance: float = 25.0, angle: float = 50.0, alpha: float = 0.0) -> Entries:
+    """Distances and angles between samples, by their [CLS] vectors in the last layer; and the labels.
+
+    Args:
+        distance, angle: weights of the two; 25 and 50 in the paper.
+        alpha: weight of soft targets, taken from that of the labels.
+
+    Source: Park et al., Relational Knowledge Distillation, 2019.
+    """
+    first = {"pooling": "first"}
+    entries = entries_of([(-1, -1)], loss="rkd_distance", args=first, weight=distance)
+    entries += entries_of([(-1, -1)], loss="rkd_angle", args=first, weight=angle)
+    return entries + hinton(alpha, 2.0, _regression(teacher))
+
+
+def crd(teacher: Any, student: Any, beta: float = 0.8, negatives: int = 16384, alpha: float = 0.0) -> Entries:
+    """A student's sample is told from others by its teacher's representation, and the other way round; and the labels.
+
+    Args:
+        beta: weight of the contrastive part; 0.8 in the paper.
+        negatives: samples it is told from, at most those there are; 16384 in the paper.
+        alpha: weight of soft targets, taken from that of the labels.
+
+    Source: Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020.
+    """
+    args = {"negatives": negatives, "pooling": "first"}
+    return entries_of([(-1, -1)], loss="crd", args=args, weight=beta) + hinton(alpha, 2.0, _regression(teacher))
+
+
+def ofd(teacher: Any, student: Any, weight: float = 1e-3) -> Entries:
+    """The comprehensive overhaul: features before the ReLU at the end of each stage of a ResNet; and the labels.
+
+    Args:
+        teacher, student: ResNets of transformers with as many stages.
+        weight: of the last stage, halved with each stage before it; 1e-3 in the paper's code.
+
+    Raises:
+        ConfigError: another family, which has no BatchNorm and ReLU at the end of its stages.
+
+    Source: Heo et al., A Comprehensive Overhaul of Feature Distillation, 2019.
+    """
+    blocks = [_resnet_blocks(model) for model in (teacher, student)]
+    if len(blocks[0]) != len(blocks[1]):
+        raise ConfigError(f"ofd needs as many stages in both; found {len(blocks[0])} and {len(blocks[1])}")
+    norm = {"basic": 1, "bottleneck": 2}[_config(teacher).layer_type]
     entries: Entries = [
-        {"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}
+        {
+            "teacher": f"{t}.activation.input",
+            "student": f"{s}.activation.input",
+            "loss": "margin_relu",
+            "args": {"batch_norm": f"{t}.layer.{norm}.normalization"},
+            "projection": "conv1x1_bn",
+            "weight": weight / 2 ** (len(blocks[0]) - number),
+        }
+        for number, (t, s) in enumerate(zip(*blocks, strict=True), start=1)
     ]
-    entries += [{"teacher": f"{pairs[0]}.{o}", "student": f"{pairs[1]}.{o}", "loss": "mse"} for o in outputs]
-    return entries + hinton(alpha, temperature, regression=getattr(t, "num_labels", 2) == 1)
+    return [*entries, _labels(1.0, False)]
 
 
-METHODS = {"hinton": hinton, "layers": layers}
+def byot(
+    teacher: Any, student: Any, alpha: float = 0.3, temperature: float = 3.0, feature_weight: float = 0.03
+) -> Entries:
+    """Be your own teacher: each inner layer has an exit that learns from the labels and from the model's own end.
+
+    The exits are trained beside the student and left out of it when it is saved. No teacher is needed.
+
+    Args:
+        alpha: weight of the soft targets of each exit, its labels having 1 - alpha.
+        feature_weight: of the squared distance to the last layer's hidden states.
+
+    Source: Zhang et al., Be Your Own Teacher, 2019; default weights of a public reimplementation.
+    """
+    config = _config(student)
+    depth, classes = config.num_hidden_layers, getattr(config, "num_labels", 2)
+    entries: Entries = [_labels(1.0, classes == 1)]
+    for n in range(1, depth):
+        head = {"type": "exit", "shared": f"exit{n}", "width": classes}
+        mine = {"student": f"layer{n}.hidden_states", "projection": head}
+        soft = {"teacher": "output.logits", "teacher_name": "self", "loss": "logits_mse", "weight": alpha}
+        if classes > 1:
+            soft |= {"loss": "kl_divergence", "args": {"temperature": temperature}}
+        entries += [{**mine, **_labels(1 - alpha, classes == 1), **mine}, {**mine, **soft}]
+        feature = {"teacher": "layer-1.hidden_states", "teacher_name": "self", "loss": "hidden_mse"}
+        entries.append({"student": mine["student"], **feature, "weight": feature_weight})
+    return entries
+
+
+def born_again(teacher: Any, student: Any) -> Entries:
+    """Labels and the soft targets of a teacher of the same size, the generation before, alike.
+
+    Source: Furlanello et al., Born Again Neural Networks, 2018.
+    """
+    regression = _regression(teacher)
+    return [entry | {"weight": 1.0} for entry in hinton(0.5, 1.0, regression)]
+
+
+def deep_mutual_learning(teacher: Any, student: Any) -> Entries:
+    """Students that learn from the labels and from each other: for a run with a `peer_model`. No teacher is needed.
+
+    Source: Zhang et al., Deep Mutual Learning, 2018.
+    """
+    return [entry | {"weight": 1.0} | _taught_by(entry, "peer") for entry in hinton(0.5, 1.0, _regression(student))]
+
+
+def meal_v2(teacher_names: Sequence[str], temperature: float = 1.0, adversarial: float = 1.0) -> Entries:
+    """The mean probability of several teachers, and a discriminator that the student learns to deceive. No labels.
+
+    Args:
+        teacher_names: names of the teachers, as in `teacher_model={"a": ..., "b": ...}`.
+        adversarial: weight of the discriminator's part.
+
+    Source: Shen and Savvides, MEAL V2, 2020. In its code the student helps the discriminator; here it is adversarial.
+    """
+    mean = {**_LOGITS, "teacher_name": list(teacher_names), "loss": "ensemble_cross_entropy"}
+    mean["args"] = {"temperature": temperature}
+    told = {**_LOGITS, "teacher_name": list(teacher_names), "loss": "adversarial", "learning_rate": 1e-4}
+    return [mean, *([told | {"weight": adversarial}] if adversarial else [])]
+
+
+METHODS: Mapping[str, Callable[..., Entries]] = {
+    **{"hinton": hinton, "layers": layers, "attention_transfer": attention_transfer, "tinybert": tinybert, "pkd": pkd},
+    **{"distilbert": distilbert, "minilm": minilm, "minilm_v2": minilm_v2, "mobilebert": mobilebert, "rkd": rkd},
+    **{"crd": crd, "ofd": ofd, "byot": byot, "born_again": born_again, "deep_mutual_learning": deep_mutual_learning},
+    "meal_v2": meal_v2,
+}
+
+
+def list_presets() -> list[str]:
+    """The names of the methods."""
+    return sorted(METHODS)
+
+
+def expand(name: str, teacher: Any = None, student: Any = None, **options: Any) -> Entries:
+    """The entries of a method by name, for two models.
+
+    Raises:
+        ConfigError: no method has this name, it takes no such option, or it does not fit the models.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"method {name!r} is unknown.{nearest(name, METHODS)} Known: {', '.join(list_presets())}")
+    method = METHODS[name]
+    parameters = inspect.signature(method).parameters
+    known = [key for key in parameters if key not in ("teacher", "student")]
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        takes = f" It takes: {', '.join(known) or 'nothing'}"
+        raise ConfigError(f"method {name} takes no {unknown[0]!r}.{nearest(unknown[0], known)}{takes}")
+    missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in options]
+    if missing:
+        raise ConfigError(f"method {name} needs {missing[0]}")
+    if "regression" in known and teacher is not None:
+        options.setdefault("regression", _regression(teacher))
+    models = {"teacher": teacher, "student": student}
+    return method(**{key: model for key, model in models.items() if key in parameters}, **options)
+
+
+def _config(model: Any) -> Any:
+    return getattr(model, "config", model)
+
+
+def _regression(model: Any) -> bool:
+    return getattr(_config(model), "num_labels", 2) == 1
+
+
+def _same_heads(teacher: Any, student: Any) -> bool:
+    heads = [getattr(_config(model), "num_attention_heads", None) for model in (teacher, student)]
+    return heads[0] is not None and heads[0] == heads[1]
+
+
+def _labels(weight: float, regression: bool) -> dict[str, Any]:
+    return {"student": "output.logits", "loss": "mse" if regression else "cross_entropy", "weight": weight}
+
+
+def _embedding() -> dict[str, Any]:
+    return {"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}
+
+
+def _then_labels(entries: Entries, teacher: Any) -> Entries:
+    staged = [{**entry, "stage": "relations"} for entry in entries]
+    return [*staged, {**_labels(1.0, _regression(teacher)), "stage": "labels"}]
+
+
+def _taught_by(entry: Mapping[str, Any], name: str) -> dict[str, str]:
+    return {"teacher_name": name} if "teacher" in entry else {}
+
+
+def _strategy(name: str) -> Callable[..., Entries]:
+    if name not in STRATEGIES:
+        raise ConfigError(f"mapping is one of {', '.join(STRATEGIES)}; found {name!r}.{nearest(name, STRATEGIES)}")
+    return STRATEGIES[name]
+
+
+def _split(name: str) -> list[str]:
+    from .config import expand_braces
+
+    return expand_braces(name)
+
+
+def _resnet_blocks(model: Any) -> list[str]:
+    """The path of the last block of each stage of a ResNet."""
+    config = _config(model)
+    if getattr(config, "model_type", None) != "resnet":
+        raise ConfigError(
+            f"ofd knows the features before the ReLU of ResNets; {type(model).__name__} is none. Write its entries by "
+            "hand: loss margin_relu on module paths, with projection conv1x1_bn"
+        )
+    return [f"resnet.encoder.stages.{i}.layers.{depth - 1}" for i, depth in enumerate(config.depths)]
