@@ -211,7 +211,8 @@ class _RowsOfRelations(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         student, slope = ctx.saved_tensors
         slope = slope * (gradient * student.shape[-1] ** -0.5)[..., None]
-        return torch.bmm(slope, student).baddbmm_(slope.mT, student), None, None
+        with torch.autocast(slope.device.type, enabled=False):  # a backward pass may be run inside one
+            return torch.bmm(slope, student).baddbmm_(slope.mT, student), None, None
 
 
 def _scores(feature: Tensor, closed: Tensor | None) -> Tensor:

@@ -60,9 +60,7 @@ def hidden_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     Source: Sanh et al., DistilBERT, a distilled version of BERT, 2019, section 2.
     """
     lengths = torch.linalg.vector_norm(student, dim=-1) * torch.linalg.vector_norm(teacher, dim=-1)
-    none = lengths == 0
-    cosine = (student * teacher).sum(-1) / lengths.masked_fill(none, 1.0)
-    return 1 - cosine.masked_fill(none, 0.0)
+    return 1 - (student * teacher).sum(-1) / lengths.masked_fill(lengths == 0, torch.inf)
 
 
 def pkd(student: Tensor, teacher: Tensor, mask: Tensor | None = None, mean_all: bool = False) -> Tensor:
@@ -91,9 +89,7 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor | None = None, mean_all: 
     return error.mean(-1) if mean_all else error.sum(-1)
 
 
-def mobilebert_feature(
-    student: Tensor, teacher: Tensor, layer_norm: bool = False, epsilon: float = 1e-3
-) -> Tensor:
+def mobilebert_feature(student: Tensor, teacher: Tensor, layer_norm: bool = False, epsilon: float = 1e-3) -> Tensor:
     """Feature map transfer of MobileBERT: mean squared error of the outputs of two blocks, one value per item.
 
     d(i) = mean_k (student[i, k] - teacher[i, k])^2
@@ -201,7 +197,7 @@ def gram(student: Tensor, teacher: Tensor, mask: Tensor | None = None, channel: 
 
 def _unit(vectors: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / length.masked_fill(length == 0, 1.0)
+    return vectors / length.masked_fill(length == 0, torch.inf)
 
 
 def _same_items(loss: str, student: Tensor, teacher: Tensor) -> None:
