@@ -184,15 +184,16 @@ class _RowsOfProbabilities(torch.autograd.Function):
         ctx.save_for_backward(student, teacher)
         ctx.epsilon = epsilon
         ratio = student.clamp(min=epsilon)
-        ratio = torch.div(teacher.clamp(min=epsilon), ratio, out=ratio) if divergence else ratio.reciprocal_()
-        return ratio.log_().mul_(teacher).sum(-1)
+        if divergence:
+            torch.div(ratio, teacher.clamp(min=epsilon), out=ratio)
+        return ratio.log_().mul_(teacher).sum(-1).neg_()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher = ctx.saved_tensors
-        slope = student.clamp(min=ctx.epsilon).reciprocal_().mul_(teacher).mul_(-gradient[..., None])
-        return slope.masked_fill_(student < ctx.epsilon, 0.0), None, None, None
+        slope = F.threshold(student, ctx.epsilon, torch.inf)  # no slope below the floor
+        return torch.div(teacher, slope, out=slope).mul_(-gradient[..., None]), None, None, None
 
 
 class _RowsOfRelations(torch.autograd.Function):

@@ -148,7 +148,7 @@ def cka(student: Tensor, teacher: Tensor, mask: Tensor | None = None, debiased: 
     products = _products_of_items if len(x) * (x.shape[1] + y.shape[1]) < _size(x, y) else _products_of_widths
     hsic = torch.stack(products(x, y))
     if debiased:
-        a, b = x.square().sum(1), y.square().sum(1)
+        a, b = (torch.linalg.vector_norm(side, dim=1).square() for side in (x, y))
         own, sums = torch.stack([a @ b, a @ a, b @ b]), torch.stack([a.sum() * b.sum(), a.sum() ** 2, b.sum() ** 2])
         rest = (number - 2).clamp(min=1)
         hsic = hsic - number / rest * own + sums / (rest * (number - 1).clamp(min=1))
@@ -182,9 +182,9 @@ def gram(student: Tensor, teacher: Tensor, mask: Tensor | None = None, channel: 
     """
     _same_items("gram", student, teacher)
     if not channel:
-        ours, theirs = 1 / student.shape[-1], 1 / teacher.shape[-1]
-        difference = torch.bmm(teacher, teacher.mT).baddbmm_(student, student.mT, beta=-theirs, alpha=ours)
-        return difference.square()[:, None]
+        width = student.shape[-1]
+        difference = torch.bmm(teacher, teacher.mT).baddbmm_(student, student.mT, beta=-width / teacher.shape[-1])
+        return difference.square().mul_(width**-2)[:, None]
     if student.shape[-1] != teacher.shape[-1]:
         raise ConfigError(
             f"loss gram with channel: true compares channels, and the student has {student.shape[-1]}, the teacher "
