@@ -78,6 +78,183 @@ def label_mse(student, labels, mask=None, keys=None):
     return mean(lambda index: (predictions[index] - targets[index]) ** 2, items(targets.shape))
 
 
+def hidden_cosine(student, teacher, mask=None, keys=None):
+    def distance(index):
+        s, t = student[index], teacher[index]
+        lengths = math.sqrt(sum(a * a for a in s)) * math.sqrt(sum(b * b for b in t))
+        return 1 - sum(a * b for a, b in zip(s, t, strict=True)) / lengths if lengths else 1.0
+
+    return mean(distance, items(student.shape[:-1], mask))
+
+
+def pkd(student, teacher, mask=None, keys=None, mean_all=False):
+    def distance(vectors):
+        s, t = vectors
+        lengths = [math.sqrt(sum(x * x for x in side)) for side in (s, t)]
+        errors = [(a / lengths[0] - b / lengths[1]) ** 2 for a, b in zip(s, t, strict=True)]
+        return sum(errors) / (len(errors) if mean_all else 1)
+
+    pairs = []
+    for b in range(len(student)):
+        if student.ndim == 2:
+            pairs.append((student[b], teacher[b]))
+            continue
+        counted = [i for i in range(student.shape[1]) if mask is None or mask[b, i]]
+        pairs += [(student[b, i], teacher[b, i]) for i in counted[:1]]
+    return mean(distance, iter(pairs))
+
+
+def mobilebert_feature(student, teacher, mask=None, keys=None, layer_norm=False, epsilon=1e-3):
+    def normalised(vector):
+        centre = sum(vector) / len(vector)
+        variance = sum((x - centre) ** 2 for x in vector) / len(vector)
+        return [(x - centre) / math.sqrt(variance + epsilon) for x in vector]
+
+    def squared_error(index):
+        s, t = (normalised(side[index]) if layer_norm else side[index] for side in (student, teacher))
+        return sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) / len(s)
+
+    return mean(squared_error, items(student.shape[:-1], mask))
+
+
+def attention_kl(student, teacher, mask=None, keys=None, epsilon=1e-12):
+    def divergence(index):
+        pairs = zip(student[index], teacher[index], strict=True)
+        return sum(t * (math.log(max(t, epsilon)) - math.log(max(s, epsilon))) for s, t in pairs if t > 0)
+
+    return mean(divergence, items(student.shape[:-1], mask))
+
+
+def attention_cross_entropy(student, teacher, mask=None, keys=None, epsilon=1e-12):
+    def cross_entropy(index):
+        return -sum(t * math.log(max(s, epsilon)) for s, t in zip(student[index], teacher[index], strict=True))
+
+    return mean(cross_entropy, items(student.shape[:-1], mask))
+
+
+def value_relation(student, teacher, mask=None, keys=None):
+    def divergence(index):
+        b, h, i = index
+        counted = [j for j in range(student.shape[2]) if mask is None or mask[b, j]]
+        r_s, r_t = (_relation(side[b, h, i], [side[b, h, j] for j in counted]) for side in (student, teacher))
+        return sum(t * (math.log(t) - math.log(s)) for s, t in zip(r_s, r_t, strict=True))
+
+    return mean(divergence, items(student.shape[:3], mask))
+
+
+def qkv_relation(student, teacher, mask=None, keys=None, relation_heads=None):
+    if student.ndim == 4:
+        most = min(student.shape[1], teacher.shape[1])
+        student, teacher = (
+            np.array([[np.concatenate(list(sample[:, i])) for i in range(side.shape[2])] for sample in side])
+            for side in (student, teacher)
+        )
+    else:
+        most = 1
+    widths = student.shape[2], teacher.shape[2]
+    if relation_heads is None:
+        relation_heads = max(n for n in range(1, most + 1) if widths[0] % n == 0 and widths[1] % n == 0)
+
+    def head(side, number):
+        width = side.shape[2] // relation_heads
+        return side[:, :, number * width : (number + 1) * width][:, None]
+
+    parts = [value_relation(head(student, number), head(teacher, number), mask) for number in range(relation_heads)]
+    return sum(parts) / relation_heads
+
+
+def _relation(row, others):
+    return softmax([sum(a * b for a, b in zip(row, other, strict=True)) / math.sqrt(len(row)) for other in others])
+
+
+def cka(student, teacher, mask=None, keys=None, debiased=False):
+    indices = list(items(student.shape[:-1], mask))
+    n = len(indices)
+    if n < (4 if debiased else 2):
+        return 0.0
+
+    def kernel(side):
+        centre = [sum(side[index][k] for index in indices) / n for k in range(side.shape[-1])]
+        rows = [[x - c for x, c in zip(side[index], centre, strict=True)] for index in indices]
+        return [[sum(a * b for a, b in zip(p, q, strict=True)) for q in rows] for p in rows]
+
+    def hsic(p, q):
+        if not debiased:
+            return sum(p[i][j] * q[i][j] for i in range(n) for j in range(n))
+        others = [(i, j) for i in range(n) for j in range(n) if i != j]
+        trace = sum(p[i][j] * q[i][j] for i, j in others)
+        sums = sum(p[i][j] for i, j in others) * sum(q[i][j] for i, j in others)
+        rows = [sum(p[i][j] for j in range(n) if j != i) * sum(q[i][j] for j in range(n) if j != i) for i in range(n)]
+        return (trace + sums / ((n - 1) * (n - 2)) - 2 / (n - 2) * sum(rows)) / (n * (n - 3))
+
+    ours, theirs = kernel(student), kernel(teacher)
+    return 1 - hsic(ours, theirs) / math.sqrt(hsic(ours, ours) * hsic(theirs, theirs))
+
+
+def gram(student, teacher, mask=None, keys=None, channel=False):
+    def counted(b):
+        return [i for i in range(student.shape[1]) if mask is None or mask[b, i]]
+
+    def product(side, b, i, j):
+        return sum(x * y for x, y in zip(side[b, i], side[b, j], strict=True)) / side.shape[2]
+
+    def error(index):
+        return (product(student, *index) - product(teacher, *index)) ** 2
+
+    def channel_error(b):
+        rows, width = counted(b), student.shape[2]
+        errors = []
+        for k in range(width):
+            for m in range(width):
+                ours, theirs = (sum(side[b, i, k] * side[b, i, m] for i in rows) for side in (student, teacher))
+                errors.append(((ours - theirs) / len(rows)) ** 2)
+        return sum(errors) / len(errors)
+
+    samples = [b for b in range(len(student)) if counted(b)]
+    if channel:
+        return mean(channel_error, iter(samples))
+    return mean(error, ((b, i, j) for b in samples for i in counted(b) for j in counted(b)))
+
+
+def bert_emd(
+    student,
+    teacher,
+    mask=None,
+    keys=None,
+    regularisation=0.05,
+    iterations=100,
+    learn_weights=True,
+    student_weights=None,
+    teacher_weights=None,
+    projection=None,
+):
+    """Of lists of layers, or of one with one. `projection` is a matrix and an offset, from student's to teacher's."""
+    student, teacher = ([side] if isinstance(side, np.ndarray) else side for side in (student, teacher))
+    if projection is not None:
+        student = [side @ projection[0].T + projection[1] for side in student]
+    cost = [[_mean_error(s, t, mask, keys) for t in teacher] for s in student]
+    plan = transport_plan(cost, student_weights, teacher_weights, regularisation, iterations)
+    return sum(p * c for row, costs in zip(plan, cost, strict=True) for p, c in zip(row, costs, strict=True))
+
+
+def _mean_error(s, t, mask, keys):
+    return hidden_mse(s, t, mask) if s.ndim == 3 else attention_mse(s, t, mask, keys)
+
+
+def transport_plan(cost, student_weights=None, teacher_weights=None, regularisation=0.05, iterations=100):
+    """Sinkhorn's scaling of exp(-cost / (regularisation * mean cost)) to the weights as sums of rows and columns."""
+    height, width = len(cost), len(cost[0])
+    rows = [1 / height] * height if student_weights is None else student_weights
+    columns = [1 / width] * width if teacher_weights is None else teacher_weights
+    scale = regularisation * sum(sum(row) for row in cost) / (height * width)
+    plan = [[math.exp(-c / scale) if scale else 1.0 for c in row] for row in cost]
+    for _ in range(iterations):
+        plan = [[p * rows[m] / sum(row) for p in row] for m, row in enumerate(plan)]
+        sums = [sum(row[n] for row in plan) for n in range(width)]
+        plan = [[p * columns[n] / sums[n] for n, p in enumerate(row)] for row in plan]
+    return plan
+
+
 def entropy(logits, mask=None, temperature=1.0):
     """Mean entropy of the predictions: what a cross-entropy is worth where the student is the teacher."""
 

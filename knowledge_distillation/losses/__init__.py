@@ -18,9 +18,10 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigError, nearest
-from .attention import attention_mse
-from .hidden import cos, hidden_mse
+from .attention import attention_cross_entropy, attention_kl, attention_mse, qkv_relation, value_relation
+from .hidden import cka, cos, gram, hidden_cosine, hidden_mse, mobilebert_feature, pkd
 from .logits import hard_cross_entropy, kl_divergence, label_mse, soft_cross_entropy
+from .transport import BertEMD
 
 Loss = Callable[..., Any]
 
@@ -43,6 +44,18 @@ SOFT_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "cross_entropy": dict.fromkeys(_LOGITS, soft_cross_entropy),
     "soft_cross_entropy": dict.fromkeys(_LOGITS, soft_cross_entropy),
     "kl_divergence": dict.fromkeys(_LOGITS, kl_divergence),
+    # transformers
+    "hidden_cosine": dict.fromkeys(("vector", "tokens", "heads"), hidden_cosine),
+    "pkd": dict.fromkeys(("vector", "tokens"), pkd),
+    "mobilebert_feature": dict.fromkeys(("vector", "tokens"), mobilebert_feature),
+    "mobilebert_attention": {"attention": attention_kl},
+    "attention_kl": {"attention": attention_kl},
+    "attention_cross_entropy": {"attention": attention_cross_entropy},
+    "value_relation": {"heads": value_relation},
+    "qkv_relation": dict.fromkeys(("heads", "tokens"), qkv_relation),
+    "cka": dict.fromkeys(("vector", "tokens"), cka),
+    "gram": {"tokens": gram},
+    "bert_emd": dict.fromkeys(("tokens", "attention"), BertEMD),
 }
 HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "cross_entropy": dict.fromkeys(_LOGITS, hard_cross_entropy),
@@ -51,13 +64,13 @@ HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
 
 # Losses that compare each side with itself first, so that widths, heads or channels may differ: they look at the
 # shapes themselves. All others are called with equal shapes only.
-OWN_SHAPES: frozenset[Loss] = frozenset()
+OWN_SHAPES: frozenset[Loss] = frozenset({value_relation, qkv_relation, cka, gram, BertEMD})
 
 # Losses that compare several features at once: each side is a tuple.
-SEVERAL: frozenset[Loss] = frozenset()
+SEVERAL: frozenset[Loss] = frozenset({BertEMD})
 
 # Losses on attention maps that are probabilities: `attention`, and not `attention_scores`.
-PROBABILITIES: frozenset[Loss] = frozenset()
+PROBABILITIES: frozenset[Loss] = frozenset({attention_kl, attention_cross_entropy})
 
 # What a method is worth where there are only two classes: said before the run.
 TWO_CLASSES: Mapping[str, str] = {}

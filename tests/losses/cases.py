@@ -13,7 +13,7 @@ from torch import Tensor
 from knowledge_distillation.config import Feature
 from knowledge_distillation.context import make_context
 from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss, Terms
-from knowledge_distillation.losses import HARD_LOSSES, SOFT_LOSSES, get_loss
+from knowledge_distillation.losses import HARD_LOSSES, PROBABILITIES, SOFT_LOSSES, get_loss
 from knowledge_distillation.losses.logits import label_mse
 
 FEATURE = Feature("layer1", "feature")
@@ -40,6 +40,10 @@ class Case:
     @property
     def has_length(self) -> bool:
         return bool(LENGTH[self.kind])
+
+    @property
+    def probabilities(self) -> bool:
+        return self.function in PROBABILITIES
 
     @property
     def regression(self) -> bool:
@@ -71,6 +75,8 @@ class Case:
         mask = (torch.arange(longest) < torch.tensor(lengths, dtype=torch.long)[:, None]).long()
         student = self.feature(size, longest, generator, width, heads)
         teacher = None if self.hard else self.feature(size, longest, generator, width, heads)
+        if self.probabilities:
+            student, teacher = (probabilities(scores, mask) for scores in (student, teacher))
         labels = self.labels(size, longest, generator) if self.hard else None
         if labels is not None and labels.dim() == 2:
             labels = labels.masked_fill(mask == 0, -100)
@@ -83,6 +89,12 @@ class Case:
         model = MultiLayerBasedDistillationLoss([{**sides, "loss": loss or self.name, "name": "it", **entry}])
         model.bind(model.config.check().entries[0], *batch.features, self.kind, batch.context)
         return model
+
+
+def probabilities(scores: Tensor, mask: Tensor) -> Tensor:
+    """Rows of attention probabilities over the keys that count; 0 on padded keys."""
+    powers = scores.exp() * mask[:, None, None]
+    return powers / powers.sum(-1, keepdim=True).clamp(min=1e-9)
 
 
 @dataclass

@@ -13,11 +13,18 @@ from hypothesis import strategies as st
 
 # What an argument of a loss may be; arguments not listed here stay at their defaults.
 ARGUMENTS = {"temperature": st.floats(0.5, 20.0), "label_smoothing": st.floats(0.0, 0.9)}
+ARGUMENTS |= {  # transformers
+    **dict.fromkeys(("mean_all", "layer_norm", "debiased", "channel", "learn_weights"), st.booleans()),
+    "epsilon": st.floats(1e-12, 1e-3),
+    "relation_heads": st.sampled_from([None, 1]),
+    "regularisation": st.floats(0.05, 1.0),
+    "iterations": st.integers(1, 9),
+}
 lengths = st.lists(st.integers(0, 4), min_size=1, max_size=3)
 
 
 def twin_of(case: Case, batch: Batch, **arguments: float) -> float:
-    twin = getattr(reference, case.function.__name__)
+    twin = getattr(reference, getattr(case.function, "name_of", case.function.__name__))
     masks = {}
     if case.has_length:
         masks["mask"] = batch.mask.numpy()
