@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .logits import _factor, _log_softmax, _softened
+from .logits import _at_least_two_classes, _factor, _log_softmax, _softened
 
 Tensors = tuple[Tensor, ...]
 
@@ -35,7 +35,7 @@ def ensemble_cross_entropy(
         The shape without its last dimension, each value 0 or more.
 
     Raises:
-        ConfigError: there is more than one student, shapes differ, or the temperature is not above 0.
+        ConfigError: shapes differ, there is one class only, or the temperature is not above 0.
 
     Source: Shen and Savvides, MEAL V2: Boosting Vanilla ResNet-50 to 80%+ Top-1 Accuracy on ImageNet without Tricks,
     2020, its soft part.
@@ -62,7 +62,7 @@ def ensemble_kl(
         The shape without its last dimension, each value 0 or more; 0 where the student predicts the mean.
 
     Raises:
-        ConfigError: there is more than one student, shapes differ, or the temperature is not above 0.
+        ConfigError: shapes differ, there is one class only, or the temperature is not above 0.
 
     Source: after Shen and Savvides, MEAL V2, 2020, whose soft part is this one plus the entropy of the mean.
     """
@@ -96,7 +96,7 @@ class Adversarial(nn.Module):
         The shape of the logits without their last dimension, each value 0 or more.
 
     Raises:
-        ConfigError: there is more than one student, shapes differ, or an argument is out of its range.
+        ConfigError: shapes differ, there is one class only, or an argument is out of its range.
 
     Source: Shen and Savvides, MEAL V2, 2020, and Shen, He and Xue, MEAL: Multi-Model Ensemble via Adversarial
     Learning, 2019; in the released code of MEAL V2 the student, too, makes d smaller. The reversal is that of Ganin
@@ -131,7 +131,7 @@ class Adversarial(nn.Module):
             The shape of the logits without their last dimension, each value 0 or more.
 
         Raises:
-            ConfigError: there is more than one student, shapes differ, or an argument is out of its range.
+            ConfigError: shapes differ, there is one class only, or an argument is out of its range.
         """
         if not reversal >= 0:
             raise ConfigError(f"reversal is 0 or more; found {reversal!r}")
@@ -173,4 +173,5 @@ def _one_student(name: str, student: Tensors, teacher: Tensors) -> Tensor:
             f"loss {name} compares one student feature with those of several teachers, all of one shape; found "
             f"student {', '.join(str(tuple(s.shape)) for s in student)} and teacher {', '.join(map(str, shapes))}"
         )
+    _at_least_two_classes(name, student[0])
     return student[0]

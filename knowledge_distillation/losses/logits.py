@@ -403,9 +403,10 @@ def dist(
     p_student, p_teacher = (
         F.softmax(_softened(logits, temperature), dim=-1).flatten(0, -2) for logits in (student, teacher)
     )
-    counted = torch.ones_like(p_student[:, 0]) if mask is None else mask.flatten().to(p_student.dtype)
+    items, classes = p_student.shape
+    counted = p_student.new_ones(items) if mask is None else mask.flatten().to(p_student.dtype)
     number = counted.sum()
-    per_item = 1 - _pearson(p_student, p_teacher, torch.ones_like(p_student[0]), epsilon)
+    per_item = 1 - _pearson(p_student, p_teacher, p_student.new_ones(classes), epsilon)
     inter = (per_item * counted).sum() / number.clamp(min=1)
     intra = (1 - _pearson(p_student.T, p_teacher.T, counted, epsilon)).mean() * (number > 1)
     return (beta * inter + gamma * intra) * temperature**2
@@ -445,10 +446,7 @@ def logit_standardization(
     _at_least_two_classes("logit_standardization", student)
     if not epsilon > 0:
         raise ConfigError(f"epsilon is above 0; found {epsilon!r}")
-    student, teacher = (
-        (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, correction=int(unbiased), keepdim=True) + epsilon)
-        for logits in (student, teacher)
-    )
+    student, teacher = (_standardised(logits, epsilon, unbiased) for logits in (student, teacher))
     return kl_divergence(student, teacher, temperature, scale_by_temperature)
 
 
@@ -650,6 +648,13 @@ def _pearson(first: Tensor, second: Tensor, counted: Tensor, epsilon: float) -> 
     )
     norms = torch.linalg.vector_norm(first, dim=-1) * torch.linalg.vector_norm(second, dim=-1)
     return (first * second).sum(-1) / (norms + epsilon)
+
+
+def _standardised(logits: Tensor, epsilon: float, unbiased: bool) -> Tensor:
+    """Logits with mean 0 and standard deviation 1 over the classes; 0 where all of them are equal."""
+    centred = logits - logits.mean(-1, keepdim=True)
+    deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(logits.shape[-1] - unbiased)
+    return centred / (deviation + epsilon)
 
 
 def _activated(scores: Tensor, activation: str) -> Tensor:

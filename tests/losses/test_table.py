@@ -17,8 +17,14 @@ from knowledge_distillation.losses.attention import attention_mse
 from knowledge_distillation.losses.hidden import hidden_mse
 from knowledge_distillation.losses.logits import hard_cross_entropy, kl_divergence, soft_cross_entropy
 
+
+def name_of(function):
+    """The name a loss is documented under: a function's own, a class's `name_of`."""
+    return getattr(function, "name_of", function.__name__)
+
+
 PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
-FUNCTIONS = {f.__name__: f for table in (SOFT_LOSSES, HARD_LOSSES) for kinds in table.values() for f in kinds.values()}
+FUNCTIONS = {name_of(f): f for table in (SOFT_LOSSES, HARD_LOSSES) for kinds in table.values() for f in kinds.values()}
 TEXTBOOK = ("hard_cross_entropy", "label_mse")  # nobody's method, so without a source
 
 
@@ -118,12 +124,18 @@ def test_arguments_are_checked_against_the_signature(loss, args, problem):
     assert found is None if problem is None else found.startswith(f"loss it {problem}")
 
 
+def parameters(function):
+    """The names of all that a loss takes, its two sides first; of a class that of its constructor and its call."""
+    of_call = inspect.signature(function.forward).parameters if inspect.isclass(function) else {}
+    return [name for name in dict.fromkeys([*inspect.signature(function).parameters, *of_call]) if name != "self"]
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_loss_has_a_docstring_a_section_and_a_twin(name):
     text = inspect.getdoc(FUNCTIONS[name]) or ""
     for part in ("Args:", "Returns:", *(() if name in TEXTBOOK else ("Source:",))):
         assert part in text, f"the docstring of {name} has no {part}"
-    for parameter in inspect.signature(FUNCTIONS[name]).parameters:
+    for parameter in parameters(FUNCTIONS[name]):
         assert re.search(rf"^    {parameter}: ", text, re.MULTILINE), (
             f"the docstring of {name} is silent on {parameter}"
         )
@@ -136,7 +148,7 @@ def test_a_section_of_the_page_follows_the_template(name):
     section = PAGE.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
     parts = ["Shapes", "Arguments", "Map it to", "Values in print", "Not for", "Source"]
     assert re.findall(r"^\*\*(.+?)\.\*\*", section, re.MULTILINE) == parts
-    for parameter in list(inspect.signature(FUNCTIONS[name]).parameters)[2:]:
+    for parameter in parameters(FUNCTIONS[name])[2:]:
         assert f"`{parameter}`" in section.partition("**Arguments.**")[2].partition("**Map it to.**")[0]
 
 
@@ -149,4 +161,4 @@ def test_the_page_lists_every_name_with_its_kinds_and_functions(hard, table):
     listed = {
         name: (set(re.findall(r"\w+", kinds)), set(re.findall(r"\w+", functions))) for name, kinds, functions in rows
     }
-    assert listed == {name: (set(kinds), {f.__name__ for f in kinds.values()}) for name, kinds in table.items()}
+    assert listed == {name: (set(kinds), {name_of(f) for f in kinds.values()}) for name, kinds in table.items()}
