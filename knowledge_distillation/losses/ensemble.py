@@ -107,8 +107,8 @@ class Adversarial(nn.Module):
 
     def __init__(self, student: Tensors, teacher: Tensors, *, hidden_size: int = 128) -> None:
         super().__init__()
-        if not hidden_size >= 1:
-            raise ConfigError(f"hidden_size is 1 or more; found {hidden_size!r}")
+        if not (isinstance(hidden_size, int) and hidden_size >= 1):
+            raise ConfigError(f"hidden_size is a whole number of 1 or more; found {hidden_size!r}")
         classes = _one_student(self.name_of, student, teacher).shape[-1]
         self.discriminator = nn.Sequential(
             nn.Linear(classes, hidden_size),

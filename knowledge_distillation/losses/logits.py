@@ -484,7 +484,7 @@ def objectness_scaled(
 
     Source: Mehta and Ozturk, Object Detection at 200 Frames Per Second, 2018.
     """
-    if student.shape != teacher.shape or student.shape[-1] < boxes + 1 or boxes < 1:
+    if student.shape != teacher.shape or not (isinstance(boxes, int) and 1 <= boxes < student.shape[-1]):
         raise ConfigError(
             f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: both are (batch, candidates, "
             f"boxes + 1 + classes) with boxes={boxes}"

@@ -141,7 +141,7 @@ STUDENT, TEACHER = logits()
             lambda: ensemble_cross_entropy((STUDENT[0][:, :1],), (TEACHER[0][:, :1],)),
             "loss ensemble_cross_entropy compares classes: it needs two or more, and finds logits (6, 1)",
         ),
-        (lambda: Adversarial(STUDENT, TEACHER, hidden_size=0), "hidden_size is 1 or more; found 0"),
+        (lambda: Adversarial(STUDENT, TEACHER, hidden_size=0), "hidden_size is a whole number of 1 or more; found 0"),
         (
             lambda: adversary(STUDENT, TEACHER)(STUDENT, TEACHER, reversal=-1),
             "reversal is 0 or more; found -1",
