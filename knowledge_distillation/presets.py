@@ -393,12 +393,6 @@ def _strategy(name: str) -> Callable[..., Entries]:
     return STRATEGIES[name]
 
 
-def _split(name: str) -> list[str]:
-    from .config import expand_braces
-
-    return expand_braces(name)
-
-
 def _resnet_blocks(model: Any) -> list[str]:
     """The path of the last block of each stage of a ResNet."""
     config = _config(model)

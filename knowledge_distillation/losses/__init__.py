@@ -19,8 +19,24 @@ from torch import nn
 
 from ..errors import ConfigError, nearest
 from .attention import attention_cross_entropy, attention_kl, attention_mse, qkv_relation, value_relation
+from .ensemble import Adversarial, ensemble_cross_entropy, ensemble_kl
 from .hidden import cka, cos, gram, hidden_cosine, hidden_mse, mobilebert_feature, pkd
-from .logits import hard_cross_entropy, kl_divergence, label_mse, soft_cross_entropy
+from .logits import (
+    dist,
+    dkd,
+    hard_cross_entropy,
+    js_divergence,
+    kl_divergence,
+    label_mse,
+    logit_standardization,
+    logits_mse,
+    objectness_scaled,
+    reverse_kl,
+    skewed_kl,
+    skewed_reverse_kl,
+    soft_cross_entropy,
+    total_variation,
+)
 from .transport import BertEMD
 
 Loss = Callable[..., Any]
@@ -37,7 +53,7 @@ SOFT_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "mse": _MSE,
     "mse_with_mask": _MSE,
     "hidden_mse": _HIDDEN,
-    "logits_mse": dict.fromkeys(_LOGITS, hidden_mse),
+    "logits_mse": dict.fromkeys(_LOGITS, logits_mse),
     "attention_mse": {"attention": attention_mse},
     "attention_mse_with_mask": {"attention": attention_mse},
     "cos": dict.fromkeys(("vector", "tokens", "heads"), cos),
@@ -56,6 +72,19 @@ SOFT_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "cka": dict.fromkeys(("vector", "tokens"), cka),
     "gram": {"tokens": gram},
     "bert_emd": dict.fromkeys(("tokens", "attention"), BertEMD),
+    # logits
+    "reverse_kl": dict.fromkeys(_LOGITS, reverse_kl),
+    "js_divergence": dict.fromkeys(_LOGITS, js_divergence),
+    "skewed_kl": dict.fromkeys(_LOGITS, skewed_kl),
+    "skewed_reverse_kl": dict.fromkeys(_LOGITS, skewed_reverse_kl),
+    "total_variation": dict.fromkeys(_LOGITS, total_variation),
+    "dkd": dict.fromkeys(_LOGITS, dkd),
+    "dist": dict.fromkeys(_LOGITS, dist),
+    "logit_standardization": dict.fromkeys(_LOGITS, logit_standardization),
+    "objectness_scaled": {"tokens": objectness_scaled},
+    "ensemble_cross_entropy": dict.fromkeys(_LOGITS, ensemble_cross_entropy),
+    "ensemble_kl": dict.fromkeys(_LOGITS, ensemble_kl),
+    "adversarial": dict.fromkeys(_LOGITS, Adversarial),
 }
 HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "cross_entropy": dict.fromkeys(_LOGITS, hard_cross_entropy),
@@ -64,16 +93,22 @@ HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
 
 # Losses that compare each side with itself first, so that widths, heads or channels may differ: they look at the
 # shapes themselves. All others are called with equal shapes only.
-OWN_SHAPES: frozenset[Loss] = frozenset({value_relation, qkv_relation, cka, gram, BertEMD})
+OWN_SHAPES: frozenset[Loss] = frozenset(
+    {value_relation, qkv_relation, cka, gram, BertEMD, ensemble_cross_entropy, ensemble_kl, Adversarial}
+)
 
 # Losses that compare several features at once: each side is a tuple.
-SEVERAL: frozenset[Loss] = frozenset({BertEMD})
+SEVERAL: frozenset[Loss] = frozenset({BertEMD, ensemble_cross_entropy, ensemble_kl, Adversarial})
 
 # Losses on attention maps that are probabilities: `attention`, and not `attention_scores`.
 PROBABILITIES: frozenset[Loss] = frozenset({attention_kl, attention_cross_entropy})
 
 # What a method is worth where there are only two classes: said before the run.
-TWO_CLASSES: Mapping[str, str] = {}
+TWO_CLASSES: Mapping[str, str] = {
+    "dkd": "one other class leaves nothing to decouple, and the loss is alpha times kl_divergence",
+    "dist": "the correlation of an item's two probabilities is always 1 or -1, so only gamma's part teaches",
+    "logit_standardization": "standardised logits are constants, so it is label smoothing of the teacher's class",
+}
 
 
 def list_losses(hard: bool = False) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,25 @@ from torch import Tensor
 from knowledge_distillation.config import Feature
 from knowledge_distillation.context import make_context
 from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss, Terms
-from knowledge_distillation.losses import HARD_LOSSES, PROBABILITIES, SOFT_LOSSES, get_loss
+from knowledge_distillation.losses import (
+    HARD_LOSSES,
+    PROBABILITIES,
+    SOFT_LOSSES,
+    constructor_parameters,
+    get_loss,
+    parameters_of,
+)
 from knowledge_distillation.losses.logits import label_mse
 
-FEATURE = Feature("layer1", "feature")
+FEATURES = [Feature(f"layer{n}", "feature") for n in (1, 2, 3, 4)]
+FEATURE = FEATURES[0]
 WIDTH = 5
+SEVERAL = {  # losses that compare several features: how many of the student's with how many of the teacher's
+    "ensemble_cross_entropy": (1, 3),
+    "ensemble_kl": (1, 3),
+    "adversarial": (1, 3),
+}
+NARROWEST = {"objectness_scaled": 6}  # losses that take no narrower feature
 LENGTH = {"tokens": (1,), "heads": (2,), "attention": (2, 3), "vector": (), "map": ()}  # dimensions that are a length
 
 
@@ -49,10 +64,22 @@ class Case:
     def regression(self) -> bool:
         return self.function is label_mse
 
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """What the loss and, where it has state, its constructor take beyond the two features."""
+        given = [*(parameters_of(self.function) or []), *constructor_parameters(self.function)]
+        return {parameter.name: parameter for parameter in given}
+
+    @property
+    def labelled(self) -> bool:
+        """Whether items labelled -100 do not count."""
+        labels = self.parameters.get("labels")
+        return not self.regression and (self.hard or (labels is not None and labels.default is labels.empty))
+
     def feature(
         self, batch: int, length: int, generator: torch.Generator, width: int = WIDTH, heads: int = 2
     ) -> Tensor:
-        width = 1 if self.regression else width
+        width = 1 if self.regression else max(width, NARROWEST.get(self.name, 1))
         shape = {
             "vector": (batch, width),
             "tokens": (batch, length, width),
@@ -62,31 +89,39 @@ class Case:
         }[self.kind]
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    def labels(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
+    def labels(self, batch: int, length: int, generator: torch.Generator, width: int = WIDTH) -> Tensor:
         if self.regression:
             return torch.randn(batch, generator=generator, dtype=torch.float64)
         shape = (batch, length) if self.kind == "tokens" else (batch,)
-        return torch.randint(0, WIDTH, shape, generator=generator)
+        return torch.randint(0, width, shape, generator=generator)
 
     def batch(self, lengths: list[int], seed: int = 0, width: int = WIDTH, heads: int = 2) -> Batch:
         """Random features of samples of these lengths, padded to the longest. Labels of padding are -100."""
         generator = torch.Generator().manual_seed(seed)
         size, longest = len(lengths), max(lengths, default=1) or 1
         mask = (torch.arange(longest) < torch.tensor(lengths, dtype=torch.long)[:, None]).long()
-        student = self.feature(size, longest, generator, width, heads)
-        teacher = None if self.hard else self.feature(size, longest, generator, width, heads)
+        numbers = SEVERAL.get(self.name, (1, 1))
+        axis = 1 if self.kind in ("map", "attention", "heads") else -1
+
+        def side(number: int) -> Tensor:
+            return torch.cat([self.feature(size, longest, generator, width, heads) for _ in range(number)], axis)
+
+        student, teacher = side(numbers[0]), None if self.hard else side(numbers[1])
         if self.probabilities:
             student, teacher = (probabilities(scores, mask) for scores in (student, teacher))
-        labels = self.labels(size, longest, generator) if self.hard else None
+        labels = None
+        if self.hard or "labels" in self.parameters:
+            labels = self.labels(size, longest, generator, width)
         if labels is not None and labels.dim() == 2:
             labels = labels.masked_fill(mask == 0, -100)
-        return Batch(student, teacher, mask, labels)
+        return Batch(student, teacher, mask, labels, numbers, axis)
 
     def bind(self, batch: Batch, loss: Any = None, **entry: Any) -> MultiLayerBasedDistillationLoss:
         """A loss model of one entry, `it`, bound to a batch."""
-        name = str(FEATURE)
-        sides = {"student": name} if self.hard else {"student": name, "teacher": name}
+        names = [str(FEATURE)] if batch.numbers == (1, 1) else [[str(f) for f in side] for side in batch.features]
+        sides = {"student": names[0]} if self.hard else {"student": names[0], "teacher": names[-1]}
         model = MultiLayerBasedDistillationLoss([{**sides, "loss": loss or self.name, "name": "it", **entry}])
+        torch.manual_seed(0)  # a loss with state begins with the same parameters every time
         model.bind(model.config.check().entries[0], *batch.features, self.kind, batch.context)
         return model
 
@@ -99,14 +134,28 @@ def probabilities(scores: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass
 class Batch:
+    """The features of a side, where the loss takes several, lie side by side along `axis`."""
+
     student: Tensor
     teacher: Tensor | None
     mask: Tensor
     labels: Tensor | None
+    numbers: tuple[int, int] = (1, 1)
+    axis: int = -1
 
     @property
     def features(self) -> tuple[dict[Feature, Tensor], dict[Feature, Tensor]]:
-        return {FEATURE: self.student}, {} if self.teacher is None else {FEATURE: self.teacher}
+        def split(side: Tensor | None, number: int) -> dict[Feature, Tensor]:
+            if side is None:
+                return {}
+            size = side.shape[self.axis] // number
+            return {FEATURES[n]: side.narrow(self.axis, n * size, size) for n in range(number)}
+
+        return split(self.student, self.numbers[0]), split(self.teacher, self.numbers[1])
+
+    def equal(self) -> None:
+        """Make the teacher what the student is; several teachers are all what one student is."""
+        self.teacher = torch.cat([self.student] * (self.numbers[1] // self.numbers[0]), self.axis).detach().clone()
 
     @property
     def context(self) -> dict[str, Any]:
