@@ -45,7 +45,7 @@ def run(
     student: Student = None,
     task: TaskOption = None,
     data_dir: DataDir = None,
-    method: Annotated[Optional[str], typer.Option("--method", help="hinton or layers.")] = None,
+    method: Annotated[Optional[str], typer.Option("--method", help="A preset: see `distill presets`.")] = None,
     alpha: Annotated[Optional[float], typer.Option("--alpha", help="Weight of the soft part, 0 to 1.")] = None,
     temperature: Annotated[Optional[float], typer.Option("--temperature", help="Of the soft part.")] = None,
     epochs: Epochs = None,
@@ -83,6 +83,7 @@ def run(
         ready = Ingredients.of(read)
         small = ready.student()
         distiller = ready.distiller(small, ready.entries(small), read.output_dir)
+        _say(ready.why)
         _print(distiller.plan())
         metrics = distiller.train(resume_from_checkpoint=resume)
         without = None
@@ -160,7 +161,25 @@ def check(
     with _errors(), _quiet():
         ready = Ingredients.of(load_recipe(recipe, overrides, given))
         student = ready.student()
-        _print(ready.distiller(student, ready.entries(student), None).plan())
+        distiller = ready.distiller(student, ready.entries(student), None)
+        _say(ready.why)
+        _print(distiller.plan())
+
+
+@app.command()
+def presets(
+    name: Annotated[Optional[str], typer.Argument(help="One preset; none: all of them.")] = None,
+    teacher: Annotated[Optional[str], typer.Option("--teacher", help="Directory, hub name or model_type.")] = None,
+    student: Annotated[Optional[str], typer.Option("--student", help="The same; none: a quarter of it.")] = None,
+) -> None:
+    """List the presets, or show the distill_config that one expands to for two models."""
+    with _errors(), _quiet():
+        from .listing import list_presets, show_preset
+
+        if name is None:
+            _print_table(list_presets())
+        else:
+            _say(show_preset(name, teacher, student))
 
 
 @app.command()
@@ -274,7 +293,8 @@ def _metrics(metrics: dict[str, float]) -> None:
 
 
 def _say(text: str) -> None:
-    typer.echo(text)
+    if text:
+        typer.echo(text)
 
 
 @contextlib.contextmanager

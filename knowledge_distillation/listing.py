@@ -44,21 +44,12 @@ def list_features(name: str) -> Table:
 def load_any(name: str) -> nn.Module:
     """The model under a name with whatever head it was saved with, else its bare form."""
     import transformers
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    from .errors import nearest
-
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-    if name in known:
-        return AutoModel.from_config(AutoConfig.for_model(name))
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"no model {name!r}: no such directory, hub name or model_type.{nearest(name, known)}"
-        ) from error
-    architecture = getattr(transformers, (config.architectures or [""])[0], AutoModel)
-    return architecture.from_pretrained(name)
+    config = _config(name)
+    if not config.architectures:
+        return AutoModel.from_config(config)
+    return getattr(transformers, config.architectures[0], AutoModel).from_pretrained(name)
 
 
 def made_up_inputs(model: nn.Module) -> dict[str, Any]:
@@ -76,3 +67,59 @@ def made_up_inputs(model: nn.Module) -> dict[str, Any]:
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids
     return inputs
+
+
+def list_presets() -> Table:
+    """The presets: names, arguments, and what each says of itself."""
+    import inspect
+
+    from rich.table import Table
+
+    from . import presets
+
+    table = Table(title="presets: distill presets NAME shows the entries", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("arguments")
+    table.add_column("what it does")
+    for name in presets.list_presets():
+        parameters = inspect.signature(presets.METHODS[name]).parameters.values()
+        own = (p for p in parameters if p.name not in ("teacher", "student", "regression"))
+        shown = (p.name if p.default is p.empty else f"{p.name}={p.default}" for p in own)
+        said = (inspect.getdoc(presets.METHODS[name]) or "").partition("\n\n")[0]
+        table.add_row(name, "\n".join(shown), " ".join(said.split()))
+    return table
+
+
+def show_preset(name: str, teacher: str | None, student: str | None) -> str:
+    """The entries of a preset as YAML, for two models by name; none: a teacher of 12 layers and a student of 3."""
+    import copy
+
+    import yaml
+
+    from . import presets
+
+    of_teacher = _config(teacher or ("resnet" if name == "ofd" else "bert"))
+    of_student = copy.deepcopy(of_teacher) if student is None else _config(student)
+    if student is None and hasattr(of_student, "num_hidden_layers"):
+        of_student.num_hidden_layers = max(1, of_teacher.num_hidden_layers // 4)
+    options = {"teacher_names": ["first", "second"]} if name == "meal_v2" else {}
+    entries = presets.expand(name, of_teacher, of_student, **options)
+    lines = (yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1 << 16) for entry in entries)
+    return "\n".join(["distill_config:", *(f"  - {line.strip()}" for line in lines)])
+
+
+def _config(name: str) -> Any:
+    import transformers
+    from transformers import AutoConfig
+
+    from .errors import nearest
+
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    if name in known:
+        return AutoConfig.for_model(name)
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no model {name!r}: no such directory, hub name or model_type.{nearest(name, known)}"
+        ) from error

@@ -21,12 +21,13 @@ Entries = list[dict[str, Any]]
 
 
 class Proposal(list[dict[str, Any]]):
-    """A `distill_config` with `why`: the table it was chosen by, as text; and `similarity`, student layers by teacher
-    layers, in [0, 1]."""
+    """A `distill_config`, with `pairs` of a teacher and a student layer; `why`, the table they were chosen by, as
+    text; and `similarity`, student layers by teacher layers, in [0, 1].
+    """
 
-    def __init__(self, entries: Entries, why: str, similarity: Tensor) -> None:
+    def __init__(self, entries: Entries, pairs: Sequence[tuple[int, int]], why: str, similarity: Tensor) -> None:
         super().__init__(entries)
-        self.why, self.similarity = why, similarity
+        self.pairs, self.why, self.similarity = list(pairs), why, similarity
 
 
 def uniform(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states",), **entry: Any) -> Entries:
@@ -90,7 +91,7 @@ def search(
         raise ConfigError("search needs at least one batch")
     similarity = total / number
     pairs = _best_path(similarity)
-    return Proposal(entries_of(pairs, outputs, **entry), _table(similarity, pairs, number), similarity)
+    return Proposal(entries_of(pairs, outputs, **entry), pairs, _table(similarity, pairs, number), similarity)
 
 
 STRATEGIES: Mapping[str, Callable[..., Entries]] = {"uniform": uniform, "last": last, "skip": skip}

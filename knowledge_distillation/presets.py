@@ -14,6 +14,7 @@ from .config import expand_braces
 from .errors import ConfigError, nearest
 from .mapping import STRATEGIES, Entries, depths, entries_of, uniform
 
+Mapped = str | Sequence[tuple[int, int]]  # a strategy, or pairs of a teacher and a student layer
 _LOGITS = {"teacher": "output.logits", "student": "output.logits"}
 
 
@@ -72,18 +73,18 @@ def attention_transfer(
     return entries_of(pairs, loss="attention_transfer", weight=weight) + hinton(alpha, temperature, regression)
 
 
-def tinybert(teacher: Any, student: Any, mapping: str = "uniform") -> Entries:
+def tinybert(teacher: Any, student: Any, mapping: Mapped = "uniform") -> Entries:
     """Two stages: `intermediate` copies embedding, hidden states and attention scores; `prediction` the logits alone.
 
     Attention is left out where the numbers of heads differ.
 
     Args:
-        mapping: `uniform`, `last` or `skip`.
+        mapping: `uniform`, `last` or `skip`, or (teacher layer, student layer) pairs.
 
     Source: Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding, 2020.
     """
     outputs = ["hidden_states", *["attention_scores"][: _same_heads(teacher, student)]]
-    entries = [_embedding(), *_strategy(mapping)(teacher, student, outputs)]
+    entries = [_embedding(), *_mapped(mapping, teacher, student, outputs)]
     soft = {**_LOGITS, "loss": "logits_mse" if _regression(teacher) else "soft_cross_entropy"}
     return [*({**entry, "stage": "intermediate"} for entry in entries), {**soft, "stage": "prediction"}]
 
@@ -94,20 +95,20 @@ def pkd(
     alpha: float = 0.5,
     temperature: float = 10.0,
     beta: float = 100.0,
-    mapping: str = "skip",
+    mapping: Mapped = "skip",
 ) -> Entries:
     """`hinton`, and the normalised [CLS] vectors of intermediate layers.
 
     Args:
         beta: weight of the vectors, as in the paper's code, whose distance is divided by their width: 10 to 1000.
         temperature: 5, 10 or 20 in the paper.
-        mapping: `skip` or `last`, which are the paper's, or `uniform`.
+        mapping: `skip` or `last`, which are the paper's, or `uniform`, or (teacher layer, student layer) pairs.
 
     Source: Sun et al., Patient Knowledge Distillation for BERT Model Compression, 2019.
     """
-    number = max(depths(teacher, student)[1] - (mapping == "skip"), 1)
-    entry = {"loss": "pkd", "args": {"mean_all": True}, "weight": beta / number}
-    return _strategy(mapping)(teacher, student, **entry) + hinton(alpha, temperature, _regression(teacher))
+    (vectors,) = _mapped(mapping, teacher, student, ["hidden_states"], loss="pkd", args={"mean_all": True})
+    vectors["weight"] = beta / len(expand_braces(vectors["student"]))
+    return [vectors, *hinton(alpha, temperature, _regression(teacher))]
 
 
 def distilbert(
@@ -162,7 +163,7 @@ def minilm_v2(teacher: Any, student: Any, teacher_layer: int = -1, relation_head
     widths = [getattr(_config(model), "hidden_size", 0) for model in (teacher, student)]
     if relation_heads is None and all(width and width % 48 == 0 for width in widths):
         relation_heads = 48
-    args = {} if relation_heads is None else {"relation_heads": relation_heads}
+    args: dict[str, Any] = {} if relation_heads is None else {"relation_heads": relation_heads}
     entries = entries_of([(teacher_layer, -1)], ["{query,key,value}"], loss="qkv_relation", args=args)
     return _then_labels(entries, teacher)
 
@@ -314,10 +315,10 @@ def meal_v2(teacher_names: Sequence[str], temperature: float = 1.0, adversarial:
 
     Source: Shen and Savvides, MEAL V2, 2020. In its code the student helps the discriminator; here it is adversarial.
     """
-    mean = {**_LOGITS, "teacher_name": list(teacher_names), "loss": "ensemble_cross_entropy"}
-    mean["args"] = {"temperature": temperature}
-    told = {**_LOGITS, "teacher_name": list(teacher_names), "loss": "adversarial", "learning_rate": 1e-4}
-    return [mean, *([told | {"weight": adversarial}] if adversarial else [])]
+    sides: dict[str, Any] = {**_LOGITS, "teacher_name": list(teacher_names)}
+    mean = sides | {"loss": "ensemble_cross_entropy", "args": {"temperature": temperature}}
+    told = sides | {"loss": "adversarial", "learning_rate": 1e-4, "weight": adversarial}
+    return [mean, told] if adversarial else [mean]
 
 
 METHODS: Mapping[str, Callable[..., Entries]] = {
@@ -387,10 +388,16 @@ def _taught_by(entry: Mapping[str, Any], name: str) -> dict[str, str]:
     return {"teacher_name": name} if "teacher" in entry else {}
 
 
-def _strategy(name: str) -> Callable[..., Entries]:
-    if name not in STRATEGIES:
-        raise ConfigError(f"mapping is one of {', '.join(STRATEGIES)}; found {name!r}.{nearest(name, STRATEGIES)}")
-    return STRATEGIES[name]
+def _mapped(mapping: Mapped, teacher: Any, student: Any, outputs: Sequence[str], **entry: Any) -> Entries:
+    if not isinstance(mapping, str):
+        pairs = list(mapping)
+        if not pairs or any(not isinstance(p, (list, tuple)) or [type(n) for n in p] != [int, int] for p in pairs):
+            raise ConfigError(f"mapping is a list of [teacher layer, student layer] pairs; found {mapping!r}")
+        return entries_of([(t, s) for t, s in pairs], outputs, **entry)
+    if mapping not in STRATEGIES:
+        near = nearest(mapping, STRATEGIES)
+        raise ConfigError(f"mapping is one of {', '.join(STRATEGIES)}, or pairs; found {mapping!r}.{near}")
+    return STRATEGIES[mapping](teacher, student, outputs, **entry)
 
 
 def _resnet_blocks(model: Any) -> list[str]:

@@ -12,6 +12,7 @@ from .config import parse_config
 from .data.embedded import embedded_sentiment
 from .data.glue import GLUE_TASKS, GlueTask, find_task, load_glue
 from .errors import ConfigError, nearest
+from .mapping import Proposal, search
 from .settings import TrainingSettings
 
 EMBEDDED = "embedded"
@@ -20,6 +21,7 @@ HARD_REGRESSION = [{"student": "output.logits", "loss": "mse"}]
 _TEXTS = ("task", "data_dir", "tokenizer", "method", "output_dir")
 _COUNTS = ("max_train_samples", "max_eval_samples", "max_length", "vocab_size")
 _NUMBERS = ("alpha", "temperature")
+_MAPPINGS = ("training", "finetune", "method_args")
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,13 @@ class Recipe:
         tokenizer: None: the teacher's, or one trained on the task's text where the teacher is built from scratch.
         vocab_size: of a tokenizer that is trained.
         method: a preset, in place of `distill_config`.
-        alpha, temperature: arguments of the method.
+        alpha, temperature: arguments of the method; None for its own.
+        method_args: its other arguments by name.
+        mapping: which teacher layer teaches which student layer, for methods that ask: `uniform`, `last`, `skip`,
+            `search` (by similarity on a few batches), or `[teacher layer, student layer]` pairs.
         distill_config: the entries.
+        stages: mappings with `name`, what differs in that stage of the settings in `training`, and `distill_config`:
+            the entries of that stage alone.
         finetune: settings of `distill finetune`, over those of `training`.
         training: the fields of `TrainingSettings`.
         output_dir: where the run goes.
@@ -55,9 +62,12 @@ class Recipe:
     tokenizer: str | None = None
     vocab_size: int = 8000
     method: str | None = None
-    alpha: float = 0.5
-    temperature: float = 2.0
+    alpha: float | None = None
+    temperature: float | None = None
+    method_args: dict[str, Any] = field(default_factory=dict)
+    mapping: Any = None
     distill_config: list[Any] | None = None
+    stages: list[Any] | None = None
     finetune: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     output_dir: str | None = None
@@ -66,7 +76,7 @@ class Recipe:
         problems = self._of_wrong_type()
         if problems:
             raise ConfigError("recipe: " + "; ".join(problems))
-        for key, settings in (("training", self.training), ("finetune", self.finetune)):
+        for key, settings in (("training", self.settings()), ("finetune", self.finetune)):
             try:
                 TrainingSettings.parse(dict(settings))
             except ConfigError as error:
@@ -77,8 +87,12 @@ class Recipe:
         if self.method is not None and self.method not in presets.METHODS:
             near = nearest(self.method, presets.METHODS)
             problems.append(f"method {self.method!r} is unknown.{near} Known: {', '.join(presets.METHODS)}")
-        if self.method is not None and self.distill_config is not None:
+        if self.method is not None and self.own_entries() is not None:
             problems.append("give either method or distill_config")
+        strategies = [*presets.STRATEGIES, "search"]
+        if isinstance(self.mapping, str) and self.mapping not in strategies:
+            near = nearest(self.mapping, strategies)
+            problems.append(f"mapping is one of {', '.join(strategies)}, or pairs; found {self.mapping!r}.{near}")
         if problems:
             raise ConfigError("recipe: " + "; ".join(problems))
         return self
@@ -100,13 +114,36 @@ class Recipe:
         problems += [
             f"{key} is a number; found {given[key]!r}"
             for key in _NUMBERS
-            if isinstance(given[key], bool) or not isinstance(given[key], (int, float))
+            if key in given and (isinstance(given[key], bool) or not isinstance(given[key], (int, float)))
         ]
+        lists = {key: given[key] for key in ("distill_config", "stages") if key in given}
+        problems += [
+            f"{key} is a list; found {value!r}" for key, value in lists.items() if not isinstance(value, list)
+        ]
+        stages = given.get("stages", [])
+        if isinstance(stages, list) and any(not isinstance(stage, Mapping) or "name" not in stage for stage in stages):
+            problems.append(f"stages is a list of mappings, each with a name; found {stages!r}")
         return problems + [
-            f"{key} is a mapping of settings; found {given[key]!r}"
-            for key in ("training", "finetune")
+            f"{key} is a mapping of {'arguments' if key == 'method_args' else 'settings'}; found {given[key]!r}"
+            for key in _MAPPINGS
             if not isinstance(given[key], Mapping)
         ]
+
+    def own_entries(self) -> list[Any] | None:
+        """The entries the recipe writes out, those of its stages included; None where it writes none."""
+        inside = [
+            {**entry, "stage": stage["name"]} if isinstance(entry, Mapping) else entry
+            for stage in self.stages or []
+            for entry in stage.get("distill_config") or []
+        ]
+        return None if self.distill_config is None and not inside else [*(self.distill_config or []), *inside]
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of `training`, with what the stages say."""
+        if not self.stages:
+            return dict(self.training)
+        stages = [{key: value for key, value in stage.items() if key != "distill_config"} for stage in self.stages]
+        return {**self.training, "stages": stages}
 
     @property
     def glue_task(self) -> GlueTask:
@@ -174,7 +211,7 @@ def _unshared(content: Any) -> Any:
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict) and key in ("training", "finetune")
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict) and key in _MAPPINGS
         merged[key] = _merged(merged[key], value) if both else value
     return merged
 
@@ -226,6 +263,7 @@ class Ingredients:
     tokenizer: Any
     teacher: Any
     seed: int
+    why: str = ""  # what a search for a layer mapping found
 
     @classmethod
     def of(cls, recipe: Recipe, splits: Sequence[str] = ("train", "validation")) -> Ingredients:
@@ -268,12 +306,26 @@ class Ingredients:
     def entries(self, student: Any) -> list[Any]:
         """The recipe's `distill_config`, or what its method expands to."""
         recipe = self.recipe
-        if recipe.distill_config is not None:
-            return recipe.distill_config
-        name = recipe.method or "layers"
-        if name == "layers":
-            return presets.layers(self.teacher, student, recipe.alpha, recipe.temperature)
-        return presets.hinton(recipe.alpha, recipe.temperature, recipe.glue_task.is_regression)
+        written = recipe.own_entries()
+        if written is not None:
+            return written
+        given = {"alpha": recipe.alpha, "temperature": recipe.temperature, "mapping": recipe.mapping}
+        if recipe.mapping == "search":
+            found = self.searched(student)
+            self.why, given["mapping"] = found.why, found.pairs
+        options = {key: value for key, value in given.items() if value is not None}
+        return presets.expand(recipe.method or "layers", self.teacher, student, **{**options, **recipe.method_args})
+
+    def searched(self, student: Any, batches: int = 4) -> Proposal:
+        """A layer mapping by similarity, on a few batches of the training data."""
+        from torch.utils.data import DataLoader
+        from transformers import DataCollatorWithPadding
+
+        rows = self.data["train"].shuffle(seed=self.seed)
+        inputs = [name for name in self.tokenizer.model_input_names if name in rows.column_names]
+        rows = rows.select_columns(inputs).select(range(min(batches * 32, len(rows))))
+        loader: Any = DataLoader(rows, batch_size=32, collate_fn=DataCollatorWithPadding(self.tokenizer))
+        return search(self.teacher, student, loader)
 
     def distiller(
         self, student: Any, entries: list[Any], output_dir: str | Path | None, finetune: bool = False, **settings: Any
@@ -283,7 +335,8 @@ class Ingredients:
         from .metrics import compute_metrics_for
 
         task = self.recipe.glue_task
-        training = {**self.recipe.training, **(self.recipe.finetune if finetune else {}), **settings}
+        own = self.recipe.training if finetune or not parse_config(entries).stages else self.recipe.settings()
+        training = {**own, **(self.recipe.finetune if finetune else {}), **settings}
         training.setdefault("metric_for_best_model", task.primary_metric)
         return KnowledgeDistiller(
             None if finetune or not parse_config(entries).needs_teacher else self.teacher,
@@ -414,4 +467,4 @@ def _brief(error: Exception) -> str:
 
 def without_teacher(recipe: Recipe) -> Recipe:
     """The same run on labels alone."""
-    return replace(recipe, distill_config=recipe.hard_entries(), method=None)
+    return replace(recipe, distill_config=recipe.hard_entries(), method=None, stages=None)
