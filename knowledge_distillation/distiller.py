@@ -279,12 +279,15 @@ class KnowledgeDistiller:
         counts = self._counts(window)
         values: dict[str, Tensor] = {}
         batches = window or [self._idle_batch]  # a process out of batches takes part with a loss of zero
+        if self.accelerator.num_processes > 1 and self.loss_model.losses:  # a memory may ask the other processes
+            missing = self.settings.gradient_accumulation_steps - len(batches)
+            batches = batches + [self._idle_batch] * missing
         for number, batch in enumerate(batches, start=1):
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.module):
                 teacher = self._teacher_features(batch)
                 projected, own = self.module(batch.students)
                 terms = self.loss_model.terms(projected, {**own, **teacher}, batch.context, counts)
-                share = 1.0 if window else 0.0
+                share = 1.0 if number <= len(window) else 0.0
                 if number == 1:
                     sizes = self._gradient_norms(terms.attached)
                 # Gradients are averaged over processes and counts are summed over them: the sum is what is wanted.
