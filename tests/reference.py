@@ -434,6 +434,172 @@ def transport_plan(cost, student_weights=None, teacher_weights=None, regularisat
     return plan
 
 
+def similarity_preserving(student, teacher, mask=None, keys=None, pooling="mean"):
+    def similarities(rows):
+        products = [[dot(a, b) for b in rows] for a in rows]
+        return [[x / (norm(row) or 1.0) for x in row] for row in products]
+
+    return mean_of_pairs(*(similarities(rows_of(side, mask, pooling)) for side in (student, teacher)))
+
+
+def rkd_distance(student, teacher, mask=None, keys=None, pooling="mean", average="all"):
+    def distances(rows):
+        found = [[norm(a - b) for b in rows] for a in rows]
+        apart = [d for i, row in enumerate(found) for j, d in enumerate(row) if i != j]
+        scale = sum(apart) / max(len(apart), 1) or 1.0
+        return [[d / scale for d in row] for row in found]
+
+    s, t = (distances(rows_of(side, mask, pooling)) for side in (student, teacher))
+    total = sum(huber(s[i][j] - t[i][j]) for i in range(len(s)) for j in range(len(s)))
+    return total / max(len(s) * (len(s) - 1) if average == "pairs" else len(s) ** 2, 1)
+
+
+def rkd_angle(student, teacher, mask=None, keys=None, pooling="mean", average="all"):
+    s, t = (rows_of(side, mask, pooling) for side in (student, teacher))
+    total, number = 0.0, 0
+    for j in range(len(s)):
+        for i in range(len(s)):
+            for k in range(len(s)):
+                if average == "all" or len({i, j, k}) == 3:
+                    angles = (cosine(rows[i] - rows[j], rows[k] - rows[j]) for rows in (s, t))
+                    total += huber(next(angles) - next(angles))
+                    number += 1
+    return total / max(number, 1)
+
+
+def correlation_congruence(
+    student, teacher, mask=None, keys=None, pooling="mean", kernel="taylor", gamma=0.4, order=2
+):
+    def correlation(a, b):
+        a, b = a / (norm(a) or 1.0), b / (norm(b) or 1.0)
+        if kernel == "bilinear":
+            return dot(a, b)
+        if kernel == "rbf":
+            return math.exp(-gamma * norm(a - b) ** 2)
+        terms = [(2 * gamma) ** p / math.factorial(p) * dot(a, b) ** p for p in range(order + 1)]
+        return math.exp(-2 * gamma) * sum(terms)
+
+    sides = (rows_of(side, mask, pooling) for side in (student, teacher))
+    return mean_of_pairs(*([[correlation(a, b) for b in rows] for a in rows] for rows in sides))
+
+
+def pkt(student, teacher, mask=None, keys=None, pooling="mean", average="all", epsilon=1e-7):
+    whole = average == "all"
+
+    def probabilities(rows):
+        units = [row / (norm(row) + epsilon) for row in rows]
+        kernel = [
+            [(1 + dot(a, b)) / 2 if whole or i != j else 0.0 for j, b in enumerate(units)] for i, a in enumerate(units)
+        ]
+        return [[k / (sum(row) or 1.0) for k in row] for row in kernel]
+
+    s, t = (probabilities(rows_of(side, mask, pooling)) for side in (student, teacher))
+    pairs = [(i, j) for i in range(len(s)) for j in range(len(s)) if whole or i != j]
+    total = sum(t[i][j] * math.log((t[i][j] + epsilon) / (s[i][j] + epsilon)) for i, j in pairs)
+    return total / max(len(pairs), 1) if whole else total
+
+
+def nst(student, teacher, mask=None, keys=None):
+    def channels(feature, b):
+        if feature.ndim == 4:
+            return [channel.reshape(-1) for channel in feature[b]]
+        places = [i for i in range(feature.shape[1]) if mask is None or mask[b, i]]
+        return [np.array([feature[b, i, c] for i in places]) for c in range(feature.shape[2])]
+
+    def squared_mmd(b):
+        def kernel(xs, ys):
+            return sum(cosine(x, y) ** 2 for x in xs for y in ys) / (len(xs) * len(ys))
+
+        s, t = (pooled_to(side, student, teacher) if side.ndim == 4 else side for side in (student, teacher))
+        s, t = channels(s, b), channels(t, b)
+        return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
+
+    return mean(squared_mmd, (b for b in range(len(student)) if mask is None or mask[b].any()))
+
+
+def crd(
+    student,
+    teacher,
+    mask=None,
+    keys=None,
+    *,
+    num_samples,
+    negatives,
+    embedding_size,
+    temperature=0.07,
+    pooling="mean",
+    **state,
+):
+    """Sample b of the batch is number b of the training set; its negatives are the numbers that follow."""
+    flat = [side.mean((2, 3)) if side.ndim == 4 and pooling == "mean" else side for side in (student, teacher)]
+    rows = [rows_of(side, mask, pooling) for side in flat]
+    present = [b for b in range(len(student)) if mask is None or mask[b].any()]
+    total, noise = 0.0, negatives / num_samples
+    for number, (side, other) in enumerate((("student", "teacher"), ("teacher", "student"))):
+        weight, bias = state[f"embed_{side}.weight"], state[f"embed_{side}.bias"]
+        for b, row in zip(present, rows[number], strict=True):
+            anchor = np.array([dot(w, row) for w in weight]) + bias
+            anchor = anchor / norm(anchor)
+            drawn = [(b + 1 + k) % num_samples for k in range(negatives)]
+            h = {
+                i: math.exp(dot(anchor, state[f"{other}_memory"][i]) / temperature - state["log_normaliser"][number])
+                for i in [b, *drawn]
+            }
+            total -= math.log(h[b] / (h[b] + noise))
+            total -= sum(math.log(noise / (h[i] + noise)) for i in drawn)
+    return total / max(len(present), 1)
+
+
+def rows_of(feature, mask=None, pooling="mean"):
+    """One vector per sample that is there: a map flattened, tokens averaged or the first of them."""
+    rows = []
+    for b in range(len(feature)):
+        if mask is not None and not mask[b].any():
+            continue
+        if feature.ndim == 3:
+            tokens = [feature[b, i] for i in range(feature.shape[1]) if mask is None or mask[b, i]]
+            rows.append(tokens[0] if pooling == "first" else sum(tokens) / len(tokens))
+        else:
+            rows.append(feature[b].reshape(-1))
+    return rows
+
+
+def pooled_to(feature, *others):
+    """A map averaged down to the smallest height and width there are; window i of n runs from i h / n, rounded down,
+    to (i + 1) h / n, rounded up."""
+    height, width = (min(other.shape[d] for other in others) for d in (2, 3))
+    small = np.zeros((*feature.shape[:2], height, width))
+    for i in range(height):
+        for j in range(width):
+            top, bottom = i * feature.shape[2] // height, -(-(i + 1) * feature.shape[2] // height)
+            left, right = j * feature.shape[3] // width, -(-(j + 1) * feature.shape[3] // width)
+            small[:, :, i, j] = feature[:, :, top:bottom, left:right].mean((2, 3))
+    return small
+
+
+def mean_of_pairs(s, t):
+    squares = [(a - b) ** 2 for row_s, row_t in zip(s, t, strict=True) for a, b in zip(row_s, row_t, strict=True)]
+    return sum(squares) / max(len(squares), 1)
+
+
+def huber(x: float) -> float:
+    return x * x / 2 if abs(x) < 1 else abs(x) - 0.5
+
+
+def dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def norm(a: Sequence[float]) -> float:
+    return math.sqrt(dot(a, a))
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    """0 where a vector has no length."""
+    lengths = norm(a) * norm(b)
+    return dot(a, b) / lengths if lengths else 0.0
+
+
 def entropy(logits, mask=None, temperature=1.0):
     """Mean entropy of the predictions: what a cross-entropy is worth where the student is the teacher."""
 

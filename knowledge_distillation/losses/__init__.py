@@ -19,6 +19,7 @@ from torch import nn
 
 from ..errors import ConfigError, nearest
 from .attention import attention_cross_entropy, attention_kl, attention_mse, qkv_relation, value_relation
+from .contrastive import CRD
 from .ensemble import Adversarial, ensemble_cross_entropy, ensemble_kl
 from .hidden import cka, cos, gram, hidden_cosine, hidden_mse, mobilebert_feature, pkd
 from .logits import (
@@ -37,6 +38,7 @@ from .logits import (
     soft_cross_entropy,
     total_variation,
 )
+from .relational import correlation_congruence, nst, pkt, rkd_angle, rkd_distance, similarity_preserving
 from .transport import BertEMD
 
 Loss = Callable[..., Any]
@@ -47,6 +49,7 @@ FILLED = ("mask", "key_mask", "teacher_mask", "labels", "teacher_model", "teache
 _MSE = {"vector": hidden_mse, "tokens": hidden_mse, "heads": hidden_mse, "map": hidden_mse, "attention": attention_mse}
 _HIDDEN = {kind: hidden_mse for kind in ("vector", "tokens", "map")}
 _LOGITS = ("vector", "tokens")
+_SAMPLES = ("vector", "tokens", "map")
 
 # name -> the function for each kind of feature; a kind that is not listed is an error that says so.
 SOFT_LOSSES: Mapping[str, Mapping[str, Loss]] = {
@@ -85,6 +88,14 @@ SOFT_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "ensemble_cross_entropy": dict.fromkeys(_LOGITS, ensemble_cross_entropy),
     "ensemble_kl": dict.fromkeys(_LOGITS, ensemble_kl),
     "adversarial": dict.fromkeys(_LOGITS, Adversarial),
+    # relations
+    "similarity_preserving": dict.fromkeys(_SAMPLES, similarity_preserving),
+    "rkd_distance": dict.fromkeys(_SAMPLES, rkd_distance),
+    "rkd_angle": dict.fromkeys(_SAMPLES, rkd_angle),
+    "correlation_congruence": dict.fromkeys(_SAMPLES, correlation_congruence),
+    "pkt": dict.fromkeys(_SAMPLES, pkt),
+    "nst": dict.fromkeys(("map", "tokens"), nst),
+    "crd": dict.fromkeys(_SAMPLES, CRD),
 }
 HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "cross_entropy": dict.fromkeys(_LOGITS, hard_cross_entropy),
@@ -94,7 +105,10 @@ HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
 # Losses that compare each side with itself first, so that widths, heads or channels may differ: they look at the
 # shapes themselves. All others are called with equal shapes only.
 OWN_SHAPES: frozenset[Loss] = frozenset(
-    {value_relation, qkv_relation, cka, gram, BertEMD, ensemble_cross_entropy, ensemble_kl, Adversarial}
+    {
+        *(value_relation, qkv_relation, cka, gram, BertEMD, ensemble_cross_entropy, ensemble_kl, Adversarial),
+        *(similarity_preserving, rkd_distance, rkd_angle, correlation_congruence, pkt, nst, CRD),
+    }
 )
 
 # Losses that compare several features at once: each side is a tuple.

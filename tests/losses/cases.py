@@ -33,6 +33,7 @@ SEVERAL = {  # losses that compare several features: how many of the student's w
     "adversarial": (1, 3),
 }
 NARROWEST = {"objectness_scaled": 6}  # losses that take no narrower feature
+NEEDED = {"crd": {"num_samples": 40, "negatives": 6, "embedding_size": 3}}  # what a loss is not built without
 LENGTH = {"tokens": (1,), "heads": (2,), "attention": (2, 3), "vector": (), "map": ()}  # dimensions that are a length
 
 
@@ -120,10 +121,22 @@ class Case:
         """A loss model of one entry, `it`, bound to a batch."""
         names = [str(FEATURE)] if batch.numbers == (1, 1) else [[str(f) for f in side] for side in batch.features]
         sides = {"student": names[0]} if self.hard else {"student": names[0], "teacher": names[-1]}
+        entry["args"] = {**NEEDED.get(self.name, {}), **entry.get("args", {})}
         model = MultiLayerBasedDistillationLoss([{**sides, "loss": loss or self.name, "name": "it", **entry}])
         torch.manual_seed(0)  # a loss with state begins with the same parameters every time
         model.bind(model.config.check().entries[0], *batch.features, self.kind, batch.context)
+        if self.name == "crd":
+            at_rest(model, batch)
         return model
+
+
+def at_rest(model: MultiLayerBasedDistillationLoss, batch: Batch) -> None:
+    """A first batch, after which the memory stays as it is; negatives are the numbers that follow, not drawn."""
+    module = model.losses["it"]
+    following = torch.arange(1, 1 + module.negatives)
+    module._drawn = lambda index: (index[:, None] + following) % len(module.student_memory)
+    batch.terms(model)
+    model.eval()
 
 
 def probabilities(scores: Tensor, mask: Tensor) -> Tensor:
@@ -160,6 +173,7 @@ class Batch:
     @property
     def context(self) -> dict[str, Any]:
         inputs = {"input_ids": torch.zeros_like(self.mask), "attention_mask": self.mask}
+        inputs["sample_index"] = torch.arange(len(self.mask))
         return make_context(inputs if self.labels is None else {**inputs, "labels": self.labels})
 
     def terms(self, model: MultiLayerBasedDistillationLoss, counts: Mapping[str, Any] | None = None) -> Terms:

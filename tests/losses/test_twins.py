@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import reference
 import torch
-from cases import CASES, Batch, Case, each
+from cases import CASES, NEEDED, Batch, Case, each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,12 +41,30 @@ ARGUMENTS |= {  # transformers
     "regularisation": st.floats(0.05, 1.0),
     "iterations": st.integers(1, 9),
 }
+SAMPLES = {"pooling": st.sampled_from(["mean", "first"])}
+ARGUMENTS_OF = {  # of one loss alone, or where a name means something else
+    "similarity_preserving": SAMPLES,
+    "rkd_distance": {**SAMPLES, "average": st.sampled_from(["all", "pairs"])},
+    "rkd_angle": {**SAMPLES, "average": st.sampled_from(["all", "triples"])},
+    "correlation_congruence": {
+        **SAMPLES,
+        "kernel": st.sampled_from(["taylor", "rbf", "bilinear"]),
+        "gamma": st.floats(0.1, 2.0),
+        "order": st.integers(1, 4),
+    },
+    "pkt": {
+        **SAMPLES,
+        "average": st.sampled_from(["all", "off_diagonal_sum"]),
+        "epsilon": st.sampled_from([1e-7, 1e-3]),
+    },
+}
 REVERSED = ("adversarial",)  # gradients that are not the slope: they are turned round on their way to the student
 lengths = st.lists(st.integers(0, 4), min_size=1, max_size=3)
 
 
 def twin_of(case: Case, batch: Batch, state: dict[str, torch.Tensor] | None = None, **arguments: float) -> float:
     twin = getattr(reference, getattr(case.function, "name_of", case.function.__name__))
+    arguments = {**NEEDED.get(case.name, {}), **arguments}
     arguments = {**arguments, **{name: tensor.numpy() for name, tensor in (state or {}).items()}}
     masks = {}
     if case.has_length:
@@ -62,8 +80,8 @@ def twin_of(case: Case, batch: Batch, state: dict[str, torch.Tensor] | None = No
 
 
 def drawn(case: Case, data: st.DataObject) -> dict[str, float]:
-    names = [name for name in case.parameters if name in ARGUMENTS]
-    return {name: data.draw(ARGUMENTS[name], name) for name in names}
+    ranges = {**ARGUMENTS, **ARGUMENTS_OF.get(case.name, {})}
+    return {name: data.draw(ranges[name], name) for name in case.parameters if name in ranges}
 
 
 @each(CASES)
