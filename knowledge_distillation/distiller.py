@@ -242,9 +242,10 @@ class KnowledgeDistiller:
                         self._evaluate_and_keep_best()
                     if last or not settings.save_steps:
                         self._save_checkpoint()
-            if self.output_dir is not None and not self._keeps_best():
-                self._save_student(self.output_dir / "student")
-            self._save_peers()
+            if self.output_dir is not None:
+                if not self._keeps_best():
+                    self._save_student(self.output_dir / "student")
+                self._save_peers(self.output_dir)
         finally:
             try:
                 self._call("on_train_end")
@@ -603,6 +604,7 @@ class KnowledgeDistiller:
             raise ConfigError("save() needs a directory, since there is no output_dir")
         self._prepare()
         self._save_student(target / "student")
+        self._save_peers(target)
         self._save_checkpoint(target)
 
     def load_state(
@@ -682,17 +684,16 @@ class KnowledgeDistiller:
     def _stateful(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.accelerator.scaler}
 
-    def _save_student(self, directory: Path) -> None:
+    def _save_student(self, directory: Path, student: nn.Module | None = None) -> None:
         if self.accelerator.is_main_process:
-            checkpoint.save_student(directory, self.student, self.processing_class)
+            checkpoint.save_student(directory, student or self.student, self.processing_class)
         self.accelerator.wait_for_everyone()
 
-    def _save_peers(self) -> None:
+    def _save_peers(self, directory: Path) -> None:
         for name, peer in self.students.items():
-            if name and self.output_dir is not None:
-                if self.accelerator.is_main_process:
-                    checkpoint.save_student(self.output_dir / "peers" / name, peer, self.processing_class)
-                self.accelerator.wait_for_everyone()
+            if name:
+                self._save_student(directory / "peers" / name, peer)
+
 
     def _save_checkpoint(self, directory: Path | None = None) -> None:
         directory = directory or self.output_dir
