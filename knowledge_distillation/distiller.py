@@ -23,7 +23,7 @@ from .data.loading import TrainBatches, choose, loader_of, seeded
 from .errors import CheckpointError, ConfigError, DataError, nearest
 from .evaluators import TaskEvaluator, modes_kept, resting
 from .features import preserved
-from .loss_model import MultiLayerBasedDistillationLoss
+from .loss_model import MultiLayerBasedDistillationLoss, usable_name
 from .plan import Plan, bind
 from .progress import Progress, Running
 from .settings import TrainingSettings
@@ -123,8 +123,8 @@ class KnowledgeDistiller:
     ) -> None:
         if student_model is None:
             raise ConfigError("student_model is missing")
-        teachers = _by_name("teacher_model", teacher_model, "")
-        peers = _by_name("peer_model", peer_model, PEER)
+        teachers = _by_name("teacher_model", teacher_model, "", (SELF, PEER))
+        peers = _by_name("peer_model", peer_model, PEER, (SELF,))
         for name, model in {
             "student_model": student_model,
             **_labelled(teachers, "teacher_model"),
@@ -144,6 +144,12 @@ class KnowledgeDistiller:
                 raise ConfigError(
                     f"{who} is student_model itself: give a copy, made with copy.deepcopy(student_model)"
                 )
+        for name, peer in peers.items():
+            twin = next((other for other, model in peers.items() if model is peer), name)
+            if twin != name:
+                raise ConfigError(f"peer_model {twin} and peer_model {name} are one model: give a copy")
+            if name in teachers:
+                raise ConfigError(f"teacher_model and peer_model have one name: {name}")
         if (loss_model is None) == (distill_config is None):
             raise ConfigError("give either distill_config or loss_model")
         if num_epoch is not None:
@@ -512,6 +518,11 @@ class KnowledgeDistiller:
         else:
             optimizer = own
             known = {id(p) for group in own.param_groups for p in group["params"]}
+            left_out = [n for n, peer in self.students.items() if n and not known & {id(p) for p in peer.parameters()}]
+            if left_out:
+                raise ConfigError(
+                    f"optimizer holds no parameter of {', '.join(left_out)}: give it the parameters of every student"
+                )
             extra = [p for p in self.loss_model.parameters() if id(p) not in known and p.requires_grad]
             for rate in dict.fromkeys(rates.get(id(p)) for p in extra) if self._scheduler is None else ():
                 group = {"params": [p for p in extra if rates.get(id(p)) == rate]}
@@ -725,16 +736,17 @@ class KnowledgeDistiller:
                 getattr(callback, event)(self, *data)
 
 
-def _by_name(what: str, models: Any, alone: str) -> dict[str, Any]:
+def _by_name(what: str, models: Any, alone: str, reserved: tuple[str, ...]) -> dict[str, Any]:
     """Models by name; one that is given alone has the name `alone`."""
     if models is None:
         return {}
     if not isinstance(models, Mapping):
         return {alone: models}
-    taken = [name for name in models if not isinstance(name, str) or name in ("", SELF) or "." in name]
-    if taken or not models:
+    wrong = [name for name in models if not usable_name(name) or name in reserved]
+    if wrong or not models:
         raise ConfigError(
-            f"{what} names models by texts without '.', other than {SELF!r}; found {taken or 'no model at all'}"
+            f"{what} names models by texts without '.' and '/', other than {', '.join(map(repr, reserved))} and names "
+            f"torch uses itself; found {wrong or 'no model at all'}"
         )
     return dict(models)
 
