@@ -248,6 +248,8 @@ class KnowledgeDistiller:
                         self._evaluate_and_keep_best()
                     if last or not settings.save_steps:
                         self._save_checkpoint()
+                if progress.stopped:
+                    break
             if self.output_dir is not None:
                 if not self._keeps_best():
                     self._save_student(self.output_dir / "student")
@@ -261,6 +263,8 @@ class KnowledgeDistiller:
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training data, for a loop of one's own. Returns the mean of the loss and of every term."""
         self._prepare()
+        while self._stage_is_over() and not self.progress.stopped and self._is_followed():
+            self._enter(self.progress.stage + 1)
         return {} if self._finished() else self._epoch(managed=False)
 
     def _epoch(self, managed: bool) -> dict[str, float]:
@@ -278,6 +282,8 @@ class KnowledgeDistiller:
             self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
             self.progress.fraction = float(self.progress.epoch)
             self._agree_to_stop()
+        if self._finished() and not self.progress.stopped and self._is_followed():
+            self.progress.end_epoch()
         self._log()
         return whole.read(self.accelerator)
 
@@ -358,7 +364,7 @@ class KnowledgeDistiller:
             self._ask_evaluator(values["loss"])
         if managed and settings.eval_steps and progress.step % settings.eval_steps == 0:
             self._evaluate_and_keep_best()
-        if managed and settings.save_steps and progress.step % settings.save_steps == 0:
+        if managed and settings.save_steps and progress.step % settings.save_steps == 0 and not self._finished():
             self._save_checkpoint()
 
     def _sides(self, raw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -540,16 +546,25 @@ class KnowledgeDistiller:
 
     def _enter(self, number: int) -> None:
         """Begin a stage, or go on with it: its entries alone are bound, its optimizer and schedule are fresh."""
+        self._leave(unless=number)
         if number != self.progress.stage:
+            self.progress.enter(number)
+        self._prepare()
+
+    def _leave(self, unless: int) -> None:
+        """Let go of what belongs to the present stage, unless it is that one."""
+        if unless != self.progress.stage:
             self.close()
             self.accelerator.free_memory()
             self._optimizer_ready = False
-            self.progress.enter(number)
-        self._prepare()
 
     def _stage_progress(self) -> float:
         """How much of the present stage is done, from 0 to 1."""
         return (self.progress.step - self.progress.stage_steps) / self.total_steps if self.total_steps else 0.0
+
+    def _is_followed(self) -> bool:
+        """Whether a stage comes after the present one."""
+        return self.progress.stage + 1 < len(self.stages)
 
     def _stage_is_over(self) -> bool:
         epochs = self.progress.epoch - self.progress.stage_epochs
@@ -637,7 +652,11 @@ class KnowledgeDistiller:
         """
         folders = [checkpoint.latest(Path(part)) for part in (progress, optimizer) if part is not None]
         if folders:  # the stage says which entries there are, and so which parameters
-            self.progress.stage = run_state.read_progress(folders[0], ())[0].stage
+            stage = run_state.read_progress(folders[0], ())[0].stage
+            if stage >= len(self.stages):
+                raise CheckpointError(f"{folders[0]} is of stage {stage + 1}, and this run has {len(self.stages)}")
+            self._leave(unless=stage)
+            self.progress.stage = stage
         self._prepare()
         if student is not None:
             checkpoint.read_student(Path(student), self.student)
