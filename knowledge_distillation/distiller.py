@@ -511,8 +511,13 @@ class KnowledgeDistiller:
         module = StudentAndProjections(self.students, self.loss_model, plan)
         module.to(self.accelerator.device)
         self._count_steps()
-        if self.total_steps is None and any(entry.schedule for entry in stage.entries):
-            raise ConfigError("a schedule follows the progress of the run, and the data has no length: set max_steps")
+        for other in self.stages:  # nothing wrong starts: a later stage is checked now as well
+            if self._steps_of(other.settings) is None and any(entry.schedule for entry in other.entries):
+                raise ConfigError(
+                    "a schedule follows the progress of the run, and the data has no length: set max_steps"
+                )
+            if self._scheduler is None:
+                placement.check_scheduler(other.settings)
         self.loss_model.progress = self._stage_progress()
         if self._optimizer_ready:  # closed and opened again: optimizer and schedule go on
             self.module = self.accelerator.prepare(module)
@@ -590,10 +595,19 @@ class KnowledgeDistiller:
             self._steps_per_epoch = math.ceil(len(self.batches) / self.settings.gradient_accumulation_steps)
         except TypeError:
             self._steps_per_epoch = 0
-        settings = self.stages[self.progress.stage].settings
+        self.total_steps = self._steps_of(self.stages[self.progress.stage].settings)
+
+    def _steps_of(self, settings: TrainingSettings) -> int | None:
+        """The steps of a stage; None where the data has no length and nothing limits it."""
         most = self._steps_per_epoch * settings.num_train_epochs or None
         limit = settings.max_steps if settings.max_steps > 0 else None
-        self.total_steps = min(filter(None, (most, limit)), default=None)
+        return min(filter(None, (most, limit)), default=None)
+
+    @property
+    def run_steps(self) -> int | None:
+        """The steps of all stages; None where they are not known."""
+        steps = [self._steps_of(stage.settings) for stage in self.stages]
+        return None if None in steps else sum(filter(None, steps))
 
     def _loader(self, dataset: Any, data_collator: Callable[..., Any] | None, train: bool) -> Any:
         indexed = train and self.loss_model.asks_for("sample_index")
