@@ -241,14 +241,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch")
         return Terms(value * entry.weight, {entry.name: value.detach()}, {entry.name: value})
 
-    def project(self, student: Features, entries: Any = None) -> dict[str, Any]:
-        """Entry name -> its student feature (or tuple of features), projected where the entry has a projection."""
-        chosen = self.config.entries if entries is None else entries
-        return {
-            entry.name: self._projected(entry, tuple(student[feature] for feature in entry.student))
-            for entry in chosen
-            if all(feature in student for feature in entry.student)
-        }
+    def project(self, student: Features) -> dict[str, tuple[Tensor, ...]]:
+        """Entry name -> its student features, projected where it has a projection, for every entry that is on."""
+        entries = [bound.entry for bound, _, _ in self._now()]
+        return {e.name: self._projected(e, tuple(student[feature] for feature in e.student)) for e in entries}
 
     def terms(
         self,
