@@ -187,7 +187,7 @@ class AdaptedOutput:
         with maps:
             output = self.model(**inputs, **self.flags)
         features = flatten(self.adaptor(readable(output)))
-        return {feature: features[feature] for feature in self.wanted}
+        return {feature: features[feature._replace(model="")] for feature in self.wanted}
 
     def close(self) -> None:
         if self._restore:

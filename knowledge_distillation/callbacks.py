@@ -98,7 +98,7 @@ class ProgressBar(Callback):
     def on_train_begin(self, distiller: KnowledgeDistiller) -> None:
         from tqdm.auto import tqdm
 
-        total = distiller.total_steps
+        total = distiller.run_steps
         self.bar = tqdm(
             total=total, initial=distiller.progress.step, unit="step", dynamic_ncols=True, leave=False, disable=None
         )

@@ -2,6 +2,7 @@
 
 output_dir/
   student/        save_pretrained: transformers alone loads it
+  peers/name/     the same for each peer, at the end of the run
   checkpoints/    step-00000120/{module,optimizer,...}.safetensors and .json: enough to go on exactly
   history.jsonl   one line per log and evaluation
   run.json        what this run is, so that it is not taken for another
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 
 _STEP = re.compile(r"step-(\d+)")
-_CONTENTS = ("run.json", "history.jsonl", "student", "checkpoints")
+_CONTENTS = ("run.json", "history.jsonl", "student", "peers", "checkpoints")
 # What may differ between a run and its continuation without making it another run.
 _FREE = (
     "num_train_epochs",

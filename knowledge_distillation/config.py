@@ -128,7 +128,8 @@ class DistillConfig:
                 others = [other for other in cohort if other != student] if PEER in taught_by else [""]
                 for other in others:
                     names = {SELF: student or SELF, PEER: other or SELF}
-                    suffix = "".join(f"@{name}" for name in (student, other if len(others) > 1 else "") if name)
+                    pair = (student or SELF, other or SELF) if len(others) > 1 else filter(None, [student])
+                    suffix = "".join(f"@{name}" for name in pair)
                     mine: dict[str, Any] = {
                         "student": tuple(feature._replace(model=student) for feature in entry.student),
                         "teacher": tuple(f._replace(model=names.get(f.model, f.model)) for f in entry.teacher),

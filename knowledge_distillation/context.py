@@ -48,7 +48,7 @@ def mask_keys(
     if kind not in ("tokens", "attention", "heads"):
         return None, None
     encoder, decoder = "attention_mask", "decoder_attention_mask"
-    stack = _STACK.search(str(feature))
+    stack = _STACK.search(f"{feature.layer}.{feature.output}")
     ours = [decoder] if decoder in context and not (stack and stack[1] == "encoder") else [encoder]
     others = [k for k, v in context.items() if isinstance(v, Tensor) and "mask" not in k and k != "labels"]
 

@@ -23,7 +23,7 @@ from .data.loading import TrainBatches, choose, loader_of, seeded
 from .errors import CheckpointError, ConfigError, DataError, nearest
 from .evaluators import TaskEvaluator, modes_kept, resting
 from .features import preserved
-from .loss_model import MultiLayerBasedDistillationLoss
+from .loss_model import MultiLayerBasedDistillationLoss, usable_name
 from .plan import Plan, bind
 from .progress import Progress, Running
 from .settings import TrainingSettings
@@ -123,8 +123,8 @@ class KnowledgeDistiller:
     ) -> None:
         if student_model is None:
             raise ConfigError("student_model is missing")
-        teachers = _by_name("teacher_model", teacher_model, "")
-        peers = _by_name("peer_model", peer_model, PEER)
+        teachers = _by_name("teacher_model", teacher_model, "", (SELF, PEER))
+        peers = _by_name("peer_model", peer_model, PEER, (SELF,))
         for name, model in {
             "student_model": student_model,
             **_labelled(teachers, "teacher_model"),
@@ -144,6 +144,12 @@ class KnowledgeDistiller:
                 raise ConfigError(
                     f"{who} is student_model itself: give a copy, made with copy.deepcopy(student_model)"
                 )
+        for name, peer in peers.items():
+            twin = next((other for other, model in peers.items() if model is peer), name)
+            if twin != name:
+                raise ConfigError(f"peer_model {twin} and peer_model {name} are one model: give a copy")
+            if name in teachers:
+                raise ConfigError(f"teacher_model and peer_model have one name: {name}")
         if (loss_model is None) == (distill_config is None):
             raise ConfigError("give either distill_config or loss_model")
         if num_epoch is not None:
@@ -242,9 +248,12 @@ class KnowledgeDistiller:
                         self._evaluate_and_keep_best()
                     if last or not settings.save_steps:
                         self._save_checkpoint()
-            if self.output_dir is not None and not self._keeps_best():
-                self._save_student(self.output_dir / "student")
-            self._save_peers()
+                if progress.stopped:
+                    break
+            if self.output_dir is not None:
+                if not self._keeps_best():
+                    self._save_student(self.output_dir / "student")
+                self._save_peers(self.output_dir)
         finally:
             try:
                 self._call("on_train_end")
@@ -254,6 +263,8 @@ class KnowledgeDistiller:
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training data, for a loop of one's own. Returns the mean of the loss and of every term."""
         self._prepare()
+        while self._stage_is_over() and not self.progress.stopped and self._is_followed():
+            self._enter(self.progress.stage + 1)
         return {} if self._finished() else self._epoch(managed=False)
 
     def _epoch(self, managed: bool) -> dict[str, float]:
@@ -271,6 +282,8 @@ class KnowledgeDistiller:
             self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
             self.progress.fraction = float(self.progress.epoch)
             self._agree_to_stop()
+        if self._finished() and not self.progress.stopped and self._is_followed():
+            self.progress.end_epoch()
         self._log()
         return whole.read(self.accelerator)
 
@@ -354,7 +367,7 @@ class KnowledgeDistiller:
             self._ask_evaluator(values["loss"])
         if managed and settings.eval_steps and progress.step % settings.eval_steps == 0:
             self._evaluate_and_keep_best()
-        if managed and settings.save_steps and progress.step % settings.save_steps == 0:
+        if managed and settings.save_steps and progress.step % settings.save_steps == 0 and not self._finished():
             self._save_checkpoint()
 
     def _sides(self, raw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -501,8 +514,13 @@ class KnowledgeDistiller:
         module = StudentAndProjections(self.students, self.loss_model, plan)
         module.to(self.accelerator.device)
         self._count_steps()
-        if self.total_steps is None and any(entry.schedule for entry in stage.entries):
-            raise ConfigError("a schedule follows the progress of the run, and the data has no length: set max_steps")
+        for other in self.stages:  # nothing wrong starts: a later stage is checked now as well
+            if self._steps_of(other.settings) is None and any(entry.schedule for entry in other.entries):
+                raise ConfigError(
+                    "a schedule follows the progress of the run, and the data has no length: set max_steps"
+                )
+            if self._scheduler is None:
+                placement.check_scheduler(other.settings)
         self.loss_model.progress = self._stage_progress()
         if self._optimizer_ready:  # closed and opened again: optimizer and schedule go on
             self.module = self.accelerator.prepare(module)
@@ -514,6 +532,11 @@ class KnowledgeDistiller:
         else:
             optimizer = own
             known = {id(p) for group in own.param_groups for p in group["params"]}
+            left_out = [n for n, peer in self.students.items() if n and not known & {id(p) for p in peer.parameters()}]
+            if left_out:
+                raise ConfigError(
+                    f"optimizer holds no parameter of {', '.join(left_out)}: give it the parameters of every student"
+                )
             extra = [p for p in self.loss_model.parameters() if id(p) not in known and p.requires_grad]
             for rate in dict.fromkeys(rates.get(id(p)) for p in extra) if self._scheduler is None else ():
                 group = {"params": [p for p in extra if rates.get(id(p)) == rate]}
@@ -531,16 +554,25 @@ class KnowledgeDistiller:
 
     def _enter(self, number: int) -> None:
         """Begin a stage, or go on with it: its entries alone are bound, its optimizer and schedule are fresh."""
+        self._leave(unless=number)
         if number != self.progress.stage:
+            self.progress.enter(number)
+        self._prepare()
+
+    def _leave(self, unless: int) -> None:
+        """Let go of what belongs to the present stage, unless it is that one."""
+        if unless != self.progress.stage:
             self.close()
             self.accelerator.free_memory()
             self._optimizer_ready = False
-            self.progress.enter(number)
-        self._prepare()
 
     def _stage_progress(self) -> float:
         """How much of the present stage is done, from 0 to 1."""
         return (self.progress.step - self.progress.stage_steps) / self.total_steps if self.total_steps else 0.0
+
+    def _is_followed(self) -> bool:
+        """Whether a stage comes after the present one."""
+        return self.progress.stage + 1 < len(self.stages)
 
     def _stage_is_over(self) -> bool:
         epochs = self.progress.epoch - self.progress.stage_epochs
@@ -566,10 +598,19 @@ class KnowledgeDistiller:
             self._steps_per_epoch = math.ceil(len(self.batches) / self.settings.gradient_accumulation_steps)
         except TypeError:
             self._steps_per_epoch = 0
-        settings = self.stages[self.progress.stage].settings
+        self.total_steps = self._steps_of(self.stages[self.progress.stage].settings)
+
+    def _steps_of(self, settings: TrainingSettings) -> int | None:
+        """The steps of a stage; None where the data has no length and nothing limits it."""
         most = self._steps_per_epoch * settings.num_train_epochs or None
         limit = settings.max_steps if settings.max_steps > 0 else None
-        self.total_steps = min(filter(None, (most, limit)), default=None)
+        return min(filter(None, (most, limit)), default=None)
+
+    @property
+    def run_steps(self) -> int | None:
+        """The steps of all stages; None where they are not known."""
+        steps = [self._steps_of(stage.settings) for stage in self.stages]
+        return None if None in steps else sum(filter(None, steps))
 
     def _loader(self, dataset: Any, data_collator: Callable[..., Any] | None, train: bool) -> Any:
         indexed = train and self.loss_model.asks_for("sample_index")
@@ -606,6 +647,7 @@ class KnowledgeDistiller:
             raise ConfigError("save() needs a directory, since there is no output_dir")
         self._prepare()
         self._save_student(target / "student")
+        self._save_peers(target)
         self._save_checkpoint(target)
 
     def load_state(
@@ -627,7 +669,11 @@ class KnowledgeDistiller:
         """
         folders = [checkpoint.latest(Path(part)) for part in (progress, optimizer) if part is not None]
         if folders:  # the stage says which entries there are, and so which parameters
-            self.progress.stage = run_state.read_progress(folders[0], ())[0].stage
+            stage = run_state.read_progress(folders[0], ())[0].stage
+            if stage >= len(self.stages):
+                raise CheckpointError(f"{folders[0]} is of stage {stage + 1}, and this run has {len(self.stages)}")
+            self._leave(unless=stage)
+            self.progress.stage = stage
         self._prepare()
         if student is not None:
             checkpoint.read_student(Path(student), self.student)
@@ -685,17 +731,16 @@ class KnowledgeDistiller:
     def _stateful(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.accelerator.scaler}
 
-    def _save_student(self, directory: Path) -> None:
+    def _save_student(self, directory: Path, student: nn.Module | None = None) -> None:
         if self.accelerator.is_main_process:
-            checkpoint.save_student(directory, self.student, self.processing_class)
+            checkpoint.save_student(directory, student or self.student, self.processing_class)
         self.accelerator.wait_for_everyone()
 
-    def _save_peers(self) -> None:
+    def _save_peers(self, directory: Path) -> None:
         for name, peer in self.students.items():
-            if name and self.output_dir is not None:
-                if self.accelerator.is_main_process:
-                    checkpoint.save_student(self.output_dir / "peers" / name, peer, self.processing_class)
-                self.accelerator.wait_for_everyone()
+            if name:
+                self._save_student(directory / "peers" / name, peer)
+
 
     def _save_checkpoint(self, directory: Path | None = None) -> None:
         directory = directory or self.output_dir
@@ -727,16 +772,17 @@ class KnowledgeDistiller:
                 getattr(callback, event)(self, *data)
 
 
-def _by_name(what: str, models: Any, alone: str) -> dict[str, Any]:
+def _by_name(what: str, models: Any, alone: str, reserved: tuple[str, ...]) -> dict[str, Any]:
     """Models by name; one that is given alone has the name `alone`."""
     if models is None:
         return {}
     if not isinstance(models, Mapping):
         return {alone: models}
-    taken = [name for name in models if not isinstance(name, str) or name in ("", SELF) or "." in name]
-    if taken or not models:
+    wrong = [name for name in models if not usable_name(name) or name in reserved]
+    if wrong or not models:
         raise ConfigError(
-            f"{what} names models by texts without '.', other than {SELF!r}; found {taken or 'no model at all'}"
+            f"{what} names models by texts without '.' and '/', other than {', '.join(map(repr, reserved))} and names "
+            f"torch uses itself; found {wrong or 'no model at all'}"
         )
     return dict(models)
 

@@ -127,6 +127,13 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def _bind_outputs(
         self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
     ) -> None:
+        teachers = {f.model for entry in self.config.entries for f in entry.teacher}
+        if len(teachers) > 1:
+            named = ", ".join(sorted(name or "one without a name" for name in teachers))
+            raise ConfigError(
+                f"alone, the loss model gets the output of one teacher, and the config names {named}: "
+                "use KnowledgeDistiller"
+            )
         student, teacher, context = self._read(teacher_output, student_output, teacher_inputs, student_inputs)
         problems = list(self.config.problems)
         for entry in self.config.entries:
@@ -234,14 +241,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch")
         return Terms(value * entry.weight, {entry.name: value.detach()}, {entry.name: value})
 
-    def project(self, student: Features, entries: Any = None) -> dict[str, Any]:
-        """Entry name -> its student feature (or tuple of features), projected where the entry has a projection."""
-        chosen = self.config.entries if entries is None else entries
-        return {
-            entry.name: self._projected(entry, tuple(student[feature] for feature in entry.student))
-            for entry in chosen
-            if all(feature in student for feature in entry.student)
-        }
+    def project(self, student: Features) -> dict[str, tuple[Tensor, ...]]:
+        """Entry name -> its student features, projected where it has a projection, for every entry that is on."""
+        entries = [bound.entry for bound, _, _ in self._now()]
+        return {e.name: self._projected(e, tuple(student[feature] for feature in e.student)) for e in entries}
 
     def terms(
         self,
@@ -579,10 +582,23 @@ def _adapted(adaptor: OutputAdaptor | None, output: Any, who: str) -> dict[Featu
 
 
 def _with_usable_names(config: DistillConfig) -> DistillConfig:
-    """Names of entries are names of modules, of which torch keeps some for itself."""
-    taken = [e for e in config.entries if hasattr(nn.ModuleDict, e.name)]
-    problems = tuple((e.index, f"name {e.name!r} is one torch uses itself; choose another") for e in taken)
+    """Names of entries and shared projections are names of modules, of which torch keeps some for itself."""
+    names = [
+        (entry.index, name)
+        for entry in config.entries
+        for name in (entry.name, entry.projection.shared, entry.teacher_projection.shared)
+    ]
+    problems = tuple(
+        (index, f"name {name!r} is one torch uses itself; choose another")
+        for index, name in names
+        if name and not usable_name(name)
+    )
     return replace(config, problems=config.problems + problems)
+
+
+def usable_name(name: Any) -> bool:
+    """Whether a torch module, a file and a table of a tracker can have this name."""
+    return isinstance(name, str) and name != "" and not set(name) & set("./") and not hasattr(nn.ModuleDict, name)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

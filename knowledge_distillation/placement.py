@@ -110,5 +110,10 @@ def make_scheduler(settings: TrainingSettings, optimizer: torch.optim.Optimizer,
         raise ConfigError(f"lr_scheduler_type {name!r}: {error}") from error
 
 
+def check_scheduler(settings: TrainingSettings) -> None:
+    """Raise a ConfigError where `make_scheduler` would."""
+    make_scheduler(settings, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), 1)
+
+
 def constant_rate(optimizer: torch.optim.Optimizer) -> Any:
     return get_scheduler("constant", optimizer)

@@ -30,10 +30,12 @@ class Progress:
     stage_steps: int = 0
     stage_epochs: int = 0
 
-    def enter(self, stage: int) -> None:
-        """Begin a stage: a broken-off epoch of the one before counts as done."""
+    def end_epoch(self) -> None:
+        """A stage ends: its last epoch, broken off, counts as done, so that the next begins with one of its own."""
         if self.batches:
             self.epoch, self.batches = self.epoch + 1, 0
+
+    def enter(self, stage: int) -> None:
         self.stage, self.stage_steps, self.stage_epochs = stage, self.step, self.epoch
 
 
