@@ -197,17 +197,13 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         kind_given, kind = kind, kind_after(entry.projection, kind)
         function = entry.loss if callable(entry.loss) else get_loss(entry.loss, kind, entry.hard)
         self._see_call(entry, function, [*context, *self._told()])
-        if entry.hard and context.get("labels") is None:
-            raise ConfigError(
-                f"loss {entry.loss_name} compares {entry.student[0]} with labels, and the batch has no 'labels'"
-            )
         target = self._fit_teacher(entry, kind_given, given, target)
         for number, tensor in enumerate(given):
             other = target[number if len(target) == len(given) else 0] if target else None
             self._fit(entry, function, kind_given, number, tensor, other)
-        if entry.hard:
-            self._fit_labels(entry, self._projected(entry, given)[0], context["labels"])
         projected = self._projected(entry, given)
+        if entry.hard or (entry.args.get("probability_shift") or _needs_labels(function) and not callable(entry.loss)):
+            self._fit_labels(entry, projected[0], context.get("labels"))
         args = dict(entry.args)
         if isinstance(function, type):
             for_constructor = _names(constructor_parameters(function))
@@ -230,7 +226,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             rows,
             rows if kind == "tokens" else keys,
             (shape[1], shape[1]) if kind == "tokens" else (shape[2], shape[-1]) if len(shape) == 4 else (1, 1),
-            labelled=entry.hard or any(p.name == "labels" and p.default is p.empty for p in asked),
+            labelled=entry.hard or _needs_labels(function),
             classes=shape[-1],
         )
         values, layout = self._values(bound, projected, target, context, bound.args)
@@ -431,15 +427,20 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             load_projection(module, checkpoint, key)
         module.requires_grad_(wanted.trainable)
 
-    def _fit_labels(self, entry: Entry, student: Tensor, labels: Tensor) -> None:
+    def _fit_labels(self, entry: Entry, student: Tensor, labels: Tensor | None) -> None:
+        if labels is None:
+            raise ConfigError(
+                f"loss {entry.loss_name} compares {entry.student[0]} with labels, and the batch has no 'labels'"
+            )
         named = not callable(entry.loss)
-        cross_entropy = entry.loss_name == "cross_entropy"
+        cross_entropy = not entry.hard or entry.loss_name == "cross_entropy"
         fits = labels.shape == student.shape[:-1] if cross_entropy else labels.numel() == student.numel()
         if named and not fits:
             raise ConfigError(f"{entry.student[0]} {tuple(student.shape)} does not fit labels {tuple(labels.shape)}")
         if named and cross_entropy:
             if labels.is_floating_point():
-                raise ConfigError("loss cross_entropy takes class numbers as labels; these are real numbers: use mse")
+                use = ": use mse" if entry.hard else ""
+                raise ConfigError(f"loss {entry.loss_name} takes class numbers as labels; these are real numbers{use}")
             real = labels[labels != IGNORED_LABEL]
             classes = student.shape[-1]
             if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < classes:
@@ -539,6 +540,10 @@ def _key(entry: Entry, side: str, number: int, features: int) -> str:
     wanted = entry.projection if side == "student" else entry.teacher_projection
     key = wanted.shared or (entry.name if side == "student" else f"{entry.name}:teacher")
     return key if features == 1 else f"{key}:{number}"
+
+
+def _needs_labels(function: Callable[..., Any]) -> bool:
+    return any(p.name == "labels" and p.default is p.empty for p in parameters_of(function) or [])
 
 
 def _names(parameters: Iterable[Any]) -> list[str]:
