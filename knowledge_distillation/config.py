@@ -388,6 +388,8 @@ def _schedule(schedule: Any, values: Mapping[str, Any], problems: list[str]) -> 
     for name, course in schedule.items():
         try:
             parsed[str(name)] = parse_schedule(course, values.get(name))
+            if name == "weight" and parsed["weight"].lowest < 0:
+                raise ConfigError(f"a weight is 0 or more; found {course!r}")
         except ConfigError as error:
             problems.append(f"schedule of {name}: {error}")
     return parsed

@@ -26,6 +26,7 @@ from .losses import (
     functions_of,
     get_loss,
     parameters_of,
+    takes_any_keyword,
 )
 from .losses.logits import IGNORED_LABEL, kl_divergence
 from .losses.reduction import Layout, Masks, blanked, count, layout_of, per_sample, sizes_of, total
@@ -334,13 +335,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         problem = argument_problem(entry, function, context)
         if problem:
             raise ConfigError(problem)
-        unknown = [
-            name
-            for name in entry.schedule
-            if name != "weight" and name not in _names(parameters_of(function) or []) and not callable(entry.loss)
-        ]
-        if unknown:
-            known = ["weight", *_names(parameters_of(function) or [])]
+        parameters = parameters_of(function)
+        known = ["weight", *_names(parameters or [])]
+        unknown = [name for name in entry.schedule if name not in known]
+        if unknown and parameters is not None and not takes_any_keyword(function):
             raise ConfigError(
                 f"schedule of {unknown[0]}: loss {entry.loss_name} takes no such argument at each step."
                 f"{nearest(unknown[0], known)}"
@@ -515,6 +513,9 @@ def argument_problem(entry: Entry, function: Callable[..., Any], context: Iterab
     temperature = entry.args.get("temperature", 1)
     if not callable(entry.loss) and not (isinstance(temperature, (int, float)) and temperature > 0):
         return f"loss {entry.loss_name}: temperature is above 0; found {temperature!r}"
+    course = entry.schedule.get("temperature")
+    if course is not None and not callable(entry.loss) and course.lowest <= 0:
+        return f"loss {entry.loss_name}: temperature is above 0; its schedule goes down to {course.lowest:g}"
     return check_arguments(entry.loss_name, function, entry.args, [*_MASK_WORDS, *context])
 
 
