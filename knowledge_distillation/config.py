@@ -239,7 +239,8 @@ def _parse_item(index: int, item: Any, problems: list[str]) -> list[Entry]:
     named = _teacher_names(item.get("teacher_name"), teacher is not None, problems)
     if teacher is not None and named:
         teacher = [tuple(Feature(f.layer, f.output, name) for name in named for f in one) for one in teacher]
-    if options["projection"].type == "none" and options["projection_checkpoint"] and not problems:
+    types = {options["projection"].type, options["teacher_projection"].type}
+    if types == {"none"} and options["projection_checkpoint"] and not problems:
         problems.append("projection_checkpoint needs a projection, and projection is none")
     if problems or student is None:
         return []
