@@ -538,6 +538,8 @@ class KnowledgeDistiller:
             for rate in dict.fromkeys(rates.get(id(p)) for p in extra) if self._scheduler is None else ():
                 group = {"params": [p for p in extra if rates.get(id(p)) == rate]}
                 optimizer.add_param_group(group if rate is None else {**group, "lr": rate})
+            if self._scheduler is not None and any(id(p) in rates for p in extra):
+                raise ConfigError("an entry has a learning_rate, and your lr_scheduler does not know it: leave it out")
             if extra and self._scheduler is not None:  # a schedule made before knows only the groups that were there
                 optimizer.param_groups[0]["params"].extend(extra)
         scheduler = self._scheduler or (

@@ -137,7 +137,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             )
         student, teacher, context = self._read(teacher_output, student_output, teacher_inputs, student_inputs)
         problems = list(self.config.problems)
-        for entry in self.config.entries:
+        for entry in self.config.sound_entries():
             try:
                 for features, asked, who in ((student, entry.student, "student"), (teacher, entry.teacher, "teacher")):
                     missing = next((str(f) for f in asked if f not in features), None)
@@ -305,10 +305,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         keys = [_key(entry, side, number, features) for side, features in sides for number in range(features)]
         return [self.projections[key] for key in dict.fromkeys(keys) if key in self.projections]
 
-    def learning_rates(self) -> dict[int, float]:
-        """Id of a parameter -> its learning rate, for entries that have one of their own."""
+    def learning_rates(self, *entries: Entry) -> dict[int, float]:
+        """Id of a parameter -> its learning rate, where its entry has one; of all entries or of some."""
         rates: dict[int, float] = {}
-        for entry in self.config.entries:
+        for entry in entries or self.config.entries:
             if entry.learning_rate is not None:
                 modules = [
                     *self.projections_of(entry),
@@ -404,6 +404,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             )
         else:
             chosen = None
+        if chosen is None and entry.projection_checkpoint:
+            raise ConfigError(f"projection_checkpoint is given, and no projection is needed: set its type. {pair}")
         shape = student.shape
         if chosen:
             key = _key(entry, "student", number, len(entry.student))
@@ -615,6 +617,9 @@ def _mismatch(kind: str, logits: bool, student: Tensor, teacher: Tensor, pair: s
     if kind in ("attention", "heads") and student.shape[1] != teacher.shape[1]:
         return (
             f"{pair}: the student has {student.shape[1]} heads, the teacher {teacher.shape[1]}. "
-            "Maps are compared head by head: choose a student with as many heads, or map hidden_states"
+            "Maps are compared head by head: set projection: heads, choose a student with as many heads, "
+            "or map hidden_states"
         )
+    if kind == "map" and student.dim() == teacher.dim() == 4:
+        return f"{pair}: the maps differ in size: set projection: resize"
     return f"{pair}: shapes differ where no projection can help"
