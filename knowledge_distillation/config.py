@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -387,6 +388,9 @@ def _checkpoint(path: Any, problems: list[str]) -> str | None:
 def _learning_rate(rate: Any, problems: list[str]) -> float | None:
     if rate is None:
         return None
+    if isinstance(rate, str):  # YAML reads 1e-4 as a text
+        with suppress(ValueError):
+            rate = float(rate)
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not math.isfinite(rate) or rate <= 0:
         problems.append(f"learning_rate is a finite number above 0; found {rate!r}")
         return None
