@@ -342,7 +342,7 @@ def test_what_cannot_be_loaded(earlier, tmp_path):
         ({"projection": "linaer"}, "found 'linaer'. Nearest: linear."),
         ({"projection": 3}, "found 3."),
         ({"projection": {"type": "mpl"}}, "found 'mpl'. Nearest: mlp."),
-        ({"projection": {"type": "mlp", "breadth": 3}}, "unknown key 'breadth' in projection. Nearest: width. Keys: type,"),
+        ({"projection": {"type": "mlp", "breadth": 3}}, "unknown key 'breadth' in projection. Nearest: width. Keys:"),
         ({"projection": {"hiden_size": 3}}, "unknown key 'hiden_size' in projection. Nearest: hidden_size."),
         ({"projection": {"width": 0}}, "width of projection is a whole number of 1 or more; found 0"),
         ({"projection": {"hidden_size": 1.5}}, "hidden_size of projection is a whole number of 1 or more; found 1.5"),
@@ -352,7 +352,7 @@ def test_what_cannot_be_loaded(earlier, tmp_path):
         ({"teacher_projection": "lin"}, "teacher_projection is one of auto, linear,"),
         ({"teacher_projection": {"width": 5}}, "teacher_projection says its type, such as linear"),
         ({"teacher_projection": True}, "teacher_projection says its type, such as linear"),
-        ({"projection_checkpoint": 3}, "projection_checkpoint is the path of a run or of a .safetensors file; found 3"),
+        ({"projection_checkpoint": 3}, "is the path of a run or of a .safetensors file; found 3"),
         (
             {"projection_checkpoint": "runs/a", "projection": "none"},
             "projection_checkpoint needs a projection, and projection is none",
