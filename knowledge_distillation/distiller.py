@@ -346,7 +346,7 @@ class KnowledgeDistiller:
         if balance is None:
             return {}
         factors = balance.values(self.loss_model.bound)
-        if self.settings.balance != "gradient_norm" or self._measures_gradients():
+        if sizes and (self.settings.balance != "gradient_norm" or self._measures_gradients()):
             summed = self.accelerator.reduce(torch.stack([size.float() for size in sizes.values()]), "sum")
             balance.update(dict(zip(sizes, summed, strict=True)))
         return {name: factor / self.accelerator.num_processes for name, factor in factors.items()}

@@ -272,9 +272,11 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             with torch.autocast(student[name][0].device.type, enabled=False):
                 target = self._projected(bound.entry, target, "teacher")
             values, _ = self._values(bound, student[name], target, context, args)
-            attached[name] = self._average(bound, values, context, counts)
-            weighted = attached[name] * (weight if self.balance is None else weight * self.balance[name])
+            value = self._average(bound, values, context, counts)
+            weighted = value * (weight if self.balance is None else weight * self.balance[name])
             loss = weighted if loss is None else loss + weighted
+            if _is_on(bound, weight):
+                attached[name] = value
         assert loss is not None
         return Terms(loss, {name: term.detach() for name, term in attached.items()}, attached)
 
@@ -288,7 +290,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def _now(self) -> list[tuple[BoundEntry, Any, Mapping[str, Any]]]:
         """The entries with their weights and arguments at the present progress, without those whose schedule is at 0.
 
-        Over several processes these take part as well: every gradient has to be there.
+        Over several processes these are computed as well, since every gradient has to be there.
         """
         now = []
         for bound in self.bound.values():
@@ -296,8 +298,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             weight = at.pop("weight", bound.entry.weight)
             now.append((bound, weight, {**bound.args, **at} if at else bound.args))
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        on = now if together else [one for one in now if one[1] or "weight" not in one[0].entry.schedule]
-        return on or now
+        return (not together and [one for one in now if _is_on(*one[:2])]) or now
 
     def projections_of(self, entry: Entry) -> list[nn.Module]:
         """The projections of an entry, those of its student side first."""
@@ -528,6 +529,11 @@ def _left_out(bound: BoundEntry, masks: Masks) -> Masks:
     if bound.layout.name in ("batch", "samples"):
         return Masks(rows if rows is not None and rows.dim() == 1 else None)
     return masks if bound.layout.name == "pairs" else Masks(rows)
+
+
+def _is_on(bound: BoundEntry, weight: float) -> bool:
+    """Whether an entry counts as a term now: not where its schedule is at 0."""
+    return bool(weight) or "weight" not in bound.entry.schedule
 
 
 def _averaged_over(bound: BoundEntry) -> Layout:
