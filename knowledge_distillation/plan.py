@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .adaptors import AdaptedOutput, Inputs, accepted, predicts_next_token, with_context
+from .binding import argument_problem
 from .capture import Capture, Location, forward_parameters
 from .config import PEER, SELF, Entry, Feature
 from .context import kind_by_name, make_context
 from .errors import ConfigError, DataError, DistillationError, nearest, raise_all
 from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
-from .loss_model import MultiLayerBasedDistillationLoss, argument_problem
+from .loss_model import MultiLayerBasedDistillationLoss
 from .losses import TWO_CLASSES, functions_of
 from .schedules import described
 from .teachers import FrozenTeacher
