@@ -195,23 +195,38 @@ def mobilebert(
     return _staged(**entries, prediction=hinton(alpha, temperature, _regression(teacher)))
 
 
-def rkd(teacher: Any, student: Any, distance: float = 25.0, angle: float = 50.0, alpha: float = 0.0) -> Entries:
+def rkd(
+    teacher: Any,
+    student: Any,
+    distance: float = 25.0,
+    angle: float = 50.0,
+    alpha: float = 0.0,
+    pooling: str = "first",
+) -> Entries:
     """Distances and angles between samples, by their [CLS] vectors in the last layer; and the labels.
 
     Args:
         distance, angle: weights of the two; 25 and 50 in the paper.
         alpha: weight of soft targets at temperature 2, taken from that of the labels.
+        pooling: `mean` of the tokens, for models without [CLS].
 
     Source: Park et al., Relational Knowledge Distillation, 2019.
     """
     entries = [
-        *entries_of([(-1, -1)], loss="rkd_distance", args={"pooling": "first"}, weight=distance),
-        *entries_of([(-1, -1)], loss="rkd_angle", args={"pooling": "first"}, weight=angle),
+        *entries_of([(-1, -1)], loss="rkd_distance", args={"pooling": pooling}, weight=distance),
+        *entries_of([(-1, -1)], loss="rkd_angle", args={"pooling": pooling}, weight=angle),
     ]
     return _weighted([*entries, *hinton(alpha, 2.0, _regression(teacher))])
 
 
-def crd(teacher: Any, student: Any, beta: float = 0.8, negatives: int = 16384, alpha: float = 0.0) -> Entries:
+def crd(
+    teacher: Any,
+    student: Any,
+    beta: float = 0.8,
+    negatives: int = 16384,
+    alpha: float = 0.0,
+    pooling: str = "first",
+) -> Entries:
     """A student's sample is told from others by its teacher's representation, and the other way round; and the labels.
 
     For a run with a `train_dataset`: the loss remembers each of its rows.
@@ -220,10 +235,11 @@ def crd(teacher: Any, student: Any, beta: float = 0.8, negatives: int = 16384, a
         beta: weight of the contrastive part; 0.8 in the paper's experiments.
         negatives: samples it is told from, at most those there are; 16384 in the paper's experiments.
         alpha: weight of soft targets at temperature 2, taken from that of the labels.
+        pooling: `first` for [CLS]; `mean` of the tokens, or of the places of a map.
 
     Source: Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020.
     """
-    args = {"negatives": negatives, "pooling": "first"}
+    args = {"negatives": negatives, "pooling": pooling}
     contrast = entries_of([(-1, -1)], loss="crd", args=args, weight=beta)
     return _weighted([*contrast, *hinton(alpha, 2.0, _regression(teacher))])
 
@@ -382,6 +398,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "float": ("a finite number of 0 or more", lambda v: type(v) in (int, float) and 0 <= v < math.inf),
     "int": ("a whole number", lambda v: type(v) is int),
     "int | None": ("a whole number", lambda v: v is None or type(v) is int),
+    "str": ("a text", lambda v: type(v) is str),
     "bool": ("true or false", lambda v: type(v) is bool),
     "Sequence[int]": ("a list of whole numbers", lambda v: _is_list(v, int)),
     "Sequence[str]": ("a list of names", lambda v: _is_list(v, str)),
