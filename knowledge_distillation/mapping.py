@@ -13,7 +13,7 @@ from .adaptors import DataAdaptor, accepted, adapted, named, same_inputs
 from .capture import Capture
 from .config import Feature
 from .context import make_context, mask_keys, mask_of
-from .errors import ConfigError, nearest
+from .errors import ConfigError, DataError, DistillationError, nearest
 from .evaluators import resting
 from .features import catalogue, first_rows, preserved
 
@@ -88,6 +88,10 @@ def search(
         batches: a few batches; means are taken over them.
         data_adaptor: as for training; None gives both models the batch.
         outputs, **entry: as for `uniform`.
+
+    Raises:
+        ConfigError: there is no batch, or the models have no layers to compare.
+        DataError: a model fails on a batch.
 
     Source: similarity of Kornblith et al., Similarity of Neural Network Representations Revisited, 2019.
     """
@@ -177,9 +181,14 @@ def _similarities(teacher: nn.Module, student: nn.Module, batch: Any, adaptor: D
     device = next(student.parameters()).device
     for_teacher, for_student = adapted(adaptor, device, batch)
     sides = []
-    for model, inputs, depth in ((teacher, for_teacher, n), (student, for_student, m)):
+    for who, model, inputs, depth in (("teacher", teacher, for_teacher, n), ("student", student, for_student, m)):
         given = named(inputs, model, "model")
-        sides.append((_hidden_states(model, accepted(given, model), depth), given))
+        try:
+            sides.append((_hidden_states(model, accepted(given, model), depth), given))
+        except (DistillationError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise DataError(f"the {who} fails on a batch of search: {type(error).__name__}: {error}") from error
     context = make_context(sides[1][1], sides[0][1])
     example = sides[1][0][0]
     mask = mask_of(context, mask_keys(Feature("layer1", "hidden_states"), "tokens", example, context)[0])

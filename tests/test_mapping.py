@@ -11,6 +11,7 @@ from families import hooks_left_on, tiny
 from runs import VOCABULARY, batches, bert, same, weights
 
 from knowledge_distillation import ConfigError, student_from_teacher
+from knowledge_distillation.errors import DataError
 from knowledge_distillation.mapping import (
     STRATEGIES,
     _best_path,
@@ -189,7 +190,7 @@ def test_models_are_left_as_they_were() -> None:
 
 def test_an_error_leaves_the_models_as_they_were() -> None:
     teacher, student = bert(4).train(), bert(2).train()
-    with pytest.raises(IndexError):
+    with pytest.raises(DataError, match="the teacher fails on a batch of search: IndexError: index out of range"):
         search(teacher, student, [{**batches(1)[0], "input_ids": torch.full((4, 7), VOCABULARY)}])
     assert teacher.training and student.training
     assert not hooks_left_on(teacher) and not hooks_left_on(student)
