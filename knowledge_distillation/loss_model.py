@@ -208,7 +208,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if isinstance(function, type):
             for_constructor = names_of(constructor_parameters(function))
             args = {name: value for name, value in args.items() if name not in for_constructor}
-            offered = {"teacher_model": teacher_model, "teacher_features": entry.teacher, **self._told(), **entry.args}
+            offered = {"teacher_model": teacher_model, "teacher_features": entry.teacher, "losses": self.losses}
+            offered |= {**self._told(), **entry.args}
             function = build_loss(
                 held, entry, function, projected, target, {k: v for k, v in offered.items() if k in for_constructor}
             )

@@ -5,8 +5,8 @@ the method compares items with each other. It asks for context (`mask`, `labels`
 keyword. Precision, masking and averaging are the loss model's business.
 
 A method with state is an `nn.Module` class, built on the probe batch as `Class(student, teacher, **arguments)`; its
-constructor may ask for `num_samples`, `teacher_model` and `teacher_features`. It is trained, moved and checkpointed
-with the projections.
+constructor may ask for `num_samples`, `teacher_model`, `teacher_features` and `losses`, the modules of other entries.
+It is trained, moved and checkpointed with the projections.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from .transport import BertEMD
 Loss = Callable[..., Any]
 
 # Keywords that are never arguments of an entry: the loss model fills them.
-FILLED = ("mask", "key_mask", "teacher_mask", "labels", "teacher_model", "teacher_features")
+FILLED = ("mask", "key_mask", "teacher_mask", "labels", "teacher_model", "teacher_features", "losses")
 
 _MSE = {"vector": hidden_mse, "tokens": hidden_mse, "heads": hidden_mse, "map": hidden_mse, "attention": attention_mse}
 _HIDDEN = {kind: hidden_mse for kind in ("vector", "tokens", "map")}

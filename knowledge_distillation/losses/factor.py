@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, nearest
 from .feature_map import check_positions, pooled_alike
 
 
@@ -64,21 +65,23 @@ class FactorTransfer(nn.Module):
     The translator is the paraphraser's encoder for the student's width. Where two maps differ in size, the larger
     factor is average-pooled first.
 
-    The paper trains the paraphraser first and the student after it. That is `pretrained`: the paraphraser is loaded
-    from what a run with an entry of loss `paraphraser` saved, and stays as it is. Without it, it learns beside the
-    student: the factor the student sees is cut off from the graph, so the two share no gradient, and the paraphraser
-    takes the steps it would take alone. One entry then does what takes two runs, at the price of a target that moves
-    at first.
+    The paper trains the paraphraser first and the student after it. That is an entry of loss `paraphraser` in an
+    earlier stage, which `paraphraser` names, or in an earlier run, which `pretrained` names; it stays as it is then.
+    Without both it learns beside the student: the factor the student sees is cut off from the graph, so the two share
+    no gradient, and the paraphraser takes the steps it would take alone. One entry then does what takes two stages, at
+    the price of a target that moves at first.
 
     Args:
         student: (batch, channels, height, width) map, (batch, width) or (batch, length, width).
         teacher: the same kind with any number of channels; tokens of the same length.
         rate: channels of the factor by channels of the teacher, above 0; 0.5 in the paper.
-        paraphraser_weight: of the reconstruction error, 0 or more; None is 1, or with `pretrained` 0.
+        paraphraser_weight: of the reconstruction error, 0 or more; None is 1, or 0 with a paraphraser trained before.
+        paraphraser: the name of the entry of this config, of loss `paraphraser`, whose paraphraser it is.
         pretrained: path of a run directory, a checkpoint, or a safetensors file, that holds a paraphraser's weights
             alone or among others.
         pretrained_entry: the name of the entry whose paraphraser it is, where the file holds several.
         norm: the paper's Euclidean length of the difference in place of the mean absolute difference.
+        losses: the modules of other entries, filled in by the loss model.
 
     Returns:
         (batch,) of maps and vectors, (batch, length) of tokens; each value 0 or more, not 0 for equal models.
@@ -99,24 +102,30 @@ class FactorTransfer(nn.Module):
         *,
         rate: float = 0.5,
         paraphraser_weight: float | None = None,
+        paraphraser: str | None = None,
         pretrained: str | None = None,
         pretrained_entry: str | None = None,
         norm: bool = False,
+        losses: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.norm = norm
-        self.paraphraser_weight = float(pretrained is None) if paraphraser_weight is None else paraphraser_weight
+        alone = pretrained is None and paraphraser is None
+        self.paraphraser_weight = float(alone) if paraphraser_weight is None else paraphraser_weight
         if self.paraphraser_weight < 0:
             raise ConfigError(f"loss factor_transfer: paraphraser_weight is 0 or more; found {paraphraser_weight}")
-        if self.paraphraser_weight == 0 and pretrained is None:
+        if self.paraphraser_weight == 0 and alone:
             raise ConfigError(
                 f"loss factor_transfer: paraphraser_weight is {paraphraser_weight}, which leaves the paraphraser "
-                "untrained. Give a number above 0, or pretrained: PATH"
+                "untrained. Give a number above 0, or pretrained: PATH, or paraphraser: the entry that trains it"
             )
         self.paraphraser = Paraphraser(student, teacher, rate=rate)
-        if pretrained is not None:
+        if paraphraser is not None:
+            self.paraphraser = _of_entry(paraphraser, losses or {}, self.paraphraser)
+        elif pretrained is not None:
             self.paraphraser.load_state_dict(_saved_weights(pretrained, pretrained_entry, self.paraphraser))
-        self.paraphraser.requires_grad_(self.paraphraser_weight > 0)
+        if alone or pretrained is not None:
+            self.paraphraser.requires_grad_(self.paraphraser_weight > 0)
         axis = 1 if teacher.dim() == 4 else -1
         width = student.shape[axis]
         self.translator = _two_layers(student.dim(), width, width, factor_width(teacher.shape[axis], rate))
@@ -154,6 +163,20 @@ def _two_layers(dimensions: int, given: int, inner: int, out: int) -> nn.Sequent
         first: nn.Module = nn.Conv2d(given, inner, kernel_size=3, padding=1)
         return nn.Sequential(first, nn.LeakyReLU(0.1), nn.Conv2d(inner, out, kernel_size=3, padding=1))
     return nn.Sequential(nn.Linear(given, inner), nn.LeakyReLU(0.1), nn.Linear(inner, out))
+
+
+def _of_entry(name: str, losses: Mapping[str, nn.Module], like: Paraphraser) -> Paraphraser:
+    """The paraphraser that an earlier entry trains: the module itself."""
+    found = losses[name] if name in losses else None
+    known = [key for key, module in losses.items() if isinstance(module, Paraphraser)]
+    if not isinstance(found, Paraphraser):
+        raise ConfigError(
+            f"loss factor_transfer: paraphraser {name!r} is no entry of loss paraphraser before this one."
+            f"{nearest(name, known)} Known: {', '.join(known) or 'none'}"
+        )
+    if any(a.shape != b.shape for a, b in zip(found.parameters(), like.parameters(), strict=True)):
+        raise ConfigError(f"loss factor_transfer: paraphraser {name!r} is of another width, kind or rate")
+    return found
 
 
 def _saved_weights(path: str, entry: str | None, paraphraser: nn.Module) -> dict[str, Tensor]:

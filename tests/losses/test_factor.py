@@ -7,8 +7,10 @@ import re
 import pytest
 import reference
 import torch
-from safetensors.torch import save_file
+from runs import bert, distiller
+from safetensors.torch import load_file, save_file
 
+from knowledge_distillation.checkpoint import checkpoints
 from knowledge_distillation.errors import ConfigError
 from knowledge_distillation.losses.factor import FactorTransfer, Paraphraser
 
@@ -133,3 +135,34 @@ def test_a_paraphraser_learns_to_restore_the_feature():
         optimizer.step()
         values.append(value.item())
     assert values[-1] < values[0] / 3
+
+
+LAST = {"teacher": "layer-1.hidden_states", "student": "layer-1.hidden_states"}
+STAGED = [
+    {**LAST, "loss": "paraphraser", "name": "p", "stage": "first"},
+    {**LAST, "loss": "factor_transfer", "args": {"paraphraser": "p"}, "name": "f", "stage": "second"},
+]
+
+
+def test_a_paraphraser_is_trained_in_one_stage_and_rests_in_the_next(tmp_path):
+    run = distiller(STAGED, bert(), bert(2), output_dir=tmp_path, save_steps=2, save_total_limit=9, max_steps=2)
+    run.train()
+    losses = run.loss_model.losses
+    assert losses["f"].paraphraser is losses["p"]
+    saved = [load_file(path / "projections.safetensors") for path in checkpoints(tmp_path)]
+    paraphraser = [name for name in saved[0] if ".encoder." in name or ".decoder." in name]  # under one of two names
+    translator = [name for name in saved[0] if name.startswith("losses.f.translator.")]
+    fresh = distiller(STAGED, bert(), bert(2), max_steps=2)
+    fresh.plan()
+    begun = fresh.loss_model.state_dict()
+    fresh.close()
+    assert paraphraser and translator
+    for name in paraphraser:
+        assert not torch.equal(begun[name], saved[0][name]) and torch.equal(saved[0][name], saved[1][name])
+    for name in translator:
+        assert torch.equal(begun[name], saved[0][name]) and not torch.equal(saved[0][name], saved[1][name])
+
+
+def test_a_paraphraser_that_no_entry_trains_is_an_error():
+    with pytest.raises(ConfigError, match="paraphraser 'q' is no entry of loss paraphraser before this one. Known: p"):
+        distiller([STAGED[0], {**STAGED[1], "args": {"paraphraser": "q"}}], bert(), bert(2)).plan()
