@@ -741,7 +741,6 @@ class KnowledgeDistiller:
             if name:
                 self._save_student(directory / "peers" / name, peer)
 
-
     def _save_checkpoint(self, directory: Path | None = None) -> None:
         directory = directory or self.output_dir
         if directory is None:

@@ -96,7 +96,12 @@ def test_each_teacher_gets_what_its_own_forward_takes_and_is_named_in_the_plan()
     teachers = {"first": bert(4, seed=1), "second": bert(3, seed=2)}
     config = [
         {**LOGITS, "teacher_name": "first"},
-        {"teacher": "layer2.hidden_states", "teacher_name": "second", "student": "layer1.hidden_states", "loss": "mse"},
+        {
+            "teacher": "layer2.hidden_states",
+            "teacher_name": "second",
+            "student": "layer1.hidden_states",
+            "loss": "mse",
+        },
     ]
     run = distiller(config, teachers, bert(2))
     plan = str(run.plan())
@@ -151,7 +156,12 @@ def test_be_your_own_teacher():
     for n in (1, 2):
         shared = {"projection": {**exit_of, "shared": f"exit{n}"}, "student": f"layer{n}.hidden_states"}
         config += [
-            {**shared, "projection": {**shared["projection"], "width": 2}, "loss": "cross_entropy", "name": f"hard{n}"},
+            {
+                **shared,
+                "projection": {**shared["projection"], "width": 2},
+                "loss": "cross_entropy",
+                "name": f"hard{n}",
+            },
             {**LOGITS, **shared, "teacher_name": "self", "args": {"temperature": 3}, "name": f"soft{n}"},
         ]
     student, batch = bert(3, seed=3), batches(1)[0]
@@ -278,7 +288,14 @@ def adamw(folder: Path | None, **options: Any) -> Any:
     """A run of six steps with dropout, by AdamW; student and peer are as they were made each time."""
     students = bert(1, seed=3, dropout=0.1), bert(1, width=8, seed=4, dropout=0.1)
     return distiller(
-        MUTUAL, None, students[0], peer_model=students[1], num_train_epochs=2, output_dir=folder, save_steps=2, **options
+        MUTUAL,
+        None,
+        students[0],
+        peer_model=students[1],
+        num_train_epochs=2,
+        output_dir=folder,
+        save_steps=2,
+        **options,
     )
 
 
@@ -333,11 +350,11 @@ def wrong(config: Any, teacher: Any = None, student: Any = None, **options: Any)
 
 def test_teachers_that_are_not_there():
     two = {"first": bert(2), "second": bert(2)}
-    assert (
-        "[0] there are several teachers: say which by teacher_name, of first, second" in wrong(SOFT, two)
-    )
+    assert "[0] there are several teachers: say which by teacher_name, of first, second" in wrong(SOFT, two)
     named = [{**SOFT[0], "teacher_name": "secnd"}]
-    assert "[0] teacher_name 'secnd' is no teacher here. Nearest: second. Known: first, second, self" in wrong(named, two)
+    assert "[0] teacher_name 'secnd' is no teacher here. Nearest: second. Known: first, second, self" in wrong(
+        named, two
+    )
     assert "[0] teacher_name peer needs a peer_model" in wrong([PEER], bert(2))
     assert "[0] compares with a teacher, and there is no teacher_model" in wrong(SOFT, None)
     many = [{**LOGITS, "teacher_name": ["first", "second"]}]

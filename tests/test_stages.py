@@ -155,7 +155,9 @@ def test_a_stage_leaves_what_it_does_not_reach_as_it_is():
     run(student=student, callbacks=[Keep()], max_steps=2, weight_decay=0.5).train()
     head = [name for name in start if name.startswith(("classifier", "bert.pooler"))]
     assert head and all(torch.equal(start[name], kept[2][0][name]) for name in head)
-    assert not torch.equal(start["bert.encoder.layer.0.output.dense.weight"], kept[2][0]["bert.encoder.layer.0.output.dense.weight"])
+    assert not torch.equal(
+        start["bert.encoder.layer.0.output.dense.weight"], kept[2][0]["bert.encoder.layer.0.output.dense.weight"]
+    )
     assert not torch.equal(start["classifier.weight"], kept[4][0]["classifier.weight"])
     projections = [kept[step][1] for step in (1, 2, 4)]
     assert len(projections[0]) == 4
@@ -213,7 +215,11 @@ def test_a_stream_goes_on_where_the_stage_before_left_it():
 
     stream = batches(6)
     watch = Watch()
-    run(callbacks=[watch], train_dataloader=iter(Data()), stages=[{"name": "hidden", "max_steps": 2}, {"name": "logits", "max_steps": 2}]).train()
+    run(
+        callbacks=[watch],
+        train_dataloader=iter(Data()),
+        stages=[{"name": "hidden", "max_steps": 2}, {"name": "logits", "max_steps": 2}],
+    ).train()
     assert [stage for stage, _ in watch.seen] == [0, 0, 1, 1]
     assert seen == [0, 1, 2, 3]
 
@@ -243,9 +249,7 @@ class KillAt(Callback):
 
 def resumable(folder: Path, **options: Any) -> Any:
     """Four steps, broken off within the second epoch, then six of two epochs; dropout, and a loader with its own order."""
-    loader = DataLoader(
-        rows(12), 4, shuffle=True, collate_fn=collate, generator=torch.Generator().manual_seed(5)
-    )
+    loader = DataLoader(rows(12), 4, shuffle=True, collate_fn=collate, generator=torch.Generator().manual_seed(5))
     stages = [{"name": "hidden", "max_steps": 4, "num_train_epochs": 2}, {"name": "logits", "num_train_epochs": 2}]
     options = {"save_steps": 2, "stages": stages, "train_dataloader": loader, "balance": "relative_scale", **options}
     config = [HIDDEN, {**LOGITS, "schedule": {"weight": "linear"}}, BOTH]
@@ -287,7 +291,9 @@ def test_the_checkpoint_says_which_stage_it_is_of(tmp_path: Path):
         path.name[-2:]: json.loads((path / "progress.json").read_text())
         for path in sorted((tmp_path / "checkpoints").iterdir())
     }
-    stage = {step: dict(map(tuple, (p["list"] if "list" in p else p for p in _progress(tree)))) for step, tree in of.items()}
+    stage = {
+        step: dict(map(tuple, (p["list"] if "list" in p else p for p in _progress(tree)))) for step, tree in of.items()
+    }
     assert {step: (p["stage"], p["stage_steps"]) for step, p in stage.items()} == {
         "02": (0, 0),
         "04": (0, 0),
@@ -361,7 +367,10 @@ def test_stages_that_are_not_there(tmp_path: Path):
         ({"name": "hidden"}, "stages is of type tuple; found {'name': 'hidden'}"),
         (["hidden"], "stages[0] is a mapping with a name; found 'hidden'"),
         ([{"max_steps": 1}], "stages[0] is a mapping with a name; found {'max_steps': 1}"),
-        ([{"name": "a", "learning_rat": 1}], "stages[0]: 'learning_rat' is no setting of a stage. Nearest: learning_rate."),
+        (
+            [{"name": "a", "learning_rat": 1}],
+            "stages[0]: 'learning_rat' is no setting of a stage. Nearest: learning_rate.",
+        ),
         ([{"name": "a", "seed": 1}], "stages[0]: 'seed' is no setting of a stage."),
         ([{"name": "a", "max_steps": "many"}], "stages[0]: max_steps is of type int; found 'many'"),
         ([{"name": "a", "num_train_epochs": 0}], "stages[0]: num_train_epochs is 1 or more; found 0"),
@@ -379,7 +388,10 @@ def test_stages_take_no_optimizer_of_ones_own():
 
 
 def test_a_later_stage_is_checked_before_the_first_step(tmp_path: Path):
-    second = {"stages": [{"name": "hidden"}, {"name": "logits", "lr_scheduler_type": "liner"}], "output_dir": tmp_path / "no"}
+    second = {
+        "stages": [{"name": "hidden"}, {"name": "logits", "lr_scheduler_type": "liner"}],
+        "output_dir": tmp_path / "no",
+    }
     assert "lr_scheduler_type 'liner' is unknown. Nearest: linear." in wrong(**second)
     assert "[1] teacher_name 'x' is no teacher here" in wrong([HIDDEN, {**LOGITS, "teacher_name": "x"}])
     stream = {"train_dataloader": iter(batches(2)), "stages": [{"name": "hidden", "max_steps": 1}, {"name": "logits"}]}
