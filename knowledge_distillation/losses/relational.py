@@ -450,13 +450,17 @@ def _likeness(products: Tensor, s: Tensor, t: Tensor) -> Tensor:
 
 def unit(rows: Tensor) -> Tensor:
     """The rows (last dimension) divided by their length; rows of length 0 stay."""
-    return rows * _inverse(torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
+    return rows / _unless_zero(torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
 
 
 def _inverse(x: Tensor) -> Tensor:
     """1 / x; 0, without a gradient, where x is 0."""
-    there = x >= torch.finfo(x.dtype).tiny
-    return torch.where(there, 1 / torch.where(there, x, 1.0), 0.0)
+    return 1 / _unless_zero(x)
+
+
+def _unless_zero(x: Tensor) -> Tensor:
+    """x, what is divided by it 0 where it is 0."""
+    return x.masked_fill(x < torch.finfo(x.dtype).tiny, torch.inf)
 
 
 def _outer(x: Tensor) -> Tensor:

@@ -19,12 +19,15 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler tells of its starts and stops
 
 import naive
 import torch
@@ -113,7 +116,11 @@ def sides(case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32) -
 
     def features(number: int) -> list[Tensor]:
         made = [torch.randn(case.shape, dtype=dtype, device=device) for _ in range(number)]
-        return [one.softmax(-1) if case.function in PROBABILITIES else one for one in made]
+        if case.function in PROBABILITIES:
+            return [one.softmax(-1) for one in made]
+        # samples of different lengths: those of random directions alone are all equally far apart
+        lengths = torch.rand(number, case.shape[0], *[1] * (len(case.shape) - 1), dtype=dtype, device=device)
+        return [one * (0.5 + length) for one, length in zip(made, lengths, strict=True)]
 
     student, teacher = (features(number) for number in case.numbers)
     student = [one.requires_grad_() for one in student]
