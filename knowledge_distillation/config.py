@@ -239,7 +239,8 @@ def _parse_item(index: int, item: Any, problems: list[str]) -> list[Entry]:
     named = _teacher_names(item.get("teacher_name"), teacher is not None, problems)
     if teacher is not None and named:
         teacher = [tuple(Feature(f.layer, f.output, name) for name in named for f in one) for one in teacher]
-    if options["projection"].type == "none" and options["projection_checkpoint"] and not problems:
+    types = {options["projection"].type, options["teacher_projection"].type}
+    if types == {"none"} and options["projection_checkpoint"] and not problems:
         problems.append("projection_checkpoint needs a projection, and projection is none")
     if problems or student is None:
         return []
@@ -388,6 +389,8 @@ def _schedule(schedule: Any, values: Mapping[str, Any], problems: list[str]) -> 
     for name, course in schedule.items():
         try:
             parsed[str(name)] = parse_schedule(course, values.get(name))
+            if name == "weight" and parsed["weight"].lowest < 0:
+                raise ConfigError(f"a weight is 0 or more; found {course!r}")
         except ConfigError as error:
             problems.append(f"schedule of {name}: {error}")
     return parsed

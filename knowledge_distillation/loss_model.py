@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,28 +12,27 @@ from torch import Tensor, nn
 
 from .adaptors import Inputs, OutputAdaptor, flatten, readable, ready_made_output
 from .balance import Balance
-from .config import DistillConfig, Entry, Feature, Projection, parse_config
+from .binding import (
+    MASK_WORDS,
+    Held,
+    build_loss,
+    fit_labels,
+    fit_student,
+    fit_teacher,
+    names_of,
+    needs_labels,
+    see_call,
+)
+from .config import DistillConfig, Entry, Feature, parse_config
 from .context import batch_size, kind_by_name, make_context, mask_keys, mask_of
 from .errors import ConfigError, nearest, raise_all
-from .losses import (
-    HARD_LOSSES,
-    OWN_SHAPES,
-    PROBABILITIES,
-    SEVERAL,
-    SOFT_LOSSES,
-    check_arguments,
-    constructor_parameters,
-    functions_of,
-    get_loss,
-    parameters_of,
-)
-from .losses.logits import IGNORED_LABEL, kl_divergence
+from .losses import HARD_LOSSES, SEVERAL, SOFT_LOSSES, constructor_parameters, functions_of, get_loss, parameters_of
+from .losses.logits import IGNORED_LABEL
 from .losses.reduction import Layout, Masks, blanked, count, layout_of, per_sample, sizes_of, total
-from .projections import build_projection, kind_after, load_projection
+from .projections import apply_projections, at_least_float32, key_of, kind_after
 
 Features = Mapping[Feature, Tensor]
 _SPELLED = re.compile(r"^(?!encoder_|decoder_)\w+?_(?=(?:encoder_|decoder_)?layer\d)")
-_MASK_WORDS = ("mask", "key_mask", "teacher_mask")
 
 
 class Terms(NamedTuple):
@@ -82,7 +81,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         student_output_adaptor: OutputAdaptor | None = None,
     ) -> None:
         super().__init__()
-        self.config: DistillConfig = _with_usable_names(parse_config(distill_config))
+        self.config: DistillConfig = _with_usablenames_of(parse_config(distill_config))
         self.teacher_output_adaptor = teacher_output_adaptor
         self.student_output_adaptor = student_output_adaptor
         self.projections = nn.ModuleDict()
@@ -196,25 +195,23 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         target = tuple(teacher[feature] for feature in entry.teacher)
         kind_given, kind = kind, kind_after(entry.projection, kind)
         function = entry.loss if callable(entry.loss) else get_loss(entry.loss, kind, entry.hard)
-        self._see_call(entry, function, [*context, *self._told()])
-        if entry.hard and context.get("labels") is None:
-            raise ConfigError(
-                f"loss {entry.loss_name} compares {entry.student[0]} with labels, and the batch has no 'labels'"
-            )
-        target = self._fit_teacher(entry, kind_given, given, target)
+        see_call(entry, function, [*context, *self._told()])
+        held = Held(self.projections, self.losses, self.training)
+        target = fit_teacher(held, entry, kind_given, given, target)
         for number, tensor in enumerate(given):
             other = target[number if len(target) == len(given) else 0] if target else None
-            self._fit(entry, function, kind_given, number, tensor, other)
-        if entry.hard:
-            self._fit_labels(entry, self._projected(entry, given)[0], context["labels"])
-        projected = self._projected(entry, given)
+            fit_student(held, entry, function, kind_given, number, tensor, other)
+        projected = apply_projections(self.projections, entry, given)
+        if entry.hard or (entry.args.get("probability_shift") or needs_labels(function) and not callable(entry.loss)):
+            fit_labels(entry, projected[0], context.get("labels"))
         args = dict(entry.args)
         if isinstance(function, type):
-            for_constructor = _names(constructor_parameters(function))
+            for_constructor = names_of(constructor_parameters(function))
             args = {name: value for name, value in args.items() if name not in for_constructor}
-            offered = {"teacher_model": teacher_model, "teacher_features": entry.teacher, **self._told(), **entry.args}
-            function = self._built(
-                entry, function, projected, target, {k: v for k, v in offered.items() if k in for_constructor}
+            offered = {"teacher_model": teacher_model, "teacher_features": entry.teacher, "losses": self.losses}
+            offered |= {**self._told(), **entry.args}
+            function = build_loss(
+                held, entry, function, projected, target, {k: v for k, v in offered.items() if k in for_constructor}
             )
         elif isinstance(function, nn.Module):
             function.to(given[0].device)
@@ -225,12 +222,12 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             entry,
             function,
             args,
-            tuple(p.name for p in asked if p.name in _MASK_WORDS or p.name in context),
+            tuple(p.name for p in asked if p.name in MASK_WORDS or p.name in context),
             kind,
             rows,
             rows if kind == "tokens" else keys,
             (shape[1], shape[1]) if kind == "tokens" else (shape[2], shape[-1]) if len(shape) == 4 else (1, 1),
-            labelled=entry.hard or any(p.name == "labels" and p.default is p.empty for p in asked),
+            labelled=entry.hard or needs_labels(function),
             classes=shape[-1],
         )
         values, layout = self._values(bound, projected, target, context, bound.args)
@@ -243,8 +240,11 @@ class MultiLayerBasedDistillationLoss(nn.Module):
 
     def project(self, student: Features) -> dict[str, tuple[Tensor, ...]]:
         """Entry name -> its student features, projected where it has a projection, for every entry that is on."""
-        entries = [bound.entry for bound, _, _ in self._now()]
-        return {e.name: self._projected(e, tuple(student[feature] for feature in e.student)) for e in entries}
+        projected = {}
+        for entry in (bound.entry for bound, _, _ in self._now()):
+            given = tuple(student[feature] for feature in entry.student)
+            projected[entry.name] = apply_projections(self.projections, entry, given)
+        return projected
 
     def terms(
         self,
@@ -269,7 +269,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             name = bound.entry.name
             target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
             with torch.autocast(student[name][0].device.type, enabled=False):
-                target = self._projected(bound.entry, target, "teacher")
+                target = apply_projections(self.projections, bound.entry, target, "teacher")
             values, _ = self._values(bound, student[name], target, context, args)
             attached[name] = self._average(bound, values, context, counts)
             weighted = attached[name] * (weight if self.balance is None else weight * self.balance[name])
@@ -301,7 +301,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def projections_of(self, entry: Entry) -> list[nn.Module]:
         """The projections of an entry, those of its student side first."""
         sides = (("student", len(entry.student)), ("teacher", len(entry.teacher)))
-        keys = [_key(entry, side, number, features) for side, features in sides for number in range(features)]
+        keys = [key_of(entry, side, number, features) for side, features in sides for number in range(features)]
         return [self.projections[key] for key in dict.fromkeys(keys) if key in self.projections]
 
     def learning_rates(self) -> dict[int, float]:
@@ -325,126 +325,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 functions += functions_of(entry.loss, entry.hard).values()
         return any(p.name == keyword for function in functions for p in parameters_of(function) or [])
 
-    def _see_call(self, entry: Entry, function: Any, context: Iterable[str]) -> None:
-        """Raise where the loss cannot be called as the entry says."""
-        if entry.many and not callable(entry.loss) and function not in SEVERAL:
-            raise ConfigError(f"loss {entry.loss_name} compares one feature with one: it takes no list of features")
-        wrong = next((str(f) for f in entry.student + entry.teacher if f.output.endswith("attention_scores")), None)
-        if function in PROBABILITIES and wrong:
-            near = wrong.removesuffix("_scores")
-            raise ConfigError(
-                f"loss {entry.loss_name} compares probabilities, and {wrong} are scores. Nearest: {near}"
-            )
-        problem = argument_problem(entry, function, context)
-        if problem:
-            raise ConfigError(problem)
-        unknown = [
-            name
-            for name in entry.schedule
-            if name != "weight" and name not in _names(parameters_of(function) or []) and not callable(entry.loss)
-        ]
-        if unknown:
-            known = ["weight", *_names(parameters_of(function) or [])]
-            raise ConfigError(
-                f"schedule of {unknown[0]}: loss {entry.loss_name} takes no such argument at each step."
-                f"{nearest(unknown[0], known)}"
-            )
-
     def _told(self) -> dict[str, Any]:
         return {} if self.num_samples is None else {"num_samples": self.num_samples}
-
-    def _built(self, entry: Entry, function: Any, student: Any, teacher: Any, args: Mapping[str, Any]) -> nn.Module:
-        """The module of a loss with state; one that was trained is not begun anew."""
-        sides = [tuple(at_least_float32(t).detach() for t in side) for side in (student, teacher)]
-        module = function(*(sides if function in SEVERAL else [side[0] for side in sides]), **args)
-        module.to(student[0].device, at_least_float32(student[0]).dtype).train(self.training)
-        return _kept(self.losses, entry.name, module)
-
-    def _projected(self, entry: Entry, tensors: tuple[Tensor, ...], side: str = "student") -> tuple[Tensor, ...]:
-        keys = [_key(entry, side, number, len(tensors)) for number in range(len(tensors))]
-        return tuple(
-            self.projections[key](at_least_float32(tensor)) if key in self.projections else tensor
-            for key, tensor in zip(keys, tensors, strict=True)
-        )
-
-    def _fit_teacher(
-        self, entry: Entry, kind: str, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """Add the projection an entry asks for on its teacher's side."""
-        wanted = entry.teacher_projection
-        if wanted.type in ("none", "auto"):
-            return teacher
-        for number, tensor in enumerate(teacher):
-            other = student[number if len(student) == len(teacher) else 0]
-            key = _key(entry, "teacher", number, len(teacher))
-            self._add(wanted, key, build_projection(wanted, kind, tensor, other), student[0], None)
-        return self._projected(entry, teacher, "teacher")
-
-    def _fit(
-        self, entry: Entry, function: Any, kind: str, number: int, student: Tensor, teacher: Tensor | None
-    ) -> None:
-        """Add the projection an entry needs, and see that both sides then have one shape."""
-        wanted, named = entry.projection, not callable(entry.loss)
-        free = not named or function in OWN_SHAPES or teacher is None
-        axis = 1 if kind == "map" else -1
-        softmax = getattr(function, "__module__", "") == kl_divergence.__module__
-        logits = entry.student[0].output == "logits" or softmax or entry.loss_name == "logits_mse"
-        pair = f"{entry.student[number]} {tuple(student.shape)}"
-        differ = False
-        if teacher is not None:
-            pair += f" and {entry.teacher[min(number, len(entry.teacher) - 1)]} {tuple(teacher.shape)}"
-            differ = student.shape[axis] != teacher.shape[axis] and kind in ("tokens", "vector", "map") and not logits
-        if wanted.type == "linear" and kind == "attention":
-            raise ConfigError(f"projection linear does not apply to attention maps, whose width is a length: {pair}")
-        if wanted.type not in ("auto", "none"):
-            chosen = wanted
-        elif differ and not free and wanted.type == "auto":
-            chosen = replace(wanted, type="linear")
-        elif differ and not free:
-            raise ConfigError(
-                f"widths differ, {pair}, and projection is off. Set projection: auto, or choose equal widths"
-            )
-        else:
-            chosen = None
-        shape = student.shape
-        if chosen:
-            key = _key(entry, "student", number, len(entry.student))
-            self._add(
-                chosen, key, build_projection(chosen, kind, student, teacher), student, entry.projection_checkpoint
-            )
-            with torch.no_grad():
-                shape = self.projections[key](at_least_float32(student)).shape
-        if not free and teacher is not None and shape != teacher.shape:
-            raise ConfigError(_mismatch(kind, logits, student, teacher, pair))
-        if teacher is not None and shape[-1] == 1 and softmax and entry.loss_name != "logits_mse":
-            raise ConfigError(f"{pair}: with one output a softmax is always 1 and the loss 0. Use logits_mse")
-
-    def _add(self, wanted: Projection, key: str, module: nn.Module, like: Tensor, checkpoint: str | None) -> None:
-        fresh = key not in self.projections
-        module.to(like.device, at_least_float32(like).dtype).train(self.training)
-        if wanted.shared and not fresh and _shapes(self.projections[key]) != _shapes(module):
-            raise ConfigError(
-                f"projection {wanted.shared!r} is shared by features of different widths; share it among equal ones"
-            )
-        module = _kept(self.projections, key, module)
-        if checkpoint and fresh:
-            load_projection(module, checkpoint, key)
-        module.requires_grad_(wanted.trainable)
-
-    def _fit_labels(self, entry: Entry, student: Tensor, labels: Tensor) -> None:
-        named = not callable(entry.loss)
-        cross_entropy = entry.loss_name == "cross_entropy"
-        fits = labels.shape == student.shape[:-1] if cross_entropy else labels.numel() == student.numel()
-        if named and not fits:
-            raise ConfigError(f"{entry.student[0]} {tuple(student.shape)} does not fit labels {tuple(labels.shape)}")
-        if named and cross_entropy:
-            if labels.is_floating_point():
-                raise ConfigError("loss cross_entropy takes class numbers as labels; these are real numbers: use mse")
-            real = labels[labels != IGNORED_LABEL]
-            classes = student.shape[-1]
-            if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < classes:
-                found = f"from {int(real.min())} to {int(real.max())}"
-                raise ConfigError(f"labels run {found}, and {entry.student[0]} has {classes} classes")
 
     def _masks(self, bound: BoundEntry, context: Mapping[str, Any]) -> Masks:
         rows, keys = (mask_of(context, key) for key in (bound.rows, bound.keys))
@@ -462,7 +344,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         mask, key_mask = (mask_of(context, key) for key in (bound.rows, bound.keys))
         taught = context.get(f"teacher_{bound.rows}")
         masks = {"mask": mask, "key_mask": key_mask, "teacher_mask": mask if taught is None else taught.bool()}
-        asked = {name: masks[name] if name in _MASK_WORDS else context.get(name) for name in bound.asks_for}
+        asked = {name: masks[name] if name in MASK_WORDS else context.get(name) for name in bound.asks_for}
         counted = self._masks(bound, context)
         if bound.labelled and "mask" in asked and counted.rows is not None:
             asked["mask"] = counted.rows
@@ -509,14 +391,6 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         return summed / number
 
 
-def argument_problem(entry: Entry, function: Callable[..., Any], context: Iterable[str]) -> str | None:
-    """What is wrong with an entry's arguments, or None."""
-    temperature = entry.args.get("temperature", 1)
-    if not callable(entry.loss) and not (isinstance(temperature, (int, float)) and temperature > 0):
-        return f"loss {entry.loss_name}: temperature is above 0; found {temperature!r}"
-    return check_arguments(entry.loss_name, function, entry.args, [*_MASK_WORDS, *context])
-
-
 def _left_out(bound: BoundEntry, masks: Masks) -> Masks:
     """What is set to 0 before a loss sees it: all padding; for a callable only what its average leaves out."""
     rows = masks.rows
@@ -532,28 +406,6 @@ def _averaged_over(bound: BoundEntry) -> Layout:
     if bound.entry.reduction in ("sequence_mean", "batch_mean") and bound.layout.name != "batch":
         return Layout("samples", 1)
     return bound.layout
-
-
-def _key(entry: Entry, side: str, number: int, features: int) -> str:
-    """Under which name a projection is held: the entry's, or one that entries share; numbered where features are."""
-    wanted = entry.projection if side == "student" else entry.teacher_projection
-    key = wanted.shared or (entry.name if side == "student" else f"{entry.name}:teacher")
-    return key if features == 1 else f"{key}:{number}"
-
-
-def _names(parameters: Iterable[Any]) -> list[str]:
-    return [parameter.name for parameter in parameters]
-
-
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in module.state_dict().items()}
-
-
-def _kept(held: nn.ModuleDict, name: str, module: nn.Module) -> nn.Module:
-    """The module held under a name where its shapes are the same, so that one that was trained goes on; or the new."""
-    if name not in held or _shapes(held[name]) != _shapes(module):
-        held[name] = module
-    return held[name]
 
 
 def _as_long(bound: BoundEntry, masks: Masks, sizes: tuple[int, int]) -> Masks:
@@ -581,7 +433,7 @@ def _adapted(adaptor: OutputAdaptor | None, output: Any, who: str) -> dict[Featu
         ) from error
 
 
-def _with_usable_names(config: DistillConfig) -> DistillConfig:
+def _with_usablenames_of(config: DistillConfig) -> DistillConfig:
     """Names of entries and shared projections are names of modules, of which torch keeps some for itself."""
     names = [
         (entry.index, name)
@@ -599,21 +451,3 @@ def _with_usable_names(config: DistillConfig) -> DistillConfig:
 def usable_name(name: Any) -> bool:
     """Whether a torch module, a file and a table of a tracker can have this name."""
     return isinstance(name, str) and name != "" and not set(name) & set("./") and not hasattr(nn.ModuleDict, name)
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
-
-
-def _mismatch(kind: str, logits: bool, student: Tensor, teacher: Tensor, pair: str) -> str:
-    if logits and student.shape[:-1] == teacher.shape[:-1]:
-        return (
-            f"{pair}: the student has {student.shape[-1]} classes, the teacher {teacher.shape[-1]}. "
-            "Logits are compared class by class: give both models the same labels or vocabulary"
-        )
-    if kind in ("attention", "heads") and student.shape[1] != teacher.shape[1]:
-        return (
-            f"{pair}: the student has {student.shape[1]} heads, the teacher {teacher.shape[1]}. "
-            "Maps are compared head by head: choose a student with as many heads, or map hidden_states"
-        )
-    return f"{pair}: shapes differ where no projection can help"

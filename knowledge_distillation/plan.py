@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .adaptors import AdaptedOutput, Inputs, accepted, predicts_next_token, with_context
+from .binding import argument_problem
 from .capture import Capture, Location, forward_parameters
 from .config import PEER, SELF, Entry, Feature
 from .context import kind_by_name, make_context
 from .errors import ConfigError, DataError, DistillationError, nearest, raise_all
 from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
-from .loss_model import MultiLayerBasedDistillationLoss, argument_problem
+from .loss_model import MultiLayerBasedDistillationLoss
 from .losses import TWO_CLASSES, functions_of
 from .schedules import described
 from .teachers import FrozenTeacher
@@ -166,8 +167,9 @@ def bind(
                 with torch.enable_grad(), _first_batch(name or "student", runs[name]):
                     found["student"] |= taken["student"][name].features(runs[name])
             with torch.enable_grad():
-                main_teacher = next((t.model for t in teachers.values()), None)
-                rows, losses = _bind_entries(loss_model, bound, found, taken, context, problems, main_teacher)
+                models = {name: teacher.model for name, teacher in teachers.items()}
+                models |= {name or SELF: model for name, model in students.items()}
+                rows, losses = _bind_entries(loss_model, bound, found, taken, context, problems, models)
                 trained = nn.ModuleList([*students.values(), loss_model])
                 reached = _reached(losses, trained)
                 for name, model in students.items():
@@ -338,7 +340,7 @@ def _bind_entries(
     taken: Mapping[str, Mapping[str, Source]],
     context: Mapping[str, Any],
     problems: list[tuple[int, str]],
-    teacher_model: nn.Module | None,
+    models: Mapping[str, nn.Module],
 ) -> tuple[list[tuple[str, ...]], list[Tensor]]:
     rows, losses = [], []
     learning, teaching = found["student"], {**found["student"], **found["teacher"]}
@@ -351,6 +353,7 @@ def _bind_entries(
             continue
         target = {feature: teacher_side[feature].detach() for feature in entry.teacher}
         try:
+            teacher_model = models[entry.teacher[0].model] if entry.teacher else None
             terms = loss_model.bind(entry, learning, target, kinds[entry.student[0]], context, teacher_model)
             projected = entry.name in loss_model.projections or bool(entry.projection.shared)
             if not projected and not any(learning[feature].requires_grad for feature in entry.student):

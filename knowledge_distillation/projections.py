@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import Projection
+from .config import Entry, Projection
 from .errors import CheckpointError, ConfigError, nearest
 
 
@@ -187,3 +187,25 @@ def load_projection(module: nn.Module, path: str, key: str) -> None:
 def _spread(heads: int, width: int) -> Tensor:
     """For each of `width` heads the head at the same relative place among `heads`."""
     return torch.arange(width) * heads // width
+
+
+def key_of(entry: Entry, side: str, number: int, features: int) -> str:
+    """Under which name a projection is held: the entry's, or one that entries share; numbered where features are."""
+    wanted = entry.projection if side == "student" else entry.teacher_projection
+    key = wanted.shared or (entry.name if side == "student" else f"{entry.name}:teacher")
+    return key if features == 1 else f"{key}:{number}"
+
+
+def apply_projections(
+    projections: nn.ModuleDict, entry: Entry, tensors: tuple[Tensor, ...], side: str = "student"
+) -> tuple[Tensor, ...]:
+    """One side's features of an entry, through the projections it has there."""
+    keys = [key_of(entry, side, number, len(tensors)) for number in range(len(tensors))]
+    return tuple(
+        projections[key](at_least_float32(tensor)) if key in projections else tensor
+        for key, tensor in zip(keys, tensors, strict=True)
+    )
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor

@@ -118,7 +118,9 @@ class Recipe:
         ]
         lists = {key: given[key] for key in ("distill_config", "stages") if key in given}
         problems += [
-            f"{key} is a list; found {value!r}" for key, value in lists.items() if not isinstance(value, list)
+            f"{key} is a list of {'stages' if key == 'stages' else 'entries'}; found {type(value).__name__}"
+            for key, value in lists.items()
+            if not isinstance(value, list)
         ]
         stages = given.get("stages", [])
         if isinstance(stages, list) and any(not isinstance(stage, Mapping) or "name" not in stage for stage in stages):

@@ -50,6 +50,11 @@ class Schedule:
         part = part if self.type != "cosine" else (1 - math.cos(math.pi * part)) / 2
         return self.start + (self.end - self.start) * part
 
+    @property
+    def lowest(self) -> float:
+        """The least value of the course."""
+        return min(self.values) if self.type == "step" else min(self.start, self.end)
+
 
 def parse_schedule(course: Any, own: Any) -> Schedule:
     """A schedule from its name or a mapping with `type`; `own` is the entry's own value of what is scheduled.
@@ -68,6 +73,8 @@ def parse_schedule(course: Any, own: Any) -> Schedule:
         raise ConfigError(f"{kind} has no key {unknown[0]!r}.{near} Keys: {', '.join(_KEYS[kind])}")
     values: dict[str, Any] = {key: value for key, value in options.items() if key != "type"}
     if kind != "step" and "end" not in values:
+        if own is None:
+            raise ConfigError(f"{kind} ends at the entry's own value, and args have none: set it there, or give end")
         values["end"] = own
     if kind == "step" and not ("values" in values and "at" in values):
         raise ConfigError("step needs values and at: [1.0, 0.0] and [0.5] hold 1.0 up to half of the run, then 0.0")

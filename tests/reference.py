@@ -600,6 +600,237 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
     return dot(a, b) / lengths if lengths else 0.0
 
 
+def fitnet_hint(student, teacher, mask=None, keys=None, half_sum=False):
+    def hint(pair):
+        squares = [(s - t) ** 2 for s, t in zip(*pair, strict=True)]
+        return sum(squares) / 2 if half_sum else sum(squares) / len(squares)
+
+    return mean(hint, pairs_of_items(student, teacher, mask))
+
+
+def attention_transfer(student, teacher, mask=None, keys=None, norm=False):
+    def distance(pair):
+        maps = []
+        for positions in pair:
+            energy = [sum(x * x for x in channels) / len(channels) for channels in positions]
+            maps.append(unit(energy))
+        squares = [(s - t) ** 2 for s, t in zip(*maps, strict=True)]
+        return math.sqrt(sum(squares)) if norm else sum(squares) / len(squares)
+
+    student, teacher = pooled_alike(student, teacher)
+    return mean(distance, zip(samples(student, mask), samples(teacher, mask), strict=True))
+
+
+def activation_boundary(student, teacher, mask=None, keys=None, margin=1.0):
+    def boundary(pair):
+        total = 0.0
+        for s, t in zip(*(np.ravel(positions) for positions in pair), strict=True):
+            if s > -margin and t <= 0:
+                total += (s + margin) ** 2
+            elif s <= margin and t > 0:
+                total += (s - margin) ** 2
+        return total
+
+    return mean(boundary, zip(samples(student, mask), samples(teacher, mask), strict=True))
+
+
+def margin_relu(student, teacher, mask=None, keys=None, margin=None, **state):
+    total = 0.0
+    for b, c, i, j in np.ndindex(*student.shape):
+        r = max(teacher[b, c, i, j], state["margins"][c] if margin is None else margin)
+        s = student[b, c, i, j]
+        total += 0.0 if s <= r <= 0 else (s - r) ** 2
+    return total / max(len(student), 1)
+
+
+def negative_mean(sigma, mu, steps=20000):
+    """E[x | x < 0] of a normal distribution, by summing over slices of twelve sigma."""
+    least, most = mu - 12 * sigma, min(0.0, mu + 12 * sigma)
+    points = [least + (k + 0.5) * (most - least) / steps for k in range(steps)]
+    weights = [math.exp(-(((x - mu) / sigma) ** 2) / 2) for x in points]
+    return sum(w * x for w, x in zip(weights, points, strict=True)) / sum(weights)
+
+
+def fsp(student, teacher, mask=None, keys=None, squared_frobenius=False):
+    def flow(first, second):
+        first, second = (np.array([f]) for f in (first, second))
+        first, second = (f[0] for f in pooled_alike(first, second))
+        places = list(np.ndindex(*first.shape[1:]))
+        return [
+            [sum(row[place] * column[place] for place in places) / len(places) for column in second] for row in first
+        ]
+
+    total = 0.0
+    for b in range(len(student[0])):
+        flows = [np.ravel(flow(side[0][b], side[1][b])) for side in (student, teacher)]
+        squares = [(s - t) ** 2 for s, t in zip(*flows, strict=True)]
+        total += sum(squares) if squared_frobenius else sum(squares) / len(squares)
+    return total / max(len(student[0]), 1)
+
+
+def channel_wise(student, teacher, mask=None, keys=None, temperature=1.0):
+    def divergence(pair):
+        total, channels = 0.0, len(pair[0][0])
+        for c in range(channels):
+            q_s, q_t = (softmax([position[c] for position in positions], temperature) for positions in pair)
+            total += sum(t * (math.log(t) - math.log(s)) for s, t in zip(q_s, q_t, strict=True))
+        return temperature**2 * total / channels
+
+    return mean(divergence, zip(samples(student, mask), samples(teacher, mask), strict=True))
+
+
+def variational_information(
+    student, teacher, mask=None, keys=None, regressor=True, variance=5.0, epsilon=1e-5, **state
+):
+    def regressed(channels):
+        for number in (0, 2, 4) if regressor else ():
+            channels = linear(channels, state[f"regressor.{number}.weight"], state[f"regressor.{number}.bias"])
+            channels = [max(x, 0.0) for x in channels] if number < 4 else channels
+        return channels
+
+    def likelihood(pair):
+        values = []
+        for s, t in zip(*pair, strict=True):
+            for c, (mu, x) in enumerate(zip(regressed(s), t, strict=True)):
+                var = math.log1p(math.exp(state["raw_variance"][c])) + epsilon
+                values.append(0.5 * ((x - mu) ** 2 / var + math.log(var)))
+        return sum(values) / len(values)
+
+    student, teacher = pooled_alike(student, teacher)
+    if student.ndim == 3:  # an item is a token, not a sample
+        student, teacher = (np.array(list(items_of(side, mask))) for side in (student, teacher))
+    return mean(likelihood, zip(samples(student), samples(teacher), strict=True))
+
+
+def paraphraser(student, teacher, mask=None, keys=None, rate=0.5, **state):
+    def error(item):
+        restored = np.ravel(two_layers(two_layers(item, state, "encoder"), state, "decoder"))
+        return sum((x - y) ** 2 for x, y in zip(restored, np.ravel(item), strict=True)) / restored.size
+
+    return mean(error, items_of(teacher, mask))
+
+
+def factor_transfer(student, teacher, mask=None, keys=None, rate=0.5, paraphraser_weight=None, norm=False, **state):
+    weight = 1.0 if paraphraser_weight is None else paraphraser_weight
+    own = {key.removeprefix("paraphraser."): value for key, value in state.items()}
+
+    def distance(pair):
+        factors = two_layers(pair[0], state, "translator"), two_layers(pair[1], own, "encoder")
+        if factors[0].ndim == 3:
+            factors = [side[0] for side in pooled_alike(*(factor[None] for factor in factors))]
+        differences = [abs(s - t) for s, t in zip(*(unit(np.ravel(f)) for f in factors), strict=True)]
+        if norm:
+            return math.sqrt(sum(d * d for d in differences))
+        return sum(differences) / len(differences)
+
+    transfer = mean(distance, zip(items_of(student, mask), items_of(teacher, mask), strict=True))
+    return transfer + weight * paraphraser(student, teacher, mask, **own)
+
+
+def review_kd_hcl(student, teacher, mask=None, keys=None):
+    def squared_error(one, other):
+        return sum((s - t) ** 2 for s, t in zip(np.ravel(one), np.ravel(other), strict=True)) / one.size
+
+    value, weights = squared_error(student, teacher), 1.0
+    for number, size in enumerate([size for size in (4, 2, 1) if size < student.shape[2]], 1):
+        grid = np.zeros((1, 1, size, size))
+        value += squared_error(pooled_to(student, grid), pooled_to(teacher, grid)) / 2**number
+        weights += 1 / 2**number
+    return value / weights
+
+
+def review_kd(student, teacher, mask=None, keys=None, width=None, **state):
+    def convolved(feature, name):
+        return convolution(feature, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    total = 0.0
+    for b in range(len(student[0])):
+        fused = None
+        for i in reversed(range(len(student))):
+            level = convolved(student[i][b], f"reduce.{i}")
+            if fused is not None:
+                fused = nearest(fused, *level.shape[1:])
+                scores = convolved(level, f"attention.{i}") + convolved(fused, f"attention_below.{i}")
+                for place in np.ndindex(*level.shape):
+                    here, below = (1 / (1 + math.exp(-scores[(k, *place[1:])])) for k in (0, 1))
+                    level[place] = here * level[place] + below * fused[place]
+            fused = level
+            out = convolved(nearest(fused, *teacher[i].shape[2:]), f"expand.{i}")
+            total += review_kd_hcl(out[None], teacher[i][b][None])
+    return total / max(len(student[0]), 1)
+
+
+def samples(feature, mask=None):
+    """Of every sample that has any, the positions that count, each a list of channels."""
+    for b, sample in enumerate(feature):
+        if feature.ndim == 4:
+            yield [sample[:, i, j] for i, j in np.ndindex(*sample.shape[1:])]
+        elif feature.ndim == 2:
+            yield [sample]
+        else:
+            positions = [token for n, token in enumerate(sample) if mask is None or mask[b, n]]
+            if positions:
+                yield positions
+
+
+def items_of(feature, mask=None):
+    """The items that count: a map, a vector, a token."""
+    for b, sample in enumerate(feature):
+        if feature.ndim != 3:
+            yield sample
+        else:
+            yield from (token for n, token in enumerate(sample) if mask is None or mask[b, n])
+
+
+def pairs_of_items(student, teacher, mask=None):
+    for s, t in zip(items_of(student, mask), items_of(teacher, mask), strict=True):
+        yield np.ravel(s), np.ravel(t)
+
+
+def unit(values):
+    length = math.sqrt(sum(x * x for x in values))
+    return [x / max(length, 1e-12) for x in values]
+
+
+def linear(channels, weight, bias):
+    rows = weight.reshape(len(weight), -1)
+    return [sum(w * x for w, x in zip(row, channels, strict=True)) + b for row, b in zip(rows, bias, strict=True)]
+
+
+def convolution(feature, weight, bias=None):
+    """(channels, height, width), padded so that its size stays."""
+    channels, height, width = feature.shape
+    out, reach = np.zeros((len(weight), height, width)), weight.shape[2] // 2
+    for o, i, j in np.ndindex(*out.shape):
+        out[o, i, j] = 0.0 if bias is None else bias[o]
+        for c, di, dj in np.ndindex(*weight.shape[1:]):
+            row, column = i + di - reach, j + dj - reach
+            if 0 <= row < height and 0 <= column < width:
+                out[o, i, j] += weight[o, c, di, dj] * feature[c, row, column]
+    return out
+
+
+def two_layers(item, state, name):
+    for number in (0, 2):
+        weight, bias = (state[f"{name}.{number}.{part}"] for part in ("weight", "bias"))
+        item = convolution(item, weight, bias) if item.ndim == 3 else np.array(linear(item, weight, bias))
+        if number == 0:
+            item = np.where(item > 0, item, 0.1 * item)
+    return item
+
+
+def pooled_alike(first, second):
+    if first.ndim != 4:
+        return first, second
+    return pooled_to(first, first, second), pooled_to(second, first, second)
+
+
+def nearest(feature, *size):
+    """(channels, height, width) at another size, each place from the nearest one above and to the left."""
+    rows, columns = ([k * old // new for k in range(new)] for old, new in zip(feature.shape[1:], size, strict=True))
+    return np.array([[[channel[row, column] for column in columns] for row in rows] for channel in feature])
+
+
 def entropy(logits, mask=None, temperature=1.0):
     """Mean entropy of the predictions: what a cross-entropy is worth where the student is the teacher."""
 

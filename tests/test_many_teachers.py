@@ -417,4 +417,4 @@ def test_the_loss_model_alone_knows_one_teacher():
 def test_tokens_of_a_wrong_vocabulary_are_said_to_be_a_peers():
     small = bert(1, vocab_size=5)
     said = wrong(MUTUAL, peer_model=small)
-    assert f"the peer's vocabulary has 5 entries" in said and VOCABULARY > 5
+    assert "the peer's vocabulary has 5 entries" in said and VOCABULARY > 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from training_script import collate, rows
 
 from knowledge_distillation import Callback, CheckpointError, ConfigError, parse_config, student_from_teacher
+from knowledge_distillation.checkpoint import read_tree
 from knowledge_distillation.settings import TrainingSettings
 from knowledge_distillation.stages import stages_of
 
@@ -139,7 +139,7 @@ def test_only_the_present_stage_is_captured():
         ["bert.encoder.layer.0", "bert.encoder.layer.1"],
         ["3 of 4 layers", "2 of 2 layers"],
     )
-    assert seen[1] == ([], [], ["whole", "whole"])
+    assert seen[1] == (["classifier"], ["classifier"], ["4 of 4 layers, and the head", "2 of 2 layers, and the head"])
     assert hooks_left_on(student) == []
 
 
@@ -248,7 +248,7 @@ class KillAt(Callback):
 
 
 def resumable(folder: Path, **options: Any) -> Any:
-    """Four steps, broken off within the second epoch, then six of two epochs; dropout, and a loader with its own order."""
+    """Four steps, broken off within the second epoch, then two epochs; dropout, and a loader with its own order."""
     loader = DataLoader(rows(12), 4, shuffle=True, collate_fn=collate, generator=torch.Generator().manual_seed(5))
     stages = [{"name": "hidden", "max_steps": 4, "num_train_epochs": 2}, {"name": "logits", "num_train_epochs": 2}]
     options = {"save_steps": 2, "stages": stages, "train_dataloader": loader, "balance": "relative_scale", **options}
@@ -287,25 +287,14 @@ def test_a_run_that_is_done_resumes_to_nothing(whole: Path, tmp_path: Path):
 
 def test_the_checkpoint_says_which_stage_it_is_of(tmp_path: Path):
     resumable(tmp_path, save_total_limit=9).train()
-    of = {
-        path.name[-2:]: json.loads((path / "progress.json").read_text())
-        for path in sorted((tmp_path / "checkpoints").iterdir())
+    saved = {path.name[-2:]: read_tree(path, "progress")["progress"] for path in (tmp_path / "checkpoints").iterdir()}
+    assert {step: (held["stage"], held["stage_steps"], held["batches"]) for step, held in sorted(saved.items())} == {
+        "02": (0, 0, 2),
+        "04": (0, 0, 0),
+        "06": (1, 4, 2),
+        "08": (1, 4, 1),
+        "10": (1, 4, 0),
     }
-    stage = {
-        step: dict(map(tuple, (p["list"] if "list" in p else p for p in _progress(tree)))) for step, tree in of.items()
-    }
-    assert {step: (p["stage"], p["stage_steps"]) for step, p in stage.items()} == {
-        "02": (0, 0),
-        "04": (0, 0),
-        "06": (1, 4),
-        "08": (1, 4),
-        "10": (1, 4),
-    }
-
-
-def _progress(tree: Any) -> Any:
-    """The pairs of `progress` in a packed tree."""
-    return dict(tree["map"])["progress"]["map"]
 
 
 def test_a_loop_of_ones_own_goes_on_in_the_second_stage(tmp_path: Path):

@@ -5,8 +5,8 @@ the method compares items with each other. It asks for context (`mask`, `labels`
 keyword. Precision, masking and averaging are the loss model's business.
 
 A method with state is an `nn.Module` class, built on the probe batch as `Class(student, teacher, **arguments)`; its
-constructor may ask for `num_samples`, `teacher_model` and `teacher_features`. It is trained, moved and checkpointed
-with the projections.
+constructor may ask for `num_samples`, `teacher_model`, `teacher_features` and `losses`, the modules of other entries.
+It is trained, moved and checkpointed with the projections.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigError, nearest
+from .activation import MarginReLU, activation_boundary
 from .attention import attention_cross_entropy, attention_kl, attention_mse, qkv_relation, value_relation
 from .contrastive import CRD
 from .ensemble import Adversarial, ensemble_cross_entropy, ensemble_kl
+from .factor import FactorTransfer, Paraphraser
+from .feature_map import VariationalInformation, attention_transfer, channel_wise, fitnet_hint, fsp
 from .hidden import cka, cos, gram, hidden_cosine, hidden_mse, mobilebert_feature, pkd
 from .logits import (
     dist,
@@ -39,12 +42,13 @@ from .logits import (
     total_variation,
 )
 from .relational import correlation_congruence, nst, pkt, rkd_angle, rkd_distance, similarity_preserving
+from .review import ReviewKD
 from .transport import BertEMD
 
 Loss = Callable[..., Any]
 
 # Keywords that are never arguments of an entry: the loss model fills them.
-FILLED = ("mask", "key_mask", "teacher_mask", "labels", "teacher_model", "teacher_features")
+FILLED = ("mask", "key_mask", "teacher_mask", "labels", "teacher_model", "teacher_features", "losses")
 
 _MSE = {"vector": hidden_mse, "tokens": hidden_mse, "heads": hidden_mse, "map": hidden_mse, "attention": attention_mse}
 _HIDDEN = {kind: hidden_mse for kind in ("vector", "tokens", "map")}
@@ -96,6 +100,17 @@ SOFT_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "pkt": dict.fromkeys(_SAMPLES, pkt),
     "nst": dict.fromkeys(("map", "tokens"), nst),
     "crd": dict.fromkeys(_SAMPLES, CRD),
+    # feature maps
+    "fitnet_hint": dict.fromkeys(_SAMPLES, fitnet_hint),
+    "attention_transfer": dict.fromkeys(("map", "tokens"), attention_transfer),
+    "paraphraser": dict.fromkeys(_SAMPLES, Paraphraser),
+    "factor_transfer": dict.fromkeys(_SAMPLES, FactorTransfer),
+    "activation_boundary": dict.fromkeys(_SAMPLES, activation_boundary),
+    "margin_relu": {"map": MarginReLU},
+    "fsp": {"map": fsp},
+    "channel_wise": dict.fromkeys(("map", "tokens"), channel_wise),
+    "variational_information": dict.fromkeys(_SAMPLES, VariationalInformation),
+    "review_kd": {"map": ReviewKD},
 }
 HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "cross_entropy": dict.fromkeys(_LOGITS, hard_cross_entropy),
@@ -108,11 +123,12 @@ OWN_SHAPES: frozenset[Loss] = frozenset(
     {
         *(value_relation, qkv_relation, cka, gram, BertEMD, ensemble_cross_entropy, ensemble_kl, Adversarial),
         *(similarity_preserving, rkd_distance, rkd_angle, correlation_congruence, pkt, nst, CRD),
+        *(attention_transfer, Paraphraser, FactorTransfer, fsp, VariationalInformation, ReviewKD),
     }
 )
 
 # Losses that compare several features at once: each side is a tuple.
-SEVERAL: frozenset[Loss] = frozenset({BertEMD, ensemble_cross_entropy, ensemble_kl, Adversarial})
+SEVERAL: frozenset[Loss] = frozenset({BertEMD, ensemble_cross_entropy, ensemble_kl, Adversarial, fsp, ReviewKD})
 
 # Losses on attention maps that are probabilities: `attention`, and not `attention_scores`.
 PROBABILITIES: frozenset[Loss] = frozenset({attention_kl, attention_cross_entropy})

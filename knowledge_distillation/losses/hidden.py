@@ -84,7 +84,10 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor | None = None, mean_all: 
     if student.dim() == 3 and mask is None:
         student, teacher = student[:, 0], teacher[:, 0]
     elif mask is not None and student.dim() == 3:
-        batch, first = torch.arange(len(student), device=student.device), mask.int().argmax(1)  # of equal ones, the first
+        batch, first = (
+            torch.arange(len(student), device=student.device),
+            mask.int().argmax(1),
+        )  # of equal ones, the first
         student, teacher = student[batch, first], teacher[batch, first]
     error = (_unit(student) - _unit(teacher)).square()
     return error.mean(-1) if mean_all else error.sum(-1)

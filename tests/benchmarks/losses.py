@@ -118,9 +118,12 @@ def sides(case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32) -
         made = [torch.randn(case.shape, dtype=dtype, device=device) for _ in range(number)]
         if case.function in PROBABILITIES:
             return [one.softmax(-1) for one in made]
-        # samples of different lengths: those of random directions alone are all equally far apart
-        lengths = torch.rand(number, case.shape[0], *[1] * (len(case.shape) - 1), dtype=dtype, device=device)
-        return [one * (0.5 + length) for one, length in zip(made, lengths, strict=True)]
+        # more or less of one direction: wide samples of random ones are all equally far from each other
+        shares = 2 * torch.rand(number, case.shape[0], *[1] * (len(case.shape) - 1), dtype=dtype, device=device)
+        return [
+            one + share * torch.randn(case.shape[1:], dtype=dtype, device=device)
+            for one, share in zip(made, shares, strict=True)
+        ]
 
     student, teacher = (features(number) for number in case.numbers)
     student = [one.requires_grad_() for one in student]

@@ -31,9 +31,15 @@ SEVERAL = {  # losses that compare several features: how many of the student's w
     "ensemble_cross_entropy": (1, 3),
     "ensemble_kl": (1, 3),
     "adversarial": (1, 3),
+    "fsp": (2, 2),
+    "review_kd": (2, 2),
 }
 NARROWEST = {"objectness_scaled": 6}  # losses that take no narrower feature
-NEEDED = {"crd": {"num_samples": 40, "negatives": 6, "embedding_size": 3}}  # what a loss is not built without
+NEEDED = {  # what a loss is not built without
+    "crd": {"num_samples": 40, "negatives": 6, "embedding_size": 3},
+    "margin_relu": {"margin": -0.5},
+}
+TEACHER_ALONE = ("paraphraser",)  # the student's feature has no part in it
 LENGTH = {"tokens": (1,), "heads": (2,), "attention": (2, 3), "vector": (), "map": ()}  # dimensions that are a length
 
 
@@ -184,7 +190,9 @@ class Batch:
         """The loss, and its gradient with respect to the student's feature."""
         self.student = self.student.detach().requires_grad_()
         loss = self.terms(model).loss
-        return loss.detach(), torch.autograd.grad(loss, self.student)[0]
+        unused = model.config.entries[0].loss_name in TEACHER_ALONE
+        gradient = torch.autograd.grad(loss, self.student, allow_unused=unused, materialize_grads=unused)[0]
+        return loss.detach(), gradient
 
 
 CASES = [
