@@ -738,7 +738,8 @@ class KnowledgeDistiller:
 
     def _save_student(self, directory: Path, student: nn.Module | None = None) -> None:
         if self.accelerator.is_main_process:
-            checkpoint.save_student(directory, student or self.student, self.processing_class)
+            model = self.student if student is None else student
+            checkpoint.save_student(directory, model, self.processing_class)
         self.accelerator.wait_for_everyone()
 
     def _save_peers(self, directory: Path) -> None:
