@@ -336,20 +336,23 @@ class KnowledgeDistiller:
 
     def _gradient_norms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every `balance_steps` steps, where terms are balanced by their gradients: the norms of these."""
-        if self.settings.balance != "gradient_norm" or self.progress.step % self.settings.balance_steps:
+        if self.settings.balance != "gradient_norm" or not self._measures_gradients():
             return {}
         return gradient_norms(terms, [p for p in self.module.parameters() if p.requires_grad])
 
+    def _measures_gradients(self) -> bool:
+        return (self.progress.step - self.progress.stage_steps) % self.settings.balance_steps == 0
+
     def _rebalance(self, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take in the sizes of this step's terms; this process's share of the factors, for the history."""
+        """Take in the sizes of this step's terms; this process's share of the factors it had, for the history."""
         balance = self.loss_model.balance
         if balance is None:
             return {}
-        measured = self.settings.balance != "gradient_norm" or not self.progress.step % self.settings.balance_steps
-        if measured:
+        factors = balance.values(self.loss_model.bound)
+        if sizes and (self.settings.balance != "gradient_norm" or self._measures_gradients()):
             summed = self.accelerator.reduce(torch.stack([size.float() for size in sizes.values()]), "sum")
             balance.update(dict(zip(sizes, summed, strict=True)))
-        return {name: factor / self.accelerator.num_processes for name, factor in balance.values().items()}
+        return {name: factor / self.accelerator.num_processes for name, factor in factors.items()}
 
     def _after_step(self, values: dict[str, Tensor], batches: int, managed: bool) -> None:
         progress, settings = self.progress, self.settings
@@ -541,6 +544,8 @@ class KnowledgeDistiller:
             for rate in dict.fromkeys(rates.get(id(p)) for p in extra) if self._scheduler is None else ():
                 group = {"params": [p for p in extra if rates.get(id(p)) == rate]}
                 optimizer.add_param_group(group if rate is None else {**group, "lr": rate})
+            if self._scheduler is not None and any(id(p) in rates for p in extra):
+                raise ConfigError("an entry has a learning_rate, and your lr_scheduler does not know it: leave it out")
             if extra and self._scheduler is not None:  # a schedule made before knows only the groups that were there
                 optimizer.param_groups[0]["params"].extend(extra)
         scheduler = self._scheduler or (
@@ -733,7 +738,8 @@ class KnowledgeDistiller:
 
     def _save_student(self, directory: Path, student: nn.Module | None = None) -> None:
         if self.accelerator.is_main_process:
-            checkpoint.save_student(directory, student or self.student, self.processing_class)
+            model = self.student if student is None else student
+            checkpoint.save_student(directory, model, self.processing_class)
         self.accelerator.wait_for_everyone()
 
     def _save_peers(self, directory: Path) -> None:

@@ -346,7 +346,7 @@ def _bind_entries(
     learning, teaching = found["student"], {**found["student"], **found["teacher"]}
     kinds = {feature: kind for source in taken["student"].values() for feature, kind in source.kinds.items()}
     loss_model.bound.clear()
-    for entry in entries:
+    for entry in loss_model.config.sound_entries(entries):
         teacher_side = found["teacher"] if all(f in found["teacher"] for f in entry.teacher) else teaching
         if any(f not in learning for f in entry.student) or any(f not in teacher_side for f in entry.teacher):
             problems += [(entry.index, text) for text in _loss_problems(entry, context)]
@@ -456,6 +456,8 @@ def _notes(
         caution = TWO_CLASSES.get(bound.entry.loss_name)
         if caution and bound.classes == 2:
             notes.append(f"warning: {bound.entry.name}: with two classes {caution}")
+        if bound.entry.learning_rate is not None and not loss_model.learning_rates(bound.entry):
+            notes.append(f"warning: {bound.entry.name}: it has nothing of its own that trains at its learning_rate")
         named = not callable(bound.entry.loss)
         if not named and bound.layout.name in ("batch", "samples") and bound.rows and "mask" not in bound.asks_for:
             what = "a scalar" if bound.layout.name == "batch" else "one value per sample"

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding
 
 import knowledge_distillation
-from knowledge_distillation import KnowledgeDistiller, config, presets
+from knowledge_distillation import KnowledgeDistiller, config, presets, schedules
 from knowledge_distillation.data import embedded_sentiment, tokenize, train_tokenizer
 from knowledge_distillation.recipe import Recipe, load_recipe
 from knowledge_distillation.settings import TrainingSettings
@@ -264,6 +264,13 @@ def test_every_method_is_in_the_table_with_its_arguments_and_stages():
 
 def test_every_key_of_an_entry_is_in_the_table():
     assert rows("distill_config.md", "Keys of an entry").keys() == set(config._KEYS)
+
+
+def test_every_type_of_projection_schedule_and_reduction_is_in_a_table():
+    projection = {field.name for field in fields(config.Projection)} - {"type"}
+    assert rows("distill_config.md", "Projections").keys() == {*config.PROJECTIONS, *projection}
+    assert rows("distill_config.md", "Schedules").keys() == set(schedules._KEYS)
+    assert rows("distill_config.md", "Averages").keys() == set(config.REDUCTIONS)
 
 
 def test_every_command_and_option_is_in_the_tables():

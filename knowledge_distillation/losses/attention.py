@@ -30,7 +30,7 @@ def attention_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: Jiao et al., TinyBERT, 2020, eq. 7.
     """
-    return (student - teacher).square()
+    return F.mse_loss(student, teacher, reduction="none")
 
 
 def attention_kl(student: Tensor, teacher: Tensor, epsilon: float = 1e-12) -> Tensor:

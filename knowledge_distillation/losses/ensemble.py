@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import reduce
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .logits import _at_least_two_classes, _factor, _log_softmax, _softened
+from .logits import _at_least_two_classes, _factor, _log_softmax, _softmax
 
 Tensors = tuple[Tensor, ...]
 
@@ -67,9 +66,9 @@ def ensemble_kl(
     Source: after Shen and Savvides, MEAL V2, 2020, whose soft part is this one plus the entropy of the mean.
     """
     logits = _one_student("ensemble_kl", student, teacher)
-    each = (_log_softmax(one, temperature) for one in teacher)
-    mean = reduce(torch.logaddexp, each) - math.log(len(teacher))
-    divergence = F.kl_div(_log_softmax(logits, temperature), mean, reduction="none", log_target=True).sum(-1)
+    mean = _mean_softmax(teacher, temperature)
+    log_mean = (mean + torch.finfo(mean.dtype).tiny).log()
+    divergence = (mean * (log_mean - _log_softmax(logits, temperature))).sum(-1)
     return divergence * _factor(temperature, scale_by_temperature)
 
 
@@ -136,7 +135,7 @@ class Adversarial(nn.Module):
         if not reversal >= 0:
             raise ConfigError(f"reversal is 0 or more; found {reversal!r}")
         logits = _one_student(self.name_of, student, teacher)
-        of_student = F.softmax(_softened(logits, temperature), dim=-1)
+        of_student = _softmax(logits, temperature)
         of_teachers = _mean_softmax(teacher, temperature)
         of_student = self.discriminator(_Reversed.apply(of_student, reversal))
         of_teachers = self.discriminator(of_teachers)
@@ -157,7 +156,7 @@ class _Reversed(torch.autograd.Function):
 
 
 def _mean_softmax(logits: Tensors, temperature: float) -> Tensor:
-    total = reduce(torch.add, (F.softmax(_softened(one, temperature), dim=-1) for one in logits))
+    total = reduce(torch.add, (_softmax(one, temperature) for one in logits))
     return total / len(logits)
 
 

@@ -23,7 +23,7 @@ def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: Jiao et al., TinyBERT, 2020, eq. 8.
     """
-    return (student - teacher).square().mean(-1)
+    return F.mse_loss(student, teacher, reduction="none").mean(-1)
 
 
 def cos(student: Tensor, teacher: Tensor) -> Tensor:
@@ -81,9 +81,13 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor | None = None, mean_all: 
 
     Source: Sun et al., Patient Knowledge Distillation for BERT Model Compression, 2019, eq. 7.
     """
-    if student.dim() == 3:
-        batch = torch.arange(len(student), device=student.device)
-        first = 0 if mask is None else mask.int().argmax(1)  # of equal values, the first
+    if student.dim() == 3 and mask is None:
+        student, teacher = student[:, 0], teacher[:, 0]
+    elif mask is not None and student.dim() == 3:
+        batch, first = (
+            torch.arange(len(student), device=student.device),
+            mask.int().argmax(1),
+        )  # of equal ones, the first
         student, teacher = student[batch, first], teacher[batch, first]
     error = (_unit(student) - _unit(teacher)).square()
     return error.mean(-1) if mean_all else error.sum(-1)

@@ -107,7 +107,7 @@ def soft_cross_entropy(
     softening = temperature_per_sample(
         student, teacher, temperature, sample_temperature, temperature_spread, temperature_power, mask
     )
-    p_teacher = F.softmax(_softened(teacher, softening), dim=-1)
+    p_teacher = _softmax(teacher, softening)
     cross_entropy = -(p_teacher * _log_softmax(student, softening)).sum(-1)
     return cross_entropy * softening**2 if scale_by_temperature else cross_entropy
 
@@ -153,10 +153,9 @@ def logits_mse(
     softening = temperature_per_sample(
         student, teacher, temperature, sample_temperature, temperature_spread, temperature_power, mask
     )
-    difference = student - teacher
     if centred:
-        difference = difference - difference.mean(-1, keepdim=True)
-    return difference.square().mean(-1) / softening**2
+        student, teacher = (side - side.mean(-1, keepdim=True) for side in (student, teacher))
+    return F.mse_loss(student, teacher, reduction="none").mean(-1) / softening**2
 
 
 def reverse_kl(
@@ -219,15 +218,16 @@ def js_divergence(
     2023.
     """
     _in_range("beta", beta, 0, 1)
-    log_student, log_teacher = _log_softmax(student, temperature), _log_softmax(teacher, temperature)
     if beta == 0:
-        divergence = _divergence(log_teacher, log_student)
-    elif beta == 1:
-        divergence = _divergence(log_student, log_teacher)
-    else:
-        mixture = _log_mixture(log_teacher, log_student, beta)
-        divergence = beta * _divergence(log_teacher, mixture) + (1 - beta) * _divergence(log_student, mixture)
-    return divergence * _factor(temperature, scale_by_temperature)
+        return kl_divergence(student, teacher, temperature, scale_by_temperature)
+    if beta == 1:
+        return reverse_kl(student, teacher, temperature, scale_by_temperature)
+    p_student, p_teacher = _softmax(student, temperature), _softmax(teacher, temperature)
+    with torch.no_grad():
+        mixture = p_student.lerp(p_teacher, beta)
+        of_teacher, of_student = _ratio(p_teacher, mixture).log_(), _ratio(p_student, mixture).log_()
+        divergence = beta * (p_teacher * of_teacher).sum(-1) + (1 - beta) * (p_student * of_student).sum(-1)
+    return _sloping(divergence, p_student, (1 - beta) * of_student) * _factor(temperature, scale_by_temperature)
 
 
 def skewed_kl(
@@ -259,9 +259,13 @@ def skewed_kl(
     Source: Ko et al., DistiLLM: Towards Streamlined Distillation for Large Language Models, 2024.
     """
     _in_range("skew", skew, 0, 1, open_end=True)
-    log_student, log_teacher = _log_softmax(student, temperature), _log_softmax(teacher, temperature)
-    mixture = _log_mixture(log_teacher, log_student, skew)
-    return _divergence(log_teacher, mixture) * _factor(temperature, scale_by_temperature)
+    if skew == 0:
+        return kl_divergence(student, teacher, temperature, scale_by_temperature)
+    p_student, p_teacher = _softmax(student, temperature), _softmax(teacher, temperature)
+    with torch.no_grad():
+        ratio = _ratio(p_teacher, p_student.lerp(p_teacher, skew))
+        divergence = (p_teacher * ratio.log()).sum(-1)
+    return _sloping(divergence, p_student, (skew - 1) * ratio) * _factor(temperature, scale_by_temperature)
 
 
 def skewed_reverse_kl(
@@ -291,9 +295,14 @@ def skewed_reverse_kl(
     Source: Ko et al., DistiLLM: Towards Streamlined Distillation for Large Language Models, 2024.
     """
     _in_range("skew", skew, 0, 1, open_end=True)
-    log_student, log_teacher = _log_softmax(student, temperature), _log_softmax(teacher, temperature)
-    mixture = _log_mixture(log_student, log_teacher, skew)
-    return _divergence(log_student, mixture) * _factor(temperature, scale_by_temperature)
+    if skew == 0:
+        return reverse_kl(student, teacher, temperature, scale_by_temperature)
+    p_student, p_teacher = _softmax(student, temperature), _softmax(teacher, temperature)
+    with torch.no_grad():
+        ratio = _ratio(p_student, p_teacher.lerp(p_student, skew))
+        log_ratio = ratio.log()
+        divergence = (p_student * log_ratio).sum(-1)
+    return _sloping(divergence, p_student, log_ratio - skew * ratio) * _factor(temperature, scale_by_temperature)
 
 
 def total_variation(
@@ -318,7 +327,7 @@ def total_variation(
     Source: Wen et al., f-Divergence Minimization for Sequence-Level Knowledge Distillation, 2023; among the losses
     compared by Ko et al., DistiLLM, 2024.
     """
-    p_student, p_teacher = (F.softmax(_softened(logits, temperature), dim=-1) for logits in (student, teacher))
+    p_student, p_teacher = _softmax(student, temperature), _softmax(teacher, temperature)
     return (p_teacher - p_student).abs().sum(-1) * (0.5 * _factor(temperature, scale_by_temperature))
 
 
@@ -355,9 +364,9 @@ def dkd(
     Source: Zhao et al., Decoupled Knowledge Distillation, 2022, eq. 7.
     """
     _at_least_two_classes("dkd", student)
-    is_label = _class_numbers(labels, student)[..., None] == torch.arange(student.shape[-1], device=student.device)
-    b_student, q_student = _decoupled(student, is_label, temperature)
-    b_teacher, q_teacher = _decoupled(teacher, is_label, temperature)
+    label = _class_numbers(labels, student)[..., None]
+    b_student, q_student = _decoupled(student, label, temperature)
+    b_teacher, q_teacher = _decoupled(teacher, label, temperature)
     of_label, of_others = _divergence(b_teacher, b_student), _divergence(q_teacher, q_student)
     return (alpha * of_label + beta * of_others) * temperature**2
 
@@ -400,15 +409,13 @@ def dist(
     """
     if not epsilon > 0:
         raise ConfigError(f"epsilon is above 0; found {epsilon!r}")
-    p_student, p_teacher = (
-        F.softmax(_softened(logits, temperature), dim=-1).flatten(0, -2) for logits in (student, teacher)
-    )
-    items, classes = p_student.shape
-    counted = p_student.new_ones(items) if mask is None else mask.flatten().to(p_student.dtype)
+    p_student, p_teacher = (_softmax(logits, temperature).flatten(0, -2) for logits in (student, teacher))
+    counted = p_student.new_ones(len(p_student)) if mask is None else mask.flatten().to(p_student.dtype)
     number = counted.sum()
-    per_item = 1 - _pearson(p_student, p_teacher, p_student.new_ones(classes), epsilon)
+    per_item = 1 - _pearson(p_student, p_teacher, None, epsilon)
     inter = (per_item * counted).sum() / number.clamp(min=1)
-    intra = (1 - _pearson(p_student.T, p_teacher.T, counted, epsilon)).mean() * (number > 1)
+    within = None if mask is None else counted
+    intra = (1 - _pearson(p_student.T, p_teacher.T, within, epsilon)).mean() * (number > 1)
     return (beta * inter + gamma * intra) * temperature**2
 
 
@@ -612,7 +619,11 @@ def _softened(logits: Tensor, temperature: float | Tensor) -> Tensor:
     if isinstance(temperature, Tensor):
         return logits / temperature[..., None]
     _positive(temperature)
-    return logits / temperature
+    return logits if temperature == 1 else logits / temperature
+
+
+def _softmax(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    return F.softmax(_softened(logits, temperature), dim=-1)
 
 
 def _log_softmax(logits: Tensor, temperature: float | Tensor) -> Tensor:
@@ -624,28 +635,41 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 
-def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
-    """log(share * p + (1 - share) * q), for a share in [0, 1)."""
-    return log_q if share == 0 else torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+def _ratio(p: Tensor, mixture: Tensor) -> Tensor:
+    """p / mixture, bounded because the mixture holds a share of p; 0 / 0 is 1."""
+    tiny = torch.finfo(p.dtype).tiny
+    return (p + tiny).div_(mixture + tiny)
 
 
-def _decoupled(logits: Tensor, is_label: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _sloping(values: Tensor, p_student: Tensor, slope: Tensor) -> Tensor:
+    """The values, whose derivative by the student's probabilities is the slope, up to a number for each item.
+
+    Written out because otherwise every step of the formula would be kept for the backward pass.
+    """
+    line = (p_student * slope).sum(-1)
+    return values + (line - line.detach())
+
+
+def _decoupled(logits: Tensor, label: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the label and of all the others together; and of the others among themselves.
 
-    The label's place among the others is 0 on both sides, so it adds nothing to their divergence.
+    The label's place among the others is the lowest number there is, on both sides: it adds nothing to their divergence.
     """
-    log_p = _log_softmax(logits, temperature)
-    label = torch.where(is_label, log_p, 0.0).sum(-1)
-    others = log_p.masked_fill(is_label, -math.inf)
-    return torch.stack([label, others.logsumexp(-1)], -1), others.log_softmax(-1).masked_fill(is_label, 0.0)
+    logits = _softened(logits, temperature)
+    others = logits.scatter(-1, label, torch.finfo(logits.dtype).min / 2)
+    of_both = torch.cat([logits.gather(-1, label), others.logsumexp(-1, keepdim=True)], -1)
+    return of_both.log_softmax(-1), others.log_softmax(-1)
 
 
-def _pearson(first: Tensor, second: Tensor, counted: Tensor, epsilon: float) -> Tensor:
-    """Pearson's correlation of the rows of two matrices, over the columns that count."""
-    first, second = (
-        (rows - (rows * counted).sum(-1, keepdim=True) / counted.sum().clamp(min=1)) * counted
-        for rows in (first, second)
-    )
+def _pearson(first: Tensor, second: Tensor, counted: Tensor | None, epsilon: float) -> Tensor:
+    """Pearson's correlation of the rows of two matrices, over the columns that count; None counts all."""
+    if counted is None:
+        first, second = (rows - rows.mean(-1, keepdim=True) for rows in (first, second))
+    else:
+        number = counted.sum().clamp(min=1)
+        first, second = (
+            (rows - (rows * counted).sum(-1, keepdim=True) / number) * counted for rows in (first, second)
+        )
     norms = torch.linalg.vector_norm(first, dim=-1) * torch.linalg.vector_norm(second, dim=-1)
     return (first * second).sum(-1) / (norms + epsilon)
 

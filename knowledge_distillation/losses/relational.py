@@ -190,9 +190,9 @@ def correlation_congruence(
             return cosines
         if kernel == "rbf":
             return torch.exp(-gamma * _squared_distances(cosines))
-        series = torch.ones_like(cosines)
-        for power in range(1, order + 1):
-            series = series + (2 * gamma) ** power / math.factorial(power) * cosines**power
+        series = 2 * gamma / order * cosines + 1
+        for power in range(order - 1, 0, -1):
+            series = 2 * gamma / power * cosines * series + 1
         return math.exp(-2 * gamma) * series
 
     difference = (correlations(given) - correlations(target)) * _outer(counted)
@@ -243,7 +243,7 @@ def pkt(
 
     def probabilities(rows: Tensor) -> Tensor:
         kernel = (0.5 + 0.5 * _cosines(_gram(rows), epsilon)).clamp(min=0) * pairs
-        return kernel * _inverse(kernel.sum(1, keepdim=True))
+        return kernel / _unless_zero(kernel.sum(1, keepdim=True))
 
     p_s, p_t = probabilities(given), probabilities(target)
     divergence = (p_t * ((p_t + epsilon) / (p_s + epsilon)).log()).sum()
@@ -279,7 +279,7 @@ def nst(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
         s, t = (side.mT @ side / max(side.shape[1], 1) for side in (unit(given), unit(target)))
         return (s - t).square().sum((1, 2))
     ss, tt, st = given @ given.mT, target @ target.mT, given @ target.mT
-    s, t = (_inverse(_lengths(gram)) for gram in (ss, tt))
+    s, t = (1 / _lengths(gram) for gram in (ss, tt))
     return _likeness(tt, t, t) + _likeness(ss, s, s) - 2 * _likeness(st, s, t)
 
 
@@ -362,17 +362,14 @@ def _gram(rows: Tensor, counted: Tensor | None = None) -> Tensor:
 
 
 def _lengths(gram: Tensor) -> Tensor:
-    """(…, batch) lengths of the rows; the derivative at length 0 is 0."""
-    squares = gram.diagonal(dim1=-2, dim2=-1)
-    positive = squares > 0
-    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+    """(…, batch) lengths of the rows; what is divided by one is 0 where it is 0, and so is its derivative."""
+    return _unless_zero(gram.diagonal(dim1=-2, dim2=-1)).sqrt()
 
 
 def _cosines(gram: Tensor, epsilon: float = 0.0) -> Tensor:
     """(batch, batch); those with a row of length 0 are 0."""
-    lengths = _lengths(gram)
-    inverse = torch.where(lengths > 0, _inverse(lengths + epsilon), 0.0)
-    return gram * _outer(inverse)
+    lengths = _lengths(gram) + epsilon
+    return gram / lengths[:, None] / lengths
 
 
 def _squared_distances(gram: Tensor) -> Tensor:
@@ -450,13 +447,17 @@ def _likeness(products: Tensor, s: Tensor, t: Tensor) -> Tensor:
 
 def unit(rows: Tensor) -> Tensor:
     """The rows (last dimension) divided by their length; rows of length 0 stay."""
-    return rows * _inverse(torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
+    return rows / _unless_zero(torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
 
 
 def _inverse(x: Tensor) -> Tensor:
     """1 / x; 0, without a gradient, where x is 0."""
-    there = x >= torch.finfo(x.dtype).tiny
-    return torch.where(there, 1 / torch.where(there, x, 1.0), 0.0)
+    return 1 / _unless_zero(x)
+
+
+def _unless_zero(x: Tensor) -> Tensor:
+    """x, what is divided by it 0 where it is 0."""
+    return x.masked_fill(x < torch.finfo(x.dtype).tiny, torch.inf)
 
 
 def _outer(x: Tensor) -> Tensor:

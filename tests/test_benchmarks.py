@@ -1,0 +1,36 @@
+"""The benchmark of losses compares every loss with a formula that gives the same, and counts memory correctly."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+from losses import Side, cases, check, peak_memory, sides  # noqa: E402
+
+SMALL = cases(small=True)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=[f"{case.name}-{case.kind}" for case in SMALL])
+def test_a_naive_formula_gives_the_values_and_gradients_of_its_loss(case):
+    check(case, *sides(case, dtype=torch.float64), tolerance=1e-6)
+
+
+def test_the_peak_of_memory_is_what_a_calculation_by_hand_gives():
+    x = torch.randn(1000, 250, requires_grad=True)  # one million bytes
+    # exp keeps its result for the backward pass (1), in which the gradient of x comes to it (2); scalars beside
+    assert peak_memory(Side(lambda: x.exp().sum(), [x])) == pytest.approx(2e6, rel=1e-3)
+    # forward: the square keeps x alone, and 3 * x lives beside its square (2); backward: 2 * x (1) and its product
+    # with the gradient (2) and that of the multiplication by 3 (3)
+    y = torch.randn(1000, 250)
+    assert peak_memory(Side(lambda: (x * y).sum(), [x])) == pytest.approx(1e6, rel=1e-3)
+
+
+def test_what_is_held_before_a_call_does_not_count():
+    x = torch.randn(1000, 250, requires_grad=True)
+    side = Side(lambda: x.sum(), [x])
+    side.run()
+    assert peak_memory(side) == peak_memory(side) < 1e6 * 1.001
