@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 import re
 import shlex
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding
 
 import knowledge_distillation
-from knowledge_distillation import KnowledgeDistiller, config, schedules
+from knowledge_distillation import KnowledgeDistiller, config, presets, schedules
 from knowledge_distillation.data import embedded_sentiment, tokenize, train_tokenizer
 from knowledge_distillation.recipe import Recipe, load_recipe
 from knowledge_distillation.settings import TrainingSettings
@@ -248,6 +249,17 @@ def test_every_key_of_a_recipe_is_in_the_table_with_its_default():
     assert {k: v for k, v in table.items() if k not in {*said_in_words, "base"}} == {
         k: str(v) for k, v in real.items() if k not in said_in_words
     }
+
+
+def test_every_method_is_in_the_table_with_its_arguments_and_stages():
+    table = rows("recipes.md", "Methods")
+    assert table.keys() == presets.METHODS.keys()
+    for name, method in presets.METHODS.items():
+        named = set(inspect.signature(method).parameters) - {"teacher", "student", "regression"}
+        if name not in ("ofd", "meal_v2"):
+            named |= set(config.parse_config(presets.expand(name, BertConfig(), BertConfig())).stages)
+        inherited = {"alpha", "temperature"} if "`hinton`" in table[name][0] else set()
+        assert [one for one in named - inherited if f"`{one}`" not in table[name][0]] == [], name
 
 
 def test_every_key_of_an_entry_is_in_the_table():
