@@ -118,7 +118,10 @@ def row_of(
         masked = "by the loss" if "mask" in bound.asks_for else "NONE: a scalar"
     elif not has_mask:
         masked = "-"
-    loss = f"{entry.loss_name}({args})" if args else entry.loss_name
+    compared = ""  # a map of attention is scores or probabilities
+    if bound.kind == "attention":
+        compared = " of scores" if entry.student[0].output.endswith("scores") else " of probabilities"
+    loss = f"{entry.loss_name}{compared}({args})" if args else f"{entry.loss_name}{compared}"
     course = entry.schedule.get("weight")
     weight = f"{entry.weight:g}" if course is None else described(course)
     weight += f"\nin stage {', '.join(entry.stage)}" if entry.stage else ""
