@@ -11,7 +11,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from knowledge_distillation import MultiLayerBasedDistillationLoss, student_from_teacher
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.plan import bind
+from knowledge_distillation.probe import bind
 from knowledge_distillation.students import matching_config
 from knowledge_distillation.teachers import FrozenTeacher
 
