@@ -367,14 +367,19 @@ def expand(name: str, teacher: Any = None, student: Any = None, **options: Any) 
     return METHODS[name](**{side: model for side, model in models.items() if side in parameters}, **options)
 
 
+def check_name(name: str) -> None:
+    """Raise a ConfigError unless a method has this name."""
+    if name not in METHODS:
+        raise ConfigError(f"method {name!r} is unknown.{nearest(name, METHODS)} Known: {', '.join(list_presets())}")
+
+
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """What can be said of a method and its options without the models.
 
     Raises:
         ConfigError: no method has this name, or it does not take these options.
     """
-    if name not in METHODS:
-        raise ConfigError(f"method {name!r} is unknown.{nearest(name, METHODS)} Known: {', '.join(list_presets())}")
+    check_name(name)
     parameters = inspect.signature(METHODS[name]).parameters
     known = [key for key in parameters if key not in ("teacher", "student")]
     for key, value in options.items():

@@ -96,6 +96,7 @@ class Recipe:
         return self
 
     def _check_method(self) -> None:
+        presets.check_name(self.method or METHOD)
         if self.own_entries() is None:
             options = self.method_options()
             presets.check_options(self.method or METHOD, options)
