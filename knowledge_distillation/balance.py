@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class Balance(nn.Module):
     (`relative_scale`: after Muralidharan et al., Compact Language Models via Pruning and Knowledge Distillation, 2024,
     where the ratio is that of one step), or of the norms of their gradients (`gradient_norm`: after Chen et al.,
     GradNorm, 2018, with equal norms as the aim and no learned weights). The reference, whose factor is 1, is the first
-    entry on logits, else the first.
+    entry on logits of those measured, else the first: a stage that compares no logits has its own.
     """
 
     factors: Tensor
@@ -28,8 +28,7 @@ class Balance(nn.Module):
     def __init__(self, entries: Sequence[Entry]) -> None:
         super().__init__()
         self.names = [entry.name for entry in entries]
-        on_logits = (i for i, entry in enumerate(entries) if entry.student[0].output == "logits")
-        self.reference = next(on_logits, 0)
+        self.on_logits = [entry.name for entry in entries if entry.student[0].output == "logits"]
         self.register_buffer("factors", torch.ones(len(entries)))
         self.register_buffer("sizes", torch.zeros(len(entries)))
 
@@ -43,13 +42,14 @@ class Balance(nn.Module):
             if name in measured:
                 before, size = self.sizes[number], measured[name].to(self.sizes)
                 self.sizes[number] = torch.where(before == 0, size, _MEMORY * before + (1 - _MEMORY) * size)
-        reference = self.sizes[self.reference]
+        of_reference = next((name for name in [*self.on_logits, *self.names] if name in measured), self.names[0])
+        reference = self.sizes[self.names.index(of_reference)]
         known = (self.sizes > 0) & (reference > 0)
         self.factors.copy_(torch.where(known, reference / self.sizes.clamp(min=1e-12), torch.ones_like(self.sizes)))
 
-    def values(self) -> dict[str, Tensor]:
-        """The factors under the names they have in a history."""
-        return {f"balance_{name}": self.factors[number].clone() for number, name in enumerate(self.names)}
+    def values(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The factors of entries under the names they have in a history."""
+        return {f"balance_{name}": self[name].clone() for name in names}
 
 
 def gradient_norms(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -102,6 +102,8 @@ def fit_student(
         )
     else:
         chosen = None
+    if chosen is None and entry.teacher_projection.type in ("none", "auto") and entry.projection_checkpoint:
+        raise ConfigError(f"projection_checkpoint is given, and no projection is needed: set its type. {pair}")
     shape = student.shape
     if chosen:
         key = key_of(entry, "student", number, len(entry.student))
@@ -186,6 +188,9 @@ def _mismatch(kind: str, logits: bool, student: Tensor, teacher: Tensor, pair: s
     if kind in ("attention", "heads") and student.shape[1] != teacher.shape[1]:
         return (
             f"{pair}: the student has {student.shape[1]} heads, the teacher {teacher.shape[1]}. "
-            "Maps are compared head by head: choose a student with as many heads, or map hidden_states"
+            "Maps are compared head by head: set projection: heads, choose a student with as many heads, "
+            "or map hidden_states"
         )
+    if kind == "map" and student.dim() == teacher.dim() == 4:
+        return f"{pair}: the maps differ in size: set projection: resize"
     return f"{pair}: shapes differ where no projection can help"

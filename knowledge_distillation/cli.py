@@ -78,7 +78,7 @@ def run(
     given |= {"alpha": alpha, "temperature": temperature, "method": method}
     with _errors(), _quiet():
         read = load_recipe(recipe, [*["distill_config=null"][: method is not None], *overrides], given)
-        if read.distill_config is not None and (alpha is not None or temperature is not None):
+        if read.own_entries() is not None and (alpha is not None or temperature is not None):
             raise ConfigError("--alpha and --temperature belong to a method, and this recipe has a distill_config")
         ready = Ingredients.of(read)
         small = ready.student()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +115,11 @@ class DistillConfig:
         """The names of the stages, in the order in which the entries name them."""
         return tuple(dict.fromkeys(stage for entry in self.entries for stage in entry.stage))
 
+    def sound_entries(self, entries: Iterable[Entry] | None = None) -> list[Entry]:
+        """The entries, all or of some, of which no problem is known yet."""
+        flawed = {index for index, _ in self.problems}
+        return [entry for entry in (self.entries if entries is None else entries) if entry.index not in flawed]
+
     def among(self, peers: Sequence[str]) -> DistillConfig:
         """The config of a cohort: every student has all entries, and learns from each of the others what `peer` says.
 
@@ -173,6 +179,12 @@ def parse_config(config: Sequence[Mapping[str, Any]] | DistillConfig | str | Pat
     entries = _name_entries(entries)
     names = [entry.name for entry in entries]
     problems += [(e.index, f"name {e.name!r} is used twice") for i, e in enumerate(entries) if e.name in names[:i]]
+    shared = {e.projection.shared for e in entries} | {e.teacher_projection.shared for e in entries}
+    problems += [
+        (e.index, f"name {e.name!r} is also that of a shared projection; choose another")
+        for e in entries
+        if e.name in shared - {e.projection.shared, e.teacher_projection.shared}
+    ]
     return DistillConfig(tuple(entries), tuple(problems))
 
 
@@ -242,6 +254,10 @@ def _parse_item(index: int, item: Any, problems: list[str]) -> list[Entry]:
     types = {options["projection"].type, options["teacher_projection"].type}
     if types == {"none"} and options["projection_checkpoint"] and not problems:
         problems.append("projection_checkpoint needs a projection, and projection is none")
+    if options["teacher_projection"].type == "auto":
+        problems.append("teacher_projection says its type, such as linear: none is chosen by itself")
+    if options["teacher_projection"].type != "none" and teacher is None and not problems:
+        problems.append("teacher_projection is given, and no teacher feature")
     if problems or student is None:
         return []
     pairs = _pair(student, teacher, problems)
@@ -373,6 +389,9 @@ def _checkpoint(path: Any, problems: list[str]) -> str | None:
 def _learning_rate(rate: Any, problems: list[str]) -> float | None:
     if rate is None:
         return None
+    if isinstance(rate, str):  # YAML reads 1e-4 as a text
+        with suppress(ValueError):
+            rate = float(rate)
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not math.isfinite(rate) or rate <= 0:
         problems.append(f"learning_rate is a finite number above 0; found {rate!r}")
         return None

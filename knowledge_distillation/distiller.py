@@ -13,18 +13,20 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from . import checkpoint, placement, run_state
+from . import checkpoint, keeping, placement
 from .adaptors import adapted, named, same_inputs, with_context
 from .balance import Balance, gradient_norms
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
-from .config import PEER, SELF, Entry, Feature
+from .cohort import cohort_of
+from .config import Entry, Feature
 from .context import make_context
 from .data.loading import TrainBatches, choose, loader_of, seeded
 from .errors import CheckpointError, ConfigError, DataError, nearest
 from .evaluators import TaskEvaluator, modes_kept, resting
 from .features import preserved
-from .loss_model import MultiLayerBasedDistillationLoss, usable_name
-from .plan import Plan, bind
+from .loss_model import MultiLayerBasedDistillationLoss
+from .plan import Plan
+from .probe import bind
 from .progress import Progress, Running
 from .settings import TrainingSettings
 from .stages import stages_of
@@ -121,35 +123,10 @@ class KnowledgeDistiller:
         num_epoch: int | None = None,
         **settings: Any,
     ) -> None:
-        if student_model is None:
-            raise ConfigError("student_model is missing")
-        teachers = _by_name("teacher_model", teacher_model, "", (SELF, PEER))
-        peers = _by_name("peer_model", peer_model, PEER, (SELF,))
-        for name, model in {
-            "student_model": student_model,
-            **_labelled(teachers, "teacher_model"),
-            **_labelled(peers, "peer_model"),
-        }.items():
-            if hasattr(model, "_orig_mod"):
-                raise ConfigError(
-                    f"{name} is compiled, and a compiled pass has no places to take features from: give the "
-                    "model as it was before torch.compile"
-                )
-            if not isinstance(model, nn.Module):
-                raise ConfigError(f"{name} is a torch module; found {model!r}: load it first, as with from_pretrained")
+        teachers, peers = cohort_of(student_model, teacher_model, peer_model)
+        assert student_model is not None
         if evaluator is not None and not callable(evaluator) and not hasattr(evaluator, "evaluate"):
             raise ConfigError(f"evaluator is a callable, or an object with a method evaluate; found {evaluator!r}")
-        for who, others in (("teacher_model", teachers), ("peer_model", peers)):
-            if any(model is student_model for model in others.values()):
-                raise ConfigError(
-                    f"{who} is student_model itself: give a copy, made with copy.deepcopy(student_model)"
-                )
-        for name, peer in peers.items():
-            twin = next((other for other, model in peers.items() if model is peer), name)
-            if twin != name:
-                raise ConfigError(f"peer_model {twin} and peer_model {name} are one model: give a copy")
-            if name in teachers:
-                raise ConfigError(f"teacher_model and peer_model have one name: {name}")
         if (loss_model is None) == (distill_config is None):
             raise ConfigError("give either distill_config or loss_model")
         if num_epoch is not None:
@@ -177,7 +154,7 @@ class KnowledgeDistiller:
         self._undo = ExitStack()
         self._plan: Plan | None = None
         self._ready = self._optimizer_ready = self._stop_asked = False
-        self._metrics: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self._losses: dict[str, float] = {}
         self._idle_batch: Batch
         self._logged = Running()
@@ -231,7 +208,7 @@ class KnowledgeDistiller:
             self._run()
         finally:
             self.close()
-        return {**self._losses, **self._metrics}
+        return {**self._losses, **self.metrics}
 
     distillate = train
 
@@ -251,9 +228,7 @@ class KnowledgeDistiller:
                 if progress.stopped:
                     break
             if self.output_dir is not None:
-                if not self._keeps_best():
-                    self._save_student(self.output_dir / "student")
-                self._save_peers(self.output_dir)
+                keeping.save_students(self, self.output_dir, student=not self._keeps_best())
         finally:
             try:
                 self._call("on_train_end")
@@ -336,20 +311,23 @@ class KnowledgeDistiller:
 
     def _gradient_norms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every `balance_steps` steps, where terms are balanced by their gradients: the norms of these."""
-        if self.settings.balance != "gradient_norm" or self.progress.step % self.settings.balance_steps:
+        if self.settings.balance != "gradient_norm" or not self._measures_gradients():
             return {}
         return gradient_norms(terms, [p for p in self.module.parameters() if p.requires_grad])
 
+    def _measures_gradients(self) -> bool:
+        return (self.progress.step - self.progress.stage_steps) % self.settings.balance_steps == 0
+
     def _rebalance(self, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take in the sizes of this step's terms; this process's share of the factors, for the history."""
+        """Take in the sizes of this step's terms; this process's share of the factors it had, for the history."""
         balance = self.loss_model.balance
         if balance is None:
             return {}
-        measured = self.settings.balance != "gradient_norm" or not self.progress.step % self.settings.balance_steps
-        if measured:
+        factors = balance.values(self.loss_model.bound)
+        if sizes and (self.settings.balance != "gradient_norm" or self._measures_gradients()):
             summed = self.accelerator.reduce(torch.stack([size.float() for size in sizes.values()]), "sum")
             balance.update(dict(zip(sizes, summed, strict=True)))
-        return {name: factor / self.accelerator.num_processes for name, factor in balance.values().items()}
+        return {name: factor / self.accelerator.num_processes for name, factor in factors.items()}
 
     def _after_step(self, values: dict[str, Tensor], batches: int, managed: bool) -> None:
         progress, settings = self.progress, self.settings
@@ -411,11 +389,11 @@ class KnowledgeDistiller:
         self._end_if_not_finite()
         self.progress.evaluated = self.progress.step
         metrics = self.evaluate()
-        self._metrics = {f"eval_{name}": value for name, value in metrics.items()}
-        self.accelerator.log(self._metrics, step=self.progress.step)
+        self.metrics = {f"eval_{name}": value for name, value in metrics.items()}
+        self.accelerator.log(self.metrics, step=self.progress.step)
         if self._keeps_best():
             name = self._keep_if_best(metrics)
-            self._metrics[f"best_{name}"] = self.progress.best  # type: ignore[assignment]
+            self.metrics[f"best_{name}"] = self.progress.best  # type: ignore[assignment]
         self._call("on_evaluate", metrics)
         self._agree_to_stop()
 
@@ -429,7 +407,7 @@ class KnowledgeDistiller:
         if best is None or math.isnan(best) or (value > best if greater else value < best):
             self.progress.best = value
             if self.output_dir is not None:
-                self._save_student(self.output_dir / "student")
+                keeping.save_students(self, self.output_dir, peers=False)
         return name
 
     def _keeps_best(self) -> bool:
@@ -541,6 +519,8 @@ class KnowledgeDistiller:
             for rate in dict.fromkeys(rates.get(id(p)) for p in extra) if self._scheduler is None else ():
                 group = {"params": [p for p in extra if rates.get(id(p)) == rate]}
                 optimizer.add_param_group(group if rate is None else {**group, "lr": rate})
+            if self._scheduler is not None and any(id(p) in rates for p in extra):
+                raise ConfigError("an entry has a learning_rate, and your lr_scheduler does not know it: leave it out")
             if extra and self._scheduler is not None:  # a schedule made before knows only the groups that were there
                 optimizer.param_groups[0]["params"].extend(extra)
         scheduler = self._scheduler or (
@@ -646,8 +626,7 @@ class KnowledgeDistiller:
         if target is None:
             raise ConfigError("save() needs a directory, since there is no output_dir")
         self._prepare()
-        self._save_student(target / "student")
-        self._save_peers(target)
+        keeping.save_students(self, target)
         self._save_checkpoint(target)
 
     def load_state(
@@ -667,54 +646,27 @@ class KnowledgeDistiller:
         Returns:
             The number of epochs done: where a loop of one's own goes on.
         """
-        folders = [checkpoint.latest(Path(part)) for part in (progress, optimizer) if part is not None]
-        if folders:  # the stage says which entries there are, and so which parameters
-            stage = run_state.read_progress(folders[0], ())[0].stage
-            if stage >= len(self.stages):
-                raise CheckpointError(f"{folders[0]} is of stage {stage + 1}, and this run has {len(self.stages)}")
+        parts = [None if part is None else Path(part) for part in (student, projections, optimizer, progress)]
+        staged = [checkpoint.latest(part) for part in (parts[3], parts[2]) if part is not None]
+        if staged:  # the stage says which entries there are, and so which parameters
+            stage = keeping.stage_in(staged[0], len(self.stages))
             self._leave(unless=stage)
             self.progress.stage = stage
         self._prepare()
-        if student is not None:
-            checkpoint.read_student(Path(student), self.student)
-            for name, peer in self.students.items():
-                if name:
-                    checkpoint.read_module(checkpoint.latest(Path(student)), f"peer-{name}", peer)
-        if projections is not None:
-            checkpoint.read_module(checkpoint.latest(Path(projections)), "projections", self.loss_model)
-        if optimizer is not None:
-            run_state.read_optimizer(checkpoint.latest(Path(optimizer)), self._stateful())
-        if progress is not None:
-            folder = checkpoint.latest(Path(progress))
-            self.progress, self._metrics = run_state.read_progress(folder, self.callbacks)
-            generators = run_state.read_random(folder, self.accelerator.process_index)
-            self.batches.restore(generators, self.progress.batches)
-            self.loss_model.progress = self._stage_progress()
+        keeping.load(self, *parts)
+        self.loss_model.progress = self._stage_progress()
         return self.progress.epoch
 
     def _open_output(self, resume: bool | str | Path) -> None:
-        if self.output_dir is None:
-            if resume:
-                raise CheckpointError("resume_from_checkpoint needs an output_dir")
-        else:
-            run = {
+        if self.output_dir is not None:
+            shape = {
                 "batches": self._steps_per_epoch,
                 "processes": self.accelerator.num_processes,
                 "mixed_precision": self.accelerator.mixed_precision,
             }
-            models = {"student": self.student, "teacher": None, **_labelled(self.students, "peer")}
-            models |= _labelled({name: teacher.model for name, teacher in self.teachers.items()}, "teacher")
-            identity = run_state.identity(self.loss_model, models, self.settings, run)
-            main = self.accelerator.is_main_process
-            if main:
-                checkpoint.check_free(self.output_dir, identity, bool(resume), self.settings.overwrite_output_dir)
-            folder = Path(resume) if isinstance(resume, (str, Path)) else self.output_dir
-            if resume and (checkpoint.checkpoints(folder) or folder != self.output_dir):
-                self.load_state(student=folder, projections=folder, optimizer=folder, progress=folder)
-            self.accelerator.wait_for_everyone()
-            if main:
-                checkpoint.claim(self.output_dir, identity, bool(resume))
-            self.accelerator.wait_for_everyone()
+            keeping.open_output(self, self.output_dir, resume, shape)
+        elif resume:
+            raise CheckpointError("resume_from_checkpoint needs an output_dir")
         self._add_standard_callbacks()
         if self.settings.report_to:
             self.accelerator.init_trackers("distillation", {k: str(v) for k, v in self.settings.to_dict().items()})
@@ -728,66 +680,19 @@ class KnowledgeDistiller:
         present = {type(callback) for callback in self.callbacks}
         self.callbacks += [callback for callback in standard if type(callback) not in present]
 
-    def _stateful(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.accelerator.scaler}
-
-    def _save_student(self, directory: Path, student: nn.Module | None = None) -> None:
-        if self.accelerator.is_main_process:
-            checkpoint.save_student(directory, student or self.student, self.processing_class)
-        self.accelerator.wait_for_everyone()
-
-    def _save_peers(self, directory: Path) -> None:
-        for name, peer in self.students.items():
-            if name:
-                self._save_student(directory / "peers" / name, peer)
-
     def _save_checkpoint(self, directory: Path | None = None) -> None:
         directory = directory or self.output_dir
         if directory is None:
             return
         self._end_if_not_finite()
-        writer = checkpoint.Writer(directory, self.progress.step)
-        if self.accelerator.is_main_process:
-            writer.begin()
-        self.accelerator.wait_for_everyone()
-        states = self.batches.states(self.progress.batches)
-        run_state.write_random(writer, self.accelerator.process_index, states)
-        if self.accelerator.is_main_process:
-            writer.module("student", self.student)
-            for name, peer in self.students.items():
-                if name:
-                    writer.module(f"peer-{name}", peer)
-            writer.module("projections", self.loss_model)
-            run_state.write_optimizer(writer, self._stateful())
-            run_state.write_progress(writer, self.progress, self._metrics, self.callbacks)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self._call("on_save", writer.commit(self.settings.save_total_limit))
+        saved = keeping.save_checkpoint(self, directory)
+        self._call("on_save", saved)
         self.accelerator.wait_for_everyone()
 
     def _call(self, event: str, *data: Any) -> None:
         if self.accelerator.is_main_process:
             for callback in self.callbacks:
                 getattr(callback, event)(self, *data)
-
-
-def _by_name(what: str, models: Any, alone: str, reserved: tuple[str, ...]) -> dict[str, Any]:
-    """Models by name; one that is given alone has the name `alone`."""
-    if models is None:
-        return {}
-    if not isinstance(models, Mapping):
-        return {alone: models}
-    wrong = [name for name in models if not usable_name(name) or name in reserved]
-    if wrong or not models:
-        raise ConfigError(
-            f"{what} names models by texts without '.' and '/', other than {', '.join(map(repr, reserved))} and names "
-            f"torch uses itself; found {wrong or 'no model at all'}"
-        )
-    return dict(models)
-
-
-def _labelled(models: Mapping[str, Any], what: str) -> dict[str, Any]:
-    return {f"{what} {name}".strip(): model for name, model in models.items() if name or what.startswith("teacher")}
 
 
 def _no_such_metric(name: str, metrics: Iterable[str]) -> ConfigError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,21 +92,25 @@ def list_presets() -> Table:
 
 
 def show_preset(name: str, teacher: str | None, student: str | None) -> str:
-    """The entries of a preset as YAML, for two models by name; none: a teacher of 12 layers and a student of 3."""
-    import copy
-
+    """The entries of a preset as YAML, for two models by name; none: a BERT of 12 layers and one of 3."""
     import yaml
 
     from . import presets
 
     of_teacher = _config(teacher or ("resnet" if name == "ofd" else "bert"))
-    of_student = copy.deepcopy(of_teacher) if student is None else _config(student)
-    if student is None and hasattr(of_student, "num_hidden_layers"):
+    of_student = _config(student) if student else copy.deepcopy(of_teacher)
+    if not student and hasattr(of_student, "num_hidden_layers"):
         of_student.num_hidden_layers = max(1, of_teacher.num_hidden_layers // 4)
     options = {"teacher_names": ["first", "second"]} if name == "meal_v2" else {}
     entries = presets.expand(name, of_teacher, of_student, **options)
     lines = (yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1 << 16) for entry in entries)
-    return "\n".join(["distill_config:", *(f"  - {line.strip()}" for line in lines)])
+    head = f"# teacher: {_size(of_teacher)}; student: {_size(of_student)}"
+    return "\n".join([head, "distill_config:", *(f"  - {line.strip()}" for line in lines)])
+
+
+def _size(config: Any) -> str:
+    depth = getattr(config, "num_hidden_layers", None)
+    return config.model_type + (f" with {depth} layers" if depth else "")
 
 
 def _config(name: str) -> Any:

@@ -81,7 +81,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         student_output_adaptor: OutputAdaptor | None = None,
     ) -> None:
         super().__init__()
-        self.config: DistillConfig = _with_usablenames_of(parse_config(distill_config))
+        self.config: DistillConfig = _with_usable_names(parse_config(distill_config))
         self.teacher_output_adaptor = teacher_output_adaptor
         self.student_output_adaptor = student_output_adaptor
         self.projections = nn.ModuleDict()
@@ -135,7 +135,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             )
         student, teacher, context = self._read(teacher_output, student_output, teacher_inputs, student_inputs)
         problems = list(self.config.problems)
-        for entry in self.config.entries:
+        for entry in self.config.sound_entries():
             try:
                 for features, asked, who in ((student, entry.student, "student"), (teacher, entry.teacher, "teacher")):
                     missing = next((str(f) for f in asked if f not in features), None)
@@ -271,9 +271,11 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             with torch.autocast(student[name][0].device.type, enabled=False):
                 target = apply_projections(self.projections, bound.entry, target, "teacher")
             values, _ = self._values(bound, student[name], target, context, args)
-            attached[name] = self._average(bound, values, context, counts)
-            weighted = attached[name] * (weight if self.balance is None else weight * self.balance[name])
+            value = self._average(bound, values, context, counts)
+            weighted = value * (weight if self.balance is None else weight * self.balance[name])
             loss = weighted if loss is None else loss + weighted
+            if _is_on(bound, weight):
+                attached[name] = value
         assert loss is not None
         return Terms(loss, {name: term.detach() for name, term in attached.items()}, attached)
 
@@ -287,7 +289,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def _now(self) -> list[tuple[BoundEntry, Any, Mapping[str, Any]]]:
         """The entries with their weights and arguments at the present progress, without those whose schedule is at 0.
 
-        Over several processes these take part as well: every gradient has to be there.
+        Over several processes these are computed as well, since every gradient has to be there.
         """
         now = []
         for bound in self.bound.values():
@@ -295,8 +297,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             weight = at.pop("weight", bound.entry.weight)
             now.append((bound, weight, {**bound.args, **at} if at else bound.args))
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        on = now if together else [one for one in now if one[1] or "weight" not in one[0].entry.schedule]
-        return on or now
+        return (not together and [one for one in now if _is_on(*one[:2])]) or now
 
     def projections_of(self, entry: Entry) -> list[nn.Module]:
         """The projections of an entry, those of its student side first."""
@@ -304,10 +305,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         keys = [key_of(entry, side, number, features) for side, features in sides for number in range(features)]
         return [self.projections[key] for key in dict.fromkeys(keys) if key in self.projections]
 
-    def learning_rates(self) -> dict[int, float]:
-        """Id of a parameter -> its learning rate, for entries that have one of their own."""
+    def learning_rates(self, *entries: Entry) -> dict[int, float]:
+        """Id of a parameter -> its learning rate, where its entry has one; of all entries or of some."""
         rates: dict[int, float] = {}
-        for entry in self.config.entries:
+        for entry in entries or self.config.entries:
             if entry.learning_rate is not None:
                 modules = [
                     *self.projections_of(entry),
@@ -401,6 +402,11 @@ def _left_out(bound: BoundEntry, masks: Masks) -> Masks:
     return masks if bound.layout.name == "pairs" else Masks(rows)
 
 
+def _is_on(bound: BoundEntry, weight: float) -> bool:
+    """Whether an entry counts as a term now: not where its schedule is at 0."""
+    return bool(weight) or "weight" not in bound.entry.schedule
+
+
 def _averaged_over(bound: BoundEntry) -> Layout:
     """The layout of what the average divides by: samples for the reductions that count them."""
     if bound.entry.reduction in ("sequence_mean", "batch_mean") and bound.layout.name != "batch":
@@ -433,7 +439,7 @@ def _adapted(adaptor: OutputAdaptor | None, output: Any, who: str) -> dict[Featu
         ) from error
 
 
-def _with_usablenames_of(config: DistillConfig) -> DistillConfig:
+def _with_usable_names(config: DistillConfig) -> DistillConfig:
     """Names of entries and shared projections are names of modules, of which torch keeps some for itself."""
     names = [
         (entry.index, name)

@@ -13,11 +13,13 @@ from .adaptors import DataAdaptor, accepted, adapted, named, same_inputs
 from .capture import Capture
 from .config import Feature
 from .context import make_context, mask_keys, mask_of
-from .errors import ConfigError
+from .errors import ConfigError, DataError, DistillationError, nearest
+from .evaluators import resting
 from .features import catalogue, first_rows, preserved
-from .teachers import FrozenTeacher
 
 Entries = list[dict[str, Any]]
+Pairs = list[tuple[int, int]]  # of a teacher and a student layer
+Mapped = str | Sequence[Sequence[int]]  # a strategy by name, or pairs
 
 
 class Proposal(list[dict[str, Any]]):
@@ -25,9 +27,17 @@ class Proposal(list[dict[str, Any]]):
     text; and `similarity`, student layers by teacher layers, in [0, 1].
     """
 
-    def __init__(self, entries: Entries, pairs: Sequence[tuple[int, int]], why: str, similarity: Tensor) -> None:
+    def __init__(self, entries: Entries, pairs: Pairs, why: str, similarity: Tensor) -> None:
         super().__init__(entries)
-        self.pairs, self.why, self.similarity = list(pairs), why, similarity
+        self.pairs, self.why, self.similarity = pairs, why, similarity
+
+
+# teacher depth N and student depth M -> pairs
+STRATEGIES: Mapping[str, Callable[[int, int], Pairs]] = {
+    "uniform": lambda n, m: [(round(i * n / m), i) for i in range(1, m + 1)],
+    "last": lambda n, m: [(n - m + i, i) for i in range(1, m + 1)],
+    "skip": lambda n, m: [(i * n // m, i) for i in range(1, max(m, 2))],
+}
 
 
 def uniform(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states",), **entry: Any) -> Entries:
@@ -38,19 +48,18 @@ def uniform(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states
         outputs: what of each layer is compared.
         **entry: further keys of the entries, such as `loss` (`mse` where left out) or `weight`.
 
-    Source: Jiao et al., TinyBERT, 2020, section 3.1.
+    Source: Jiao et al., TinyBERT, 2020, section 3.1; there M divides N, here the depth is rounded.
     """
-    n, m = depths(teacher, student)
-    return entries_of([(round(i * n / m), i) for i in range(1, m + 1)], outputs, **entry)
+    return entries_of(pairs_of("uniform", teacher, student), outputs, **entry)
 
 
 def last(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states",), **entry: Any) -> Entries:
     """The student's layers from as many last layers of the teacher; arguments as for `uniform`.
 
-    Source: PKD-Last of Sun et al., Patient Knowledge Distillation, 2019.
+    Source: the top strategy of Jiao et al., TinyBERT, 2020. PKD-Last of Sun et al., Patient Knowledge Distillation,
+    2019, leaves out the last pair of them.
     """
-    n, m = depths(teacher, student)
-    return entries_of([(n - m + i, i) for i in range(1, m + 1)], outputs, **entry)
+    return entries_of(pairs_of("last", teacher, student), outputs, **entry)
 
 
 def skip(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states",), **entry: Any) -> Entries:
@@ -58,8 +67,7 @@ def skip(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states",)
 
     Arguments as for `uniform`. Source: PKD-Skip of Sun et al., Patient Knowledge Distillation, 2019.
     """
-    n, m = depths(teacher, student)
-    return entries_of([(i * n // m, i) for i in range(1, max(m, 2))], outputs, **entry)
+    return entries_of(pairs_of("skip", teacher, student), outputs, **entry)
 
 
 def search(
@@ -81,6 +89,10 @@ def search(
         data_adaptor: as for training; None gives both models the batch.
         outputs, **entry: as for `uniform`.
 
+    Raises:
+        ConfigError: there is no batch, or the models have no layers to compare.
+        DataError: a model fails on a batch.
+
     Source: similarity of Kornblith et al., Similarity of Neural Network Representations Revisited, 2019.
     """
     n, m = depths(teacher, student)
@@ -94,26 +106,66 @@ def search(
     return Proposal(entries_of(pairs, outputs, **entry), pairs, _table(similarity, pairs, number), similarity)
 
 
-STRATEGIES: Mapping[str, Callable[..., Entries]] = {"uniform": uniform, "last": last, "skip": skip}
+def pairs_of(mapping: Mapped, teacher: Any, student: Any) -> Pairs:
+    """(teacher layer, student layer) pairs by the name of a strategy, for two models or configs; or the pairs given.
+
+    Raises:
+        ConfigError: no strategy has this name, these are no pairs, or the models have no such layers.
+    """
+    check_mapping(mapping, STRATEGIES)
+    if isinstance(mapping, str):
+        return STRATEGIES[mapping](*depths(teacher, student))
+    return [(of_teacher, of_student) for of_teacher, of_student in mapping]
+
+
+def check_mapping(mapping: Any, names: Iterable[str]) -> None:
+    """Raise a ConfigError unless this is one of the names, or a list of pairs of layers."""
+    if isinstance(mapping, str):
+        known = list(names)
+        if mapping not in known:
+            near = nearest(mapping, known)
+            raise ConfigError(f"mapping is one of {', '.join(known)}, or pairs of layers; found {mapping!r}.{near}")
+    elif not mapping or not isinstance(mapping, (list, tuple)) or not all(map(_is_pair, mapping)):
+        raise ConfigError(f"mapping is a list of [teacher layer, student layer] pairs; found {mapping!r}")
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, (list, tuple)) and [type(layer) for layer in pair] == [int, int]
 
 
 def depths(teacher: Any, student: Any) -> tuple[int, int]:
     """The numbers of layers of two models, or of their configs.
 
     Raises:
-        ConfigError: one of them does not say, or the student is the deeper one.
+        ConfigError: one of them does not say, has two stacks of layers, or the student is the deeper one.
     """
-    found = [getattr(getattr(model, "config", model), "num_hidden_layers", None) for model in (teacher, student)]
+    configs = [getattr(model, "config", model) for model in (teacher, student)]
+    if any(getattr(config, "is_encoder_decoder", False) for config in configs):
+        raise ConfigError(
+            "an encoder-decoder has two stacks of layers: write its entries out, with encoder_layer{…} and "
+            "decoder_layer{…}"
+        )
+    found = [getattr(config, "num_hidden_layers", None) for config in configs]
     if not all(isinstance(depth, int) for depth in found) or found[1] > found[0]:  # type: ignore[operator]
         raise ConfigError(f"a layer mapping needs a teacher at least as deep as the student; found depths {found}")
     return found[0], found[1]  # type: ignore[return-value]
 
 
-def entries_of(pairs: Sequence[tuple[int, int]], outputs: Sequence[str] = ("hidden_states",), **entry: Any) -> Entries:
-    """One entry for each output, its braces holding (teacher layer, student layer) pairs."""
-    sides = ["layer" + _braced([pair[side] for pair in pairs]) for side in (0, 1)]
+def entries_of(
+    pairs: Sequence[Sequence[int]],
+    outputs: Sequence[str] = ("hidden_states",),
+    stack: str = "layer",
+    **entry: Any,
+) -> Entries:
+    """One entry for each output, its braces holding (teacher layer, student layer) pairs.
+
+    Args:
+        stack: what the names of the layers begin with; `encoder_layer` and `decoder_layer` where there are two.
+        **entry: further keys of the entries, such as `loss` (`mse` where left out) or `weight`.
+    """
+    teacher, student = (stack + _braced([pair[side] for pair in pairs]) for side in (0, 1))
     return [
-        {"teacher": f"{sides[0]}.{output}", "student": f"{sides[1]}.{output}", "loss": "mse", **entry}
+        {"teacher": f"{teacher}.{output}", "student": f"{student}.{output}", "loss": "mse", **entry}
         for output in outputs
     ]
 
@@ -128,11 +180,15 @@ def _similarities(teacher: nn.Module, student: nn.Module, batch: Any, adaptor: D
 
     device = next(student.parameters()).device
     for_teacher, for_student = adapted(adaptor, device, batch)
-    frozen = teacher.model if isinstance(teacher, FrozenTeacher) else teacher
     sides = []
-    for model, inputs, depth in ((frozen, for_teacher, n), (student, for_student, m)):
+    for who, model, inputs, depth in (("teacher", teacher, for_teacher, n), ("student", student, for_student, m)):
         given = named(inputs, model, "model")
-        sides.append((_hidden_states(model, accepted(given, model), depth), given))
+        try:
+            sides.append((_hidden_states(model, accepted(given, model), depth), given))
+        except (DistillationError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise DataError(f"the {who} fails on a batch of search: {type(error).__name__}: {error}") from error
     context = make_context(sides[1][1], sides[0][1])
     example = sides[1][0][0]
     mask = mask_of(context, mask_keys(Feature("layer1", "hidden_states"), "tokens", example, context)[0])
@@ -141,25 +197,20 @@ def _similarities(teacher: nn.Module, student: nn.Module, batch: Any, adaptor: D
 
 
 def _hidden_states(model: nn.Module, inputs: Mapping[str, Any], depth: int) -> list[Tensor]:
-    was_training = model.training
-    model.eval()
-    try:
+    with resting(model), preserved(model):
         names = catalogue(model, first_rows(inputs))
-        wanted = {n: names.find(Feature(f"layer{n}", "hidden_states")) for n in range(1, depth + 1)}
-        if any(known is None for known in wanted.values()):
+        found = [names.find(Feature(f"layer{n}", "hidden_states")) for n in range(1, depth + 1)]
+        if None in found:
             raise ConfigError(f"{type(model).__name__} has no layer{{1..{depth}}}.hidden_states to compare")
-        capture = Capture(model, {n: known.location for n, known in wanted.items() if known})
+        capture = Capture(model, {n: known.location for n, known in enumerate(found) if known})
         try:
-            with preserved(model):
-                taken = capture(inputs)
+            taken = capture(inputs)
         finally:
             capture.close()
-    finally:
-        model.train(was_training)
-    return [taken[n] for n in range(1, depth + 1)]
+    return [taken[n] for n in range(depth)]
 
 
-def _best_path(similarity: Tensor) -> list[tuple[int, int]]:
+def _best_path(similarity: Tensor) -> Pairs:
     """(teacher layer, student layer) pairs with rising teacher layers and the greatest sum of similarities."""
     m, n = similarity.shape
     best: list[tuple[float, list[int]]] = [(0.0, [])] * (n + 1)  # best[j]: within the teacher's first j layers
@@ -172,7 +223,7 @@ def _best_path(similarity: Tensor) -> list[tuple[int, int]]:
     return [(layer, i) for i, layer in enumerate(best[n][1], start=1)]
 
 
-def _table(similarity: Tensor, pairs: Sequence[tuple[int, int]], batches: int) -> str:
+def _table(similarity: Tensor, pairs: Pairs, batches: int) -> str:
     """Similarities by layer, the chosen ones in brackets, and what the chosen sum is against even spacing."""
     m, n = similarity.shape
     chosen = set(pairs)
@@ -181,7 +232,8 @@ def _table(similarity: Tensor, pairs: Sequence[tuple[int, int]], batches: int) -
         cells = (f"{similarity[i - 1, j - 1]:.2f}" for j in range(1, n + 1))
         marked = (f"[{cell}]" if (j, i) in chosen else f"{cell} " for j, cell in enumerate(cells, start=1))
         lines.append(f"layer{i:<2}" + "".join(f"{cell:>9}" for cell in marked))
-    even = sum(float(similarity[i, round((i + 1) * n / m) - 1]) for i in range(m)) / m
-    mine = sum(float(similarity[i - 1, j - 1]) for j, i in pairs) / m
+    even, mine = (
+        sum(float(similarity[i - 1, j - 1]) for j, i in some) / m for some in (STRATEGIES["uniform"](n, m), pairs)
+    )
     said = f"linear CKA of hidden states over {batches} batches; mean of the chosen pairs {mine:.3f}"
     return "\n".join(itertools.chain([f"{said}, of evenly spaced ones {even:.3f}"], lines))

@@ -7,15 +7,15 @@ meant for pre-training, labels of the task stand in the place of its language-mo
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .config import expand_braces
 from .errors import ConfigError, nearest
-from .mapping import STRATEGIES, Entries, depths, entries_of, uniform
+from .mapping import Entries, Mapped, depths, entries_of, pairs_of
 
-Mapped = str | Sequence[tuple[int, int]]  # a strategy, or pairs of a teacher and a student layer
 _LOGITS = {"teacher": "output.logits", "student": "output.logits"}
+_EMBEDDING = {"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}
 
 
 def hinton(alpha: float = 0.5, temperature: float = 2.0, regression: bool = False) -> Entries:
@@ -30,12 +30,7 @@ def hinton(alpha: float = 0.5, temperature: float = 2.0, regression: bool = Fals
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha is the weight of the soft part, in [0, 1]; found {alpha}")
-    if temperature <= 0:
-        raise ConfigError(f"temperature is above 0; found {temperature}")
-    soft = {**_LOGITS, "loss": "kl_divergence", "args": {"temperature": temperature}, "weight": alpha}
-    if regression:
-        soft |= {"loss": "logits_mse", "args": {}}
-    return [entry for entry in (soft, _labels(1 - alpha, regression)) if entry["weight"]]
+    return _weighted([_soft(alpha, temperature, regression), _labels(1 - alpha, regression)])
 
 
 def layers(teacher: Any, student: Any, alpha: float = 0.5, temperature: float = 2.0) -> Entries:
@@ -44,8 +39,8 @@ def layers(teacher: Any, student: Any, alpha: float = 0.5, temperature: float = 
     Hidden states are compared always, attention maps where both models have as many heads.
     """
     outputs = ["hidden_states", *["attention"][: _same_heads(teacher, student)]]
-    entries: Entries = [_embedding(), *uniform(teacher, student, outputs)]
-    return entries + hinton(alpha, temperature, regression=_regression(teacher))
+    states = entries_of(pairs_of("uniform", teacher, student), outputs)
+    return [dict(_EMBEDDING), *states, *hinton(alpha, temperature, _regression(teacher))]
 
 
 def attention_transfer(
@@ -61,6 +56,7 @@ def attention_transfer(
     Args:
         student_layers, teacher_layers: paired one by one; negative numbers count from the end.
         weight: of each pair; 1000 in the paper's code.
+        alpha, temperature: as for `hinton`; 0.9 and 4 in the paper's code.
 
     Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017.
     """
@@ -70,7 +66,8 @@ def attention_transfer(
             f"{list(teacher_layers)}"
         )
     pairs = list(zip(teacher_layers, student_layers, strict=True))
-    return entries_of(pairs, loss="attention_transfer", weight=weight) + hinton(alpha, temperature, regression)
+    looks = entries_of(pairs, loss="attention_transfer", weight=weight)
+    return _weighted([*looks, *hinton(alpha, temperature, regression)])
 
 
 def tinybert(teacher: Any, student: Any, mapping: Mapped = "uniform") -> Entries:
@@ -79,14 +76,15 @@ def tinybert(teacher: Any, student: Any, mapping: Mapped = "uniform") -> Entries
     Attention is left out where the numbers of heads differ.
 
     Args:
-        mapping: `uniform`, `last` or `skip`, or (teacher layer, student layer) pairs.
+        mapping: `uniform` (the paper's), `last` or `skip`, or (teacher layer, student layer) pairs.
 
-    Source: Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding, 2020.
+    Source: Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding, 2020: its task-specific
+    step.
     """
     outputs = ["hidden_states", *["attention_scores"][: _same_heads(teacher, student)]]
-    entries = [_embedding(), *_mapped(mapping, teacher, student, outputs)]
-    soft = {**_LOGITS, "loss": "logits_mse" if _regression(teacher) else "soft_cross_entropy"}
-    return [*({**entry, "stage": "intermediate"} for entry in entries), {**soft, "stage": "prediction"}]
+    inner = [_EMBEDDING, *entries_of(pairs_of(mapping, teacher, student), outputs)]
+    logits = {**_LOGITS, "loss": "logits_mse" if _regression(teacher) else "soft_cross_entropy"}
+    return _staged(intermediate=inner, prediction=[logits])
 
 
 def pkd(
@@ -100,15 +98,19 @@ def pkd(
     """`hinton`, and the normalised [CLS] vectors of intermediate layers.
 
     Args:
+        alpha: weight of the soft part; 0.2, 0.5 or 0.7 in the paper's code.
+        temperature: 5, 10 or 20 in the paper's code.
         beta: weight of the vectors, as in the paper's code, whose distance is divided by their width: 10 to 1000.
-        temperature: 5, 10 or 20 in the paper.
-        mapping: `skip` or `last`, which are the paper's, or `uniform`, or (teacher layer, student layer) pairs.
+        mapping: `skip` or `last`, the paper's, or `uniform`, each without the student's last layer, which the logits
+            teach already; or (teacher layer, student layer) pairs.
 
     Source: Sun et al., Patient Knowledge Distillation for BERT Model Compression, 2019.
     """
-    (vectors,) = _mapped(mapping, teacher, student, ["hidden_states"], loss="pkd", args={"mean_all": True})
-    vectors["weight"] = beta / len(expand_braces(vectors["student"]))
-    return [vectors, *hinton(alpha, temperature, _regression(teacher))]
+    pairs = pairs_of(mapping, teacher, student)
+    if isinstance(mapping, str):
+        pairs = pairs[: max(1, depths(teacher, student)[1] - 1)]
+    vectors = entries_of(pairs, loss="pkd", args={"mean_all": True}, weight=beta / len(pairs))
+    return _weighted([*vectors, *hinton(alpha, temperature, _regression(teacher))])
 
 
 def distilbert(
@@ -122,13 +124,14 @@ def distilbert(
     """Soft targets, labels, and the directions of the last layer's hidden states.
 
     Args:
-        alpha_ce, alpha_labels, alpha_cos: their weights; the paper's language-model loss is that of the labels.
+        alpha_ce, alpha_labels, alpha_cos: their weights; alpha_labels was that of the language-model loss.
 
-    Source: Sanh et al., DistilBERT, a distilled version of BERT, 2019.
+    Source: Sanh et al., DistilBERT, a distilled version of BERT, 2019: the values of its released
+    command.
     """
-    soft = hinton(1.0, temperature, _regression(teacher))[0] | {"weight": alpha_ce}
+    regression = _regression(teacher)
     cosine = entries_of([(-1, -1)], loss="hidden_cosine", weight=alpha_cos)
-    return [soft, _labels(alpha_labels, _regression(teacher)), *cosine]
+    return _weighted([_soft(alpha_ce, temperature, regression), _labels(alpha_labels, regression), *cosine])
 
 
 def minilm(teacher: Any, student: Any, teacher_layer: int = -1) -> Entries:
@@ -137,16 +140,16 @@ def minilm(teacher: Any, student: Any, teacher_layer: int = -1) -> Entries:
     Both models have as many attention heads; widths may differ.
 
     Args:
-        teacher_layer: whose self-attention is copied into the student's last layer.
+        teacher_layer: whose self-attention is copied into the student's last layer; the last in the paper.
 
     Source: Wang et al., MiniLM: Deep Self-Attention Distillation, 2020.
     """
     if not _same_heads(teacher, student):
         raise ConfigError("minilm needs as many attention heads in both models; minilm_v2 does not")
     pair = [(teacher_layer, -1)]
-    entries = entries_of(pair, ["attention"], loss="attention_kl")
-    entries += entries_of(pair, ["value"], loss="value_relation")
-    return _then_labels(entries, teacher)
+    relations = entries_of(pair, ["attention"], loss="attention_kl")
+    relations += entries_of(pair, ["value"], loss="value_relation")
+    return _staged(relations=relations, labels=[_labels(1.0, _regression(teacher))])
 
 
 def minilm_v2(teacher: Any, student: Any, teacher_layer: int = -1, relation_heads: int | None = None) -> Entries:
@@ -160,12 +163,12 @@ def minilm_v2(teacher: Any, student: Any, teacher_layer: int = -1, relation_head
 
     Source: Wang et al., MiniLMv2: Multi-Head Self-Attention Relation Distillation, 2021.
     """
-    widths = [getattr(_config(model), "hidden_size", 0) for model in (teacher, student)]
+    widths = [getattr(_config(model), "hidden_size", None) for model in (teacher, student)]
     if relation_heads is None and all(width and width % 48 == 0 for width in widths):
         relation_heads = 48
-    args: dict[str, Any] = {} if relation_heads is None else {"relation_heads": relation_heads}
-    entries = entries_of([(teacher_layer, -1)], ["{query,key,value}"], loss="qkv_relation", args=args)
-    return _then_labels(entries, teacher)
+    args = {} if relation_heads is None else {"relation_heads": relation_heads}
+    relations = entries_of([(teacher_layer, -1)], ["{query,key,value}"], loss="qkv_relation", args=args)
+    return _staged(relations=relations, labels=[_labels(1.0, _regression(teacher))])
 
 
 def mobilebert(
@@ -177,58 +180,68 @@ def mobilebert(
     projected.
 
     Args:
-        progressive: one stage for each layer, `layer1` first, as in the paper, instead of all at once.
+        progressive: one stage for each layer, `layer1` first, instead of all at once. The layers below go on training
+            with it; the paper freezes them or slows them down.
 
     Source: Sun et al., MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices, 2020.
     """
-    _, m = depths(teacher, student)
-    kinds = {"hidden_states": "mobilebert_feature", "attention": "mobilebert_attention"}
-    kinds = kinds if _same_heads(teacher, student) else {"hidden_states": "mobilebert_feature"}
-    pairs = uniform(teacher, student)[0]
-    entries: Entries = []
-    for output, loss in kinds.items():
-        sides = {side: pairs[side].replace("hidden_states", output) for side in ("teacher", "student")}
-        if progressive:
-            split = {side: expand_braces(name) for side, name in sides.items()}
-            entries += [
-                {"teacher": t, "student": s, "loss": loss, "stage": f"layer{i}"}
-                for i, (t, s) in enumerate(zip(split["teacher"], split["student"], strict=True), start=1)
-            ]
-        else:
-            entries.append({**sides, "loss": loss, "stage": "layers"})
-    order = {f"layer{i}": i for i in range(1, m + 1)}
-    entries.sort(key=lambda entry: order.get(entry["stage"], 0))
-    final = hinton(alpha, temperature, _regression(teacher))
-    return entries + [{**entry, "stage": "prediction"} for entry in final]
+    pairs = pairs_of("uniform", teacher, student)
+    stages = {f"layer{i}": [pair] for i, pair in enumerate(pairs, start=1)} if progressive else {"layers": pairs}
+    entries: dict[str, Entries] = {}
+    for stage, some in stages.items():
+        entries[stage] = entries_of(some, loss="mobilebert_feature")
+        if _same_heads(teacher, student):
+            entries[stage] += entries_of(some, ["attention"], loss="mobilebert_attention")
+    return _staged(**entries, prediction=hinton(alpha, temperature, _regression(teacher)))
 
 
-def rkd(teacher: Any, student: Any, distance: float = 25.0, angle: float = 50.0, alpha: float = 0.0) -> Entries:
+def rkd(
+    teacher: Any,
+    student: Any,
+    distance: float = 25.0,
+    angle: float = 50.0,
+    alpha: float = 0.0,
+    pooling: str = "first",
+) -> Entries:
     """Distances and angles between samples, by their [CLS] vectors in the last layer; and the labels.
 
     Args:
         distance, angle: weights of the two; 25 and 50 in the paper.
-        alpha: weight of soft targets, taken from that of the labels.
+        alpha: weight of soft targets at temperature 2, taken from that of the labels.
+        pooling: `mean` of the tokens, for models without [CLS].
 
     Source: Park et al., Relational Knowledge Distillation, 2019.
     """
-    first = {"pooling": "first"}
-    entries = entries_of([(-1, -1)], loss="rkd_distance", args=first, weight=distance)
-    entries += entries_of([(-1, -1)], loss="rkd_angle", args=first, weight=angle)
-    return entries + hinton(alpha, 2.0, _regression(teacher))
+    entries = [
+        *entries_of([(-1, -1)], loss="rkd_distance", args={"pooling": pooling}, weight=distance),
+        *entries_of([(-1, -1)], loss="rkd_angle", args={"pooling": pooling}, weight=angle),
+    ]
+    return _weighted([*entries, *hinton(alpha, 2.0, _regression(teacher))])
 
 
-def crd(teacher: Any, student: Any, beta: float = 0.8, negatives: int = 16384, alpha: float = 0.0) -> Entries:
+def crd(
+    teacher: Any,
+    student: Any,
+    beta: float = 0.8,
+    negatives: int = 16384,
+    alpha: float = 0.0,
+    pooling: str = "first",
+) -> Entries:
     """A student's sample is told from others by its teacher's representation, and the other way round; and the labels.
 
+    For a run with a `train_dataset`: the loss remembers each of its rows.
+
     Args:
-        beta: weight of the contrastive part; 0.8 in the paper.
-        negatives: samples it is told from, at most those there are; 16384 in the paper.
-        alpha: weight of soft targets, taken from that of the labels.
+        beta: weight of the contrastive part; 0.8 in the paper's experiments.
+        negatives: samples it is told from, at most those there are; 16384 in the paper's experiments.
+        alpha: weight of soft targets at temperature 2, taken from that of the labels.
+        pooling: `first` for [CLS]; `mean` of the tokens, or of the places of a map.
 
     Source: Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020.
     """
-    args = {"negatives": negatives, "pooling": "first"}
-    return entries_of([(-1, -1)], loss="crd", args=args, weight=beta) + hinton(alpha, 2.0, _regression(teacher))
+    args = {"negatives": negatives, "pooling": pooling}
+    contrast = entries_of([(-1, -1)], loss="crd", args=args, weight=beta)
+    return _weighted([*contrast, *hinton(alpha, 2.0, _regression(teacher))])
 
 
 def ofd(teacher: Any, student: Any, weight: float = 1e-3) -> Entries:
@@ -258,7 +271,7 @@ def ofd(teacher: Any, student: Any, weight: float = 1e-3) -> Entries:
         }
         for number, (t, s) in enumerate(zip(*blocks, strict=True), start=1)
     ]
-    return [*entries, _labels(1.0, False)]
+    return _weighted([*entries, _labels(1.0, _regression(teacher))])
 
 
 def byot(
@@ -270,40 +283,46 @@ def byot(
 
     Args:
         alpha: weight of the soft targets of each exit, its labels having 1 - alpha.
-        feature_weight: of the squared distance to the last layer's hidden states.
+        feature_weight: of the mean squared difference of a layer's hidden states from the last layer's.
 
-    Source: Zhang et al., Be Your Own Teacher, 2019; default weights of a public reimplementation.
+    Source: Zhang et al., Be Your Own Teacher, 2019. The defaults are mmrazor's, whose third weight belongs to the
+    distance of pooled features, not squared; an exit here is a linear map, there convolutions come before it.
     """
     config = _config(student)
-    depth, classes = config.num_hidden_layers, getattr(config, "num_labels", 2)
-    entries: Entries = [_labels(1.0, classes == 1)]
+    stages = getattr(config, "depths", ())  # of a ResNet: maps that shrink from one to the next
+    depth = len(stages) or getattr(config, "num_hidden_layers", None)
+    if depth is None:
+        raise ConfigError(f"byot needs a student that says how many layers it has; {type(config).__name__} does not")
+    classes = getattr(config, "num_labels", 2)
+    entries = [_labels(1.0, classes == 1)]
     for n in range(1, depth):
-        head = {"type": "exit", "shared": f"exit{n}", "width": classes}
-        mine = {"student": f"layer{n}.hidden_states", "projection": head}
-        soft = {"teacher": "output.logits", "teacher_name": "self", "loss": "logits_mse", "weight": alpha}
-        if classes > 1:
-            soft |= {"loss": "kl_divergence", "args": {"temperature": temperature}}
-        entries += [{**mine, **_labels(1 - alpha, classes == 1), **mine}, {**mine, **soft}]
-        feature = {"teacher": "layer-1.hidden_states", "teacher_name": "self", "loss": "hidden_mse"}
-        entries.append({"student": mine["student"], **feature, "weight": feature_weight})
-    return entries
+        inner = {"student": f"layer{n}.hidden_states", "teacher_name": "self"}
+        head = {"student": inner["student"], "projection": {"type": "exit", "shared": f"exit{n}", "width": classes}}
+        last = {"teacher": "layer-1.hidden_states", "loss": "hidden_mse", "weight": feature_weight}
+        entries += [
+            _labels(1 - alpha, classes == 1) | head,
+            _soft(alpha, temperature, classes == 1) | inner | head,
+            last | inner | ({"projection": "resize"} if stages else {}),
+        ]
+    return _weighted(entries)
 
 
 def born_again(teacher: Any, student: Any) -> Entries:
-    """Labels and the soft targets of a teacher of the same size, the generation before, alike.
+    """The labels and, with the same weight, the soft targets of a teacher of the same size: the generation before.
 
     Source: Furlanello et al., Born Again Neural Networks, 2018.
     """
     regression = _regression(teacher)
-    return [entry | {"weight": 1.0} for entry in hinton(0.5, 1.0, regression)]
+    return [_soft(1.0, 1.0, regression), _labels(1.0, regression)]
 
 
 def deep_mutual_learning(teacher: Any, student: Any) -> Entries:
     """Students that learn from the labels and from each other: for a run with a `peer_model`. No teacher is needed.
 
-    Source: Zhang et al., Deep Mutual Learning, 2018.
+    Source: Zhang et al., Deep Mutual Learning, 2018, where the students take turns; here they step together.
     """
-    return [entry | {"weight": 1.0} | _taught_by(entry, "peer") for entry in hinton(0.5, 1.0, _regression(student))]
+    regression = _regression(student)
+    return [_soft(1.0, 1.0, regression) | {"teacher_name": "peer"}, _labels(1.0, regression)]
 
 
 def meal_v2(teacher_names: Sequence[str], temperature: float = 1.0, adversarial: float = 1.0) -> Entries:
@@ -315,10 +334,10 @@ def meal_v2(teacher_names: Sequence[str], temperature: float = 1.0, adversarial:
 
     Source: Shen and Savvides, MEAL V2, 2020. In its code the student helps the discriminator; here it is adversarial.
     """
-    sides: dict[str, Any] = {**_LOGITS, "teacher_name": list(teacher_names)}
-    mean = sides | {"loss": "ensemble_cross_entropy", "args": {"temperature": temperature}}
-    told = sides | {"loss": "adversarial", "learning_rate": 1e-4, "weight": adversarial}
-    return [mean, told] if adversarial else [mean]
+    logits: dict[str, Any] = {**_LOGITS, "teacher_name": list(teacher_names)}
+    mean = logits | {"loss": "ensemble_cross_entropy", "args": {"temperature": temperature}}
+    judged = logits | {"loss": "adversarial", "learning_rate": 1e-4, "weight": adversarial}
+    return _weighted([mean, judged])
 
 
 METHODS: Mapping[str, Callable[..., Entries]] = {
@@ -335,27 +354,55 @@ def list_presets() -> list[str]:
 
 
 def expand(name: str, teacher: Any = None, student: Any = None, **options: Any) -> Entries:
-    """The entries of a method by name, for two models.
+    """The entries of a method by name, for two models or their configs.
 
     Raises:
         ConfigError: no method has this name, it takes no such option, or it does not fit the models.
     """
+    check_options(name, options)
+    parameters = inspect.signature(METHODS[name]).parameters
+    if "regression" in parameters and teacher is not None:
+        options.setdefault("regression", _regression(teacher))
+    models = {"teacher": teacher, "student": student}
+    return METHODS[name](**{side: model for side, model in models.items() if side in parameters}, **options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """What can be said of a method and its options without the models.
+
+    Raises:
+        ConfigError: no method has this name, or it does not take these options.
+    """
     if name not in METHODS:
         raise ConfigError(f"method {name!r} is unknown.{nearest(name, METHODS)} Known: {', '.join(list_presets())}")
-    method = METHODS[name]
-    parameters = inspect.signature(method).parameters
+    parameters = inspect.signature(METHODS[name]).parameters
     known = [key for key in parameters if key not in ("teacher", "student")]
-    unknown = [key for key in options if key not in known]
-    if unknown:
-        takes = f" It takes: {', '.join(known) or 'nothing'}"
-        raise ConfigError(f"method {name} takes no {unknown[0]!r}.{nearest(unknown[0], known)}{takes}")
+    for key, value in options.items():
+        if key not in known:
+            takes = f" It takes: {', '.join(known) or 'nothing'}"
+            raise ConfigError(f"method {name} takes no {key!r}.{nearest(key, known)}{takes}")
+        what, fits = _OPTIONS.get(str(parameters[key].annotation), ("", lambda value: True))
+        if not fits(value):
+            raise ConfigError(f"{key} of method {name} is {what}; found {value!r}")
     missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in options]
     if missing:
         raise ConfigError(f"method {name} needs {missing[0]}")
-    if "regression" in known and teacher is not None:
-        options.setdefault("regression", _regression(teacher))
-    models = {"teacher": teacher, "student": student}
-    return method(**{key: model for key, model in models.items() if key in parameters}, **options)
+
+
+def _is_list(value: Any, of: type) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(type(one) is of for one in value)
+
+
+# annotation of an option -> what it is, and the test; `mapping` is checked where it is read
+_OPTIONS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "float": ("a finite number of 0 or more", lambda v: type(v) in (int, float) and 0 <= v < math.inf),
+    "int": ("a whole number", lambda v: type(v) is int),
+    "int | None": ("a whole number", lambda v: v is None or type(v) is int),
+    "str": ("a text", lambda v: type(v) is str),
+    "bool": ("true or false", lambda v: type(v) is bool),
+    "Sequence[int]": ("a list of whole numbers", lambda v: _is_list(v, int)),
+    "Sequence[str]": ("a list of names", lambda v: _is_list(v, str)),
+}
 
 
 def _config(model: Any) -> Any:
@@ -371,33 +418,25 @@ def _same_heads(teacher: Any, student: Any) -> bool:
     return heads[0] is not None and heads[0] == heads[1]
 
 
+def _soft(weight: float, temperature: float, regression: bool) -> dict[str, Any]:
+    if temperature <= 0:
+        raise ConfigError(f"temperature is above 0; found {temperature}")
+    if regression:
+        return {**_LOGITS, "loss": "logits_mse", "weight": weight}
+    return {**_LOGITS, "loss": "kl_divergence", "args": {"temperature": temperature}, "weight": weight}
+
+
 def _labels(weight: float, regression: bool) -> dict[str, Any]:
     return {"student": "output.logits", "loss": "mse" if regression else "cross_entropy", "weight": weight}
 
 
-def _embedding() -> dict[str, Any]:
-    return {"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}
+def _weighted(entries: Entries) -> Entries:
+    """The entries less those of weight 0, which would need a teacher, or labels, for nothing."""
+    return [entry for entry in entries if entry.get("weight", 1.0)]
 
 
-def _then_labels(entries: Entries, teacher: Any) -> Entries:
-    staged = [{**entry, "stage": "relations"} for entry in entries]
-    return [*staged, {**_labels(1.0, _regression(teacher)), "stage": "labels"}]
-
-
-def _taught_by(entry: Mapping[str, Any], name: str) -> dict[str, str]:
-    return {"teacher_name": name} if "teacher" in entry else {}
-
-
-def _mapped(mapping: Mapped, teacher: Any, student: Any, outputs: Sequence[str], **entry: Any) -> Entries:
-    if not isinstance(mapping, str):
-        pairs = list(mapping)
-        if not pairs or any(not isinstance(p, (list, tuple)) or [type(n) for n in p] != [int, int] for p in pairs):
-            raise ConfigError(f"mapping is a list of [teacher layer, student layer] pairs; found {mapping!r}")
-        return entries_of([(t, s) for t, s in pairs], outputs, **entry)
-    if mapping not in STRATEGIES:
-        near = nearest(mapping, STRATEGIES)
-        raise ConfigError(f"mapping is one of {', '.join(STRATEGIES)}, or pairs; found {mapping!r}.{near}")
-    return STRATEGIES[mapping](teacher, student, outputs, **entry)
+def _staged(**stages: Entries) -> Entries:
+    return [{**entry, "stage": stage} for stage, entries in stages.items() for entry in entries]
 
 
 def _resnet_blocks(model: Any) -> list[str]:

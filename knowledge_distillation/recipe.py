@@ -12,10 +12,11 @@ from .config import parse_config
 from .data.embedded import embedded_sentiment
 from .data.glue import GLUE_TASKS, GlueTask, find_task, load_glue
 from .errors import ConfigError, nearest
-from .mapping import Proposal, search
+from .mapping import STRATEGIES, Proposal, check_mapping, search
 from .settings import TrainingSettings
 
 EMBEDDED = "embedded"
+METHOD = "layers"  # of a recipe that says neither a method nor a distill_config
 HARD = [{"student": "output.logits", "loss": "cross_entropy"}]
 HARD_REGRESSION = [{"student": "output.logits", "loss": "mse"}]
 _TEXTS = ("task", "data_dir", "tokenizer", "method", "output_dir")
@@ -84,18 +85,32 @@ class Recipe:
         known = [EMBEDDED, *GLUE_TASKS, *(task.folder for task in GLUE_TASKS.values())]
         if self.task not in known:
             problems.append(f"task {self.task!r} is unknown.{nearest(self.task, known)} Known: {', '.join(known)}")
-        if self.method is not None and self.method not in presets.METHODS:
-            near = nearest(self.method, presets.METHODS)
-            problems.append(f"method {self.method!r} is unknown.{near} Known: {', '.join(presets.METHODS)}")
-        if self.method is not None and self.own_entries() is not None:
-            problems.append("give either method or distill_config")
-        strategies = [*presets.STRATEGIES, "search"]
-        if isinstance(self.mapping, str) and self.mapping not in strategies:
-            near = nearest(self.mapping, strategies)
-            problems.append(f"mapping is one of {', '.join(strategies)}, or pairs; found {self.mapping!r}.{near}")
+        try:
+            self._check_method()
+        except ConfigError as error:
+            problems.append(str(error))
+        if self.stages and self.training.get("stages"):
+            problems.append("stages are given twice: beside training and inside it")
         if problems:
             raise ConfigError("recipe: " + "; ".join(problems))
         return self
+
+    def _check_method(self) -> None:
+        if self.own_entries() is None:
+            options = self.method_options()
+            presets.check_options(self.method or METHOD, options)
+            if "mapping" in options:
+                check_mapping(options["mapping"], [*STRATEGIES, "search"])
+        elif self.method is not None:
+            raise ConfigError("give either method or distill_config")
+        elif self.method_args or self.mapping is not None:
+            key = "method_args" if self.method_args else "mapping"
+            raise ConfigError(f"{key} belongs to a method, and this recipe has a distill_config")
+
+    def method_options(self) -> dict[str, Any]:
+        """The arguments of the method, under its own names."""
+        given = {"alpha": self.alpha, "temperature": self.temperature, "mapping": self.mapping}
+        return {**{key: value for key, value in given.items() if value is not None}, **self.method_args}
 
     def _of_wrong_type(self) -> list[str]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -122,9 +137,8 @@ class Recipe:
             for key, value in lists.items()
             if not isinstance(value, list)
         ]
-        stages = given.get("stages", [])
-        if isinstance(stages, list) and any(not isinstance(stage, Mapping) or "name" not in stage for stage in stages):
-            problems.append(f"stages is a list of mappings, each with a name; found {stages!r}")
+        if isinstance(given.get("stages"), list):
+            problems += _wrong_stages(given["stages"])
         return problems + [
             f"{key} is a mapping of {'arguments' if key == 'method_args' else 'settings'}; found {given[key]!r}"
             for key in _MAPPINGS
@@ -153,6 +167,19 @@ class Recipe:
 
     def hard_entries(self) -> list[dict[str, Any]]:
         return HARD_REGRESSION if self.glue_task.is_regression else HARD
+
+
+def _wrong_stages(stages: list[Any]) -> list[str]:
+    problems = []
+    for number, stage in enumerate(stages):
+        entries = stage.get("distill_config") if isinstance(stage, Mapping) else None
+        if not isinstance(stage, Mapping) or not isinstance(stage.get("name"), (str, int)):
+            problems.append(f"stages[{number}] is a mapping with a name; found {stage!r}")
+        elif entries is not None and not isinstance(entries, list):
+            problems.append(f"stages[{number}]: distill_config is a list; found {entries!r}")
+        elif any(isinstance(entry, Mapping) and "stage" in entry for entry in entries or []):
+            problems.append(f"stages[{number}]: its entries belong to stage {stage['name']!r} and name no other")
+    return problems
 
 
 def load_recipe(
@@ -311,12 +338,11 @@ class Ingredients:
         written = recipe.own_entries()
         if written is not None:
             return written
-        given = {"alpha": recipe.alpha, "temperature": recipe.temperature, "mapping": recipe.mapping}
-        if recipe.mapping == "search":
+        options = recipe.method_options()
+        if options.get("mapping") == "search":
             found = self.searched(student)
-            self.why, given["mapping"] = found.why, found.pairs
-        options = {key: value for key, value in given.items() if value is not None}
-        return presets.expand(recipe.method or "layers", self.teacher, student, **{**options, **recipe.method_args})
+            self.why, options["mapping"] = found.why, found.pairs
+        return presets.expand(recipe.method or METHOD, self.teacher, student, **options)
 
     def searched(self, student: Any, batches: int = 4) -> Proposal:
         """A layer mapping by similarity, on a few batches of the training data."""
@@ -337,7 +363,8 @@ class Ingredients:
         from .metrics import compute_metrics_for
 
         task = self.recipe.glue_task
-        own = self.recipe.training if finetune or not parse_config(entries).stages else self.recipe.settings()
+        staged = not finetune and entries != self.recipe.hard_entries()  # a baseline is one stage as well
+        own = self.recipe.settings() if staged else {**self.recipe.training, "stages": ()}
         training = {**own, **(self.recipe.finetune if finetune else {}), **settings}
         training.setdefault("metric_for_best_model", task.primary_metric)
         return KnowledgeDistiller(
@@ -469,4 +496,5 @@ def _brief(error: Exception) -> str:
 
 def without_teacher(recipe: Recipe) -> Recipe:
     """The same run on labels alone."""
-    return replace(recipe, distill_config=recipe.hard_entries(), method=None, stages=None)
+    hard = recipe.hard_entries()
+    return replace(recipe, distill_config=hard, method=None, method_args={}, mapping=None, stages=None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import ConfigError
+from .mapping import entries_of
 
 _STACKS = {
     "layer": ("num_hidden_layers",),
@@ -59,11 +60,9 @@ def matching_config(kept: Mapping[str, Sequence[int]], logits: bool = True) -> l
     entries: list[dict[str, Any]] = []
     for stack, numbers in kept.items():
         embedding = f"{stack.removesuffix('layer')}embedding_layer.embedding"
-        teacher = f"{stack}{{{','.join(map(str, numbers))}}}"
-        student = f"{stack}{{{','.join(str(n) for n in range(1, len(numbers) + 1))}}}"
         entries.append({"teacher": embedding, "student": embedding, "loss": "mse"})
-        for output in ("hidden_states", "attention"):
-            entries.append({"teacher": f"{teacher}.{output}", "student": f"{student}.{output}", "loss": "mse"})
+        pairs = [(number, place) for place, number in enumerate(numbers, start=1)]
+        entries += entries_of(pairs, ["hidden_states", "attention"], stack)
     if logits:
         entries.append({"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"})
     return entries

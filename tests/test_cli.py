@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ import pytest
 import torch
 import yaml
 from runs import HARD, TINY_BERT, bert, contents, distill, recipe, written
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, ResNetConfig
+
+from knowledge_distillation import parse_config
+from knowledge_distillation.presets import expand, list_presets
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
@@ -49,7 +53,7 @@ def test_help_takes_less_than_a_second_and_imports_nothing_heavy() -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         seconds.append(processor_seconds() - begun)
     assert done.returncode == 0
-    for name in ("run", "finetune", "evaluate", "check", "layers", "demo"):
+    for name in ("run", "finetune", "evaluate", "check", "presets", "layers", "demo"):
         assert re.search(rf"\b{name}\b", done.stdout)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in imported and not imported & set(HEAVY)
@@ -76,7 +80,9 @@ def test_every_public_name_is_there() -> None:
         kd.Distiller  # noqa: B018
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["finetune"], ["evaluate"], ["check"], ["layers"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["finetune"], ["evaluate"], ["check"], ["presets"], ["layers"], ["demo"]]
+)
 def test_each_command_explains_itself(command: list[str]) -> None:
     assert "Usage: " in succeeded(distill(*command, "--help"))
 
@@ -271,6 +277,59 @@ def test_a_method_with_its_arguments(tmp_path: Path) -> None:
     assert hard["loss"] == "cross_entropy" and hard["weight"] == 0.7
 
 
+def test_stages_of_a_method_have_epochs_of_their_own(tmp_path: Path) -> None:
+    stages = [{"name": "intermediate", "num_train_epochs": 2}, {"name": "prediction", "learning_rate": 1e-4}]
+    path = written(tmp_path, distill_config=None, method="tinybert", stages=stages, student={"layers": [2]})
+    said = succeeded(distill("run", path, "-o", tmp_path / "out", "--baseline"))
+    run = of_run(tmp_path / "out")
+    assert [entry["stage"] for entry in run["distill_config"]] == [["intermediate"]] * 3 + [["prediction"]]
+    assert of_history(tmp_path / "out")[-1]["step"] == 9  # 24 rows, 8 a step: two epochs, and one
+    assert run["settings"]["stages"] == stages
+    baseline = tmp_path / "out" / "baseline"
+    assert of_run(baseline)["settings"]["stages"] == [] and of_history(baseline)[-1]["step"] == 3
+    assert list(rows_of_table(said)) == ["teacher", "student without distillation", "student with distillation"]
+
+
+def test_a_run_of_written_stages_goes_on_where_it_was(tmp_path: Path) -> None:
+    states = {"teacher": "layer2.hidden_states", "student": "layer1.hidden_states", "loss": "mse"}
+    stages = [
+        {"name": "states", "max_steps": 2, "distill_config": [states]},
+        {"name": "task", "learning_rate": 1e-3, "distill_config": HARD},
+    ]
+    path = written(tmp_path, distill_config=None, stages=stages)
+    succeeded(distill("run", path, "-o", tmp_path / "whole"))
+    assert [line["step"] for line in of_history(tmp_path / "whole") if "eval_accuracy" in line] == [2, 5]
+    part = (
+        "run",
+        path,
+        "-o",
+        tmp_path / "part",
+        "--set",
+        "training.save_steps=1",
+        "--set",
+        "training.save_total_limit=9",
+    )
+    succeeded(distill(*part))
+    for folder in sorted((tmp_path / "part" / "checkpoints").iterdir())[3:]:  # as if it had been killed in the second
+        shutil.rmtree(folder)
+    succeeded(distill(*part, "--resume"))
+    students = [tmp_path / name / "student" / "model.safetensors" for name in ("whole", "part")]
+    assert students[0].read_bytes() == students[1].read_bytes()
+
+
+def test_a_searched_mapping_is_printed(tmp_path: Path) -> None:
+    teacher = {**TINY_BERT, "num_hidden_layers": 3, "initializer_range": 0.5, "max_position_embeddings": 128}
+    own = {"method": "tinybert", "mapping": "search", "student": {"layers": [1, 2]}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"teacher": teacher, "vocab_size": 200, "max_train_samples": 64, **own}))
+    said = succeeded(distill("check", path))  # on the sentences that come with the package
+    assert said.startswith(
+        "linear CKA of hidden states over 2 batches; mean of the chosen pairs 1.000, of evenly spaced"
+    )
+    assert re.search(r"^student +layer1 +layer2 +layer3$", said, re.MULTILINE)
+    assert re.search(r"^layer1 +\[1\.00\] ", said, re.MULTILINE)
+
+
 def test_the_method_is_layers_where_a_recipe_says_nothing(tmp_path: Path) -> None:
     path = written(tmp_path, distill_config=None, student={"layers": [2]})
     succeeded(distill("run", path, "-o", tmp_path / "out"))
@@ -353,6 +412,59 @@ def test_layers_of_a_model_type_and_of_a_directory(tmp_path: Path) -> None:
     said = succeeded(distill("layers", tmp_path))
     assert "BertForSequenceClassification" in said
     assert "output.logits" in said and "layer2.query" in said and "layer3" not in said
+
+
+def shown(*arguments: Any) -> list[dict[str, Any]]:
+    """What `distill presets` prints, as a list that is understood."""
+    config = yaml.safe_load(succeeded(distill("presets", *arguments)))["distill_config"]
+    parse_config(config).check()
+    return config
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_a_preset_is_shown_as_it_expands(name: str) -> None:
+    if name == "ofd":
+        teacher = student = ResNetConfig()
+    else:
+        teacher, student = BertConfig(num_hidden_layers=12), BertConfig(num_hidden_layers=3)
+    options = {"teacher_names": ["first", "second"]} if name == "meal_v2" else {}
+    assert shown(name) == expand(name, teacher, student, **options)
+
+
+def test_a_preset_is_shown_for_models_by_name(tmp_path: Path) -> None:
+    bert(6, heads=4).save_pretrained(tmp_path / "teacher")
+    bert(2, heads=2).save_pretrained(tmp_path / "student")
+    both = ("--teacher", tmp_path / "teacher", "--student", tmp_path / "student")
+    assert shown("tinybert", *both) == expand("tinybert", bert(6, heads=4).config, bert(2, heads=2).config)
+    assert shown("tinybert", "--teacher", "vit") == shown("tinybert")  # twelve layers as well
+    said = succeeded(distill("presets", "layers", *both))
+    assert said.startswith("# teacher: bert with 6 layers; student: bert with 2 layers\ndistill_config:\n")
+    assert succeeded(distill("presets", "ofd")).startswith("# teacher: resnet; student: resnet\n")
+
+
+def test_all_presets_are_listed() -> None:
+    said = succeeded(distill("presets"))
+    for name in list_presets():
+        assert re.search(rf"\b{name}\b", said)
+    assert "relation_heads=None" in said and "teacher_names" in said and "mapping=skip" in said
+    assert "regression" not in said and "student " not in said.partition("hinton")[0].partition("student_layers")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tinybrt"], "method 'tinybrt' is unknown. Nearest: tinybert. Known: attention_transfer, "),
+        (["pkd", "--teacher", "brt"], "no model 'brt': no such directory, hub name or model_type. Nearest: bert."),
+        (["pkd", "--student", "resnet"], "needs a teacher at least as deep as the student; found depths [12, None]"),
+        (["ofd", "--teacher", "bert"], "ofd knows the features before the ReLU of ResNets; BertConfig is none."),
+        (["layers", "--teacher", "t5"], "an encoder-decoder has two stacks of layers: write its entries out"),
+    ],
+)
+def test_what_cannot_be_shown(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = distill("presets", *arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith("ConfigError: ") and message in result.stderr
 
 
 def test_the_demo_in_a_few_steps(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from knowledge_distillation import ConfigError, parse_config
 from knowledge_distillation.config import Entry, Feature, Projection, expand_braces
+from knowledge_distillation.schedules import Schedule
 
 SHORT = {"teacher": "bert_layer4.hidden_states", "student": "bert_layer1.hidden_states", "loss": "mse"}
 LONG = {
@@ -383,6 +384,77 @@ def test_a_config_that_is_no_list(config, message):
 def test_a_config_error_is_the_builtin_one_expects():
     with pytest.raises(ValueError, match="distill_config is empty"):
         parse_config([])
+
+
+# --- what else an entry may say --------------------------------------------------------------------
+
+
+def test_an_entry_with_everything():
+    item = {
+        **SHORT,
+        "reduction": "sequence_mean",
+        "stage": ["first", 2],
+        "teacher_name": "large",
+        "projection": {"type": "mlp", "shared": "maps", "width": 8, "hidden_size": 4, "trainable": False},
+        "teacher_projection": "linear",
+        "projection_checkpoint": "runs/earlier",
+        "learning_rate": 1e-3,
+        "schedule": {"weight": "warmup"},
+    }
+    config = parse_config([item]).check()
+    (entry,) = config.entries
+    assert (entry.reduction, entry.stage, entry.learning_rate) == ("sequence_mean", ("first", "2"), 1e-3)
+    assert entry.projection == Projection("mlp", "maps", 8, 4, False)
+    assert (entry.teacher_projection, entry.projection_checkpoint) == (Projection("linear"), "runs/earlier")
+    assert entry.schedule == {"weight": Schedule("warmup", end=1.0)}
+    assert entry.teacher == (Feature("bert_layer4", "hidden_states", "large"),)
+    assert str(entry.teacher[0]) == "large:bert_layer4.hidden_states"
+    assert config.stages == ("first", "2")
+
+
+def test_braces_repeat_what_else_is_said():
+    item = {**SHORT, "student": "layer{1,2}.hidden_states", "stage": "a", "teacher_name": "self", "reduction": "sum"}
+    entries = parse_config([item]).check().entries
+    assert [(e.stage, e.teacher[0].model, e.reduction) for e in entries] == [(("a",), "self", "sum")] * 2
+
+
+def test_several_teachers_of_one_entry():
+    item = {**SHORT, "loss": F.mse_loss, "teacher_name": ["a", "b"]}
+    (entry,) = parse_config([item]).check().entries
+    assert [feature.model for feature in entry.teacher] == ["a", "b"] and entry.many
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"), [("self", False), ("peer", False), ("large", True), (["self", "a"], True)]
+)
+def test_a_teacher_model_is_needed_where_an_entry_asks_for_one(name, needed):
+    assert parse_config([{**SHORT, "teacher_name": name}]).needs_teacher is needed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reduction": "avg"}, "reduction is one of mean, sequence_mean, batch_mean, sum; found 'avg'."),
+        ({"reduction": None}, "reduction is one of mean, sequence_mean, batch_mean, sum; found None."),
+        ({"stage": ""}, "stage is a name or a number, or a list of them; found ''"),
+        ({"stage": True}, "stage is a name or a number, or a list of them; found True"),
+        ({"stage": {"a": 1}}, "stage is a name or a number, or a list of them; found {'a': 1}"),
+        ({"stage": ["a", 1.5]}, "stage is a name or a number, or a list of them; found ['a', 1.5]"),
+        ({"teacher_name": ""}, "teacher_name is the name of a teacher, or a list of names; found ''"),
+        ({"teacher_name": []}, "teacher_name is the name of a teacher, or a list of names; found []"),
+        ({"teacher_name": 1}, "teacher_name is the name of a teacher, or a list of names; found 1"),
+        (
+            {"teacher_name": ["a", None]},
+            "teacher_name is the name of a teacher, or a list of names; found ['a', None]",
+        ),
+        ({"teacher_name": "a", "teacher": None}, "teacher_name 'a' is given, and no teacher feature"),
+        ({"teacher_nam": "a"}, "unknown key 'teacher_nam'. Nearest: teacher_name."),
+        ({"shedule": {}}, "unknown key 'shedule'. Nearest: schedule."),
+    ],
+)
+def test_what_else_may_be_wrong(change, message):
+    ((index, text),) = parse_config([{**SHORT, **change}]).problems
+    assert index == 0 and text.startswith(message)
 
 
 # --- YAML ------------------------------------------------------------------------------------------

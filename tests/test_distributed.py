@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from training_script import forked
 
+from knowledge_distillation.callbacks import read_history
+
 SCRIPT = str(Path(__file__).with_name("training_script.py"))
 
 
@@ -53,8 +55,8 @@ def launched(folder: Path, *options: str) -> dict[str, torch.Tensor]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     last = sorted((folder / "checkpoints").iterdir())[-1]
-    projections = load_file(str(last / "projections.safetensors"))
-    return {**load_file(str(last / "student.safetensors")), **{f"projection.{k}": v for k, v in projections.items()}}
+    files = [file for file in last.glob("*.safetensors") if file.stem in ("student", "projections", "peer-peer")]
+    return {f"{file.stem}.{name}": tensor for file in files for name, tensor in load_file(str(file)).items()}
 
 
 def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -82,6 +84,35 @@ def test_two_processes_with_accumulation(tmp_path: Path) -> None:
     one = alone(tmp_path / "one", "--batch", "8", *common)
     two = in_two(tmp_path / "two", "--batch", "2", "--accumulate", "2", *common)
     assert furthest(one, two) < 1e-5
+
+
+def test_two_processes_with_a_peer(tmp_path: Path) -> None:
+    common = ("--dropout", "0", "--list", "--sgd", "--learning-rate", "0.1", "--peer")
+    one = alone(tmp_path / "one", "--batch", "8", *common)
+    two = in_two(tmp_path / "two", "--batch", "4", *common)
+    assert any(name.startswith("peer-peer.") for name in one) and (tmp_path / "two" / "peers" / "peer").is_dir()
+    assert furthest(one, two) < 1e-5
+
+
+def test_two_processes_in_stages(tmp_path: Path) -> None:
+    """AdamW makes much of rounding in gradients of nearly zero: losses are compared, which do not show it."""
+    common = ("--dropout", "0", "--list", "--stages")
+    alone(tmp_path / "one", "--batch", "8", *common)
+    in_two(tmp_path / "two", "--batch", "4", *common)
+    one, two = (read_history(tmp_path / name / "history.jsonl") for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys() and left == pytest.approx(right, rel=2e-3, abs=1e-5)
+
+
+def test_two_processes_measure_gradients(tmp_path: Path) -> None:
+    """Each measures those of its own batches, so the factors are not those of one process; but both have the same."""
+    common = ("--dropout", "0", "--list", "--peer", "--balance", "gradient_norm")
+    balanced = in_two(tmp_path / "two", "--batch", "4", *common)
+    factors = {name: tensor for name, tensor in balanced.items() if name.endswith("balance.factors")}
+    assert len(factors) == 1
+    for tensor in factors.values():
+        assert tensor.isfinite().all() and (tensor > 0).all() and len(set(tensor.tolist())) > 2
 
 
 def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 import re
 import shlex
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding
 
 import knowledge_distillation
-from knowledge_distillation import KnowledgeDistiller, config
+from knowledge_distillation import KnowledgeDistiller, config, presets, schedules
 from knowledge_distillation.data import embedded_sentiment, tokenize, train_tokenizer
 from knowledge_distillation.recipe import Recipe, load_recipe
 from knowledge_distillation.settings import TrainingSettings
@@ -250,8 +251,26 @@ def test_every_key_of_a_recipe_is_in_the_table_with_its_default():
     }
 
 
+def test_every_method_is_in_the_table_with_its_arguments_and_stages():
+    table = rows("recipes.md", "Methods")
+    assert table.keys() == presets.METHODS.keys()
+    for name, method in presets.METHODS.items():
+        named = set(inspect.signature(method).parameters) - {"teacher", "student", "regression"}
+        if name not in ("ofd", "meal_v2"):
+            named |= set(config.parse_config(presets.expand(name, BertConfig(), BertConfig())).stages)
+        inherited = {"alpha", "temperature"} if "`hinton`" in table[name][0] else set()
+        assert [one for one in named - inherited if f"`{one}`" not in table[name][0]] == [], name
+
+
 def test_every_key_of_an_entry_is_in_the_table():
     assert rows("distill_config.md", "Keys of an entry").keys() == set(config._KEYS)
+
+
+def test_every_type_of_projection_schedule_and_reduction_is_in_a_table():
+    projection = {field.name for field in fields(config.Projection)} - {"type"}
+    assert rows("distill_config.md", "Projections").keys() == {*config.PROJECTIONS, *projection}
+    assert rows("distill_config.md", "Schedules").keys() == set(schedules._KEYS)
+    assert rows("distill_config.md", "Averages").keys() == set(config.REDUCTIONS)
 
 
 def test_every_command_and_option_is_in_the_tables():

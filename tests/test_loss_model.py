@@ -440,7 +440,7 @@ LOGITS = torch.randn(B, 4)
             {"l": {"attention": torch.rand(B, 12, L, L)}},
             {"l": {"attention": torch.rand(B, 4, L, L)}},
             INPUTS,
-            "the student has 4 heads, the teacher 12. Maps are compared head by head: choose a student",
+            "the student has 4 heads, the teacher 12. Maps are compared head by head: set projection: heads",
         ),
         (
             {"loss": "mse", "teacher": "output.logits", "student": "output.logits"},

@@ -12,6 +12,7 @@ from runs import HARD, TINY_BERT, bert, glue_folder, recipe, same, weights, writ
 
 from knowledge_distillation import ConfigError
 from knowledge_distillation.data.text import train_tokenizer
+from knowledge_distillation.presets import expand
 from knowledge_distillation.recipe import (
     HARD_REGRESSION,
     Ingredients,
@@ -101,6 +102,56 @@ def test_all_problems_of_a_recipe_come_together() -> None:
         assert part in str(raised.value)
 
 
+STATES = {"teacher": "layer2.hidden_states", "student": "layer1.hidden_states", "loss": "mse"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"method": "pkd", "method_args": {"betta": 1}}, "method pkd takes no 'betta'. Nearest: beta."),
+        ({"method": "pkd", "method_args": {"beta": "much"}}, "beta of method pkd is a finite number of 0 or more"),
+        ({"method": "pkd", "method_args": [1]}, "method_args is a mapping of arguments; found [1]"),
+        ({"method": "tinybert", "alpha": 0.5}, "method tinybert takes no 'alpha'. It takes: mapping"),
+        ({"method": "meal_v2"}, "method meal_v2 needs teacher_names"),
+        ({"method": "hinton", "mapping": "last"}, "method hinton takes no 'mapping'."),
+        ({"mapping": "last"}, "method layers takes no 'mapping'."),
+        (
+            {"method": "pkd", "mapping": "serach"},
+            "mapping is one of uniform, last, skip, search, or pairs of layers; found 'serach'. Nearest: search.",
+        ),
+        (
+            {"method": "pkd", "mapping": [2, 1]},
+            "mapping is a list of [teacher layer, student layer] pairs; found [2, 1]",
+        ),
+        ({"method": "pkd", "method_args": {"mapping": "lats"}}, "found 'lats'. Nearest: last."),
+        ({"mapping": "last", "distill_config": [STATES]}, "mapping belongs to a method, and this recipe has a"),
+        ({"method_args": {"beta": 1}, "distill_config": [STATES]}, "method_args belongs to a method"),
+        ({"method": "pkd", "distill_config": [STATES]}, "give either method or distill_config"),
+        (
+            {"method": "pkd", "stages": [{"name": "a", "distill_config": [STATES]}]},
+            "give either method or distill_config",
+        ),
+        ({"stages": "intermediate"}, "stages is a list of stages; found str"),
+        ({"stages": [{"max_steps": 1}]}, "stages[0] is a mapping with a name; found {'max_steps': 1}"),
+        ({"stages": [{"name": "a"}, {"name": None}]}, "stages[1] is a mapping with a name; found {'name': None}"),
+        ({"stages": [{"name": "a", "seed": 1}]}, "training: stages[0]: 'seed' is no setting of a stage."),
+        (
+            {"stages": [{"name": "a", "distill_config": STATES}]},
+            "stages[0]: distill_config is a list; found {'teacher'",
+        ),
+        (
+            {"stages": [{"name": "a", "distill_config": [{**STATES, "stage": "b"}]}]},
+            "stages[0]: its entries belong to stage 'a' and name no other",
+        ),
+        ({"stages": [{"name": "a"}], "training": {"stages": [{"name": "b"}]}}, "stages are given twice"),
+    ],
+)
+def test_methods_mappings_and_stages_that_cannot_be(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_recipe(None, (), content)
+    assert str(raised.value).startswith("recipe: ") and message in str(raised.value)
+
+
 # --- objects -------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +212,66 @@ def test_entries_are_those_of_the_recipe_or_of_its_method(tmp_path: Path) -> Non
     ready = ingredients(tmp_path, distill_config=None, method="hinton", alpha=0.25, temperature=3.0)
     soft, hard = ready.entries(ready.student())
     assert (soft["weight"], soft["args"], hard["weight"]) == (0.25, {"temperature": 3.0}, 0.75)
+
+
+def test_arguments_of_a_method(tmp_path: Path) -> None:
+    three = {**TINY_BERT, "num_hidden_layers": 3}
+    own = {"distill_config": None, "teacher": three, "student": {**TINY_BERT, "num_hidden_layers": 2}, "method": "pkd"}
+    ready = ingredients(tmp_path, **own, alpha=0.2, temperature=5, method_args={"beta": 10}, mapping=[[3, 1], [2, 2]])
+    student = ready.student()
+    assert ready.entries(student) == expand(
+        "pkd", ready.teacher, student, alpha=0.2, temperature=5, beta=10, mapping=[[3, 1], [2, 2]]
+    )
+    ready = ingredients(
+        tmp_path, **own, method_args={"alpha": 0.7, "mapping": "last"}, alpha=0.2
+    )  # the nearer one holds
+    assert ready.entries(student) == expand("pkd", ready.teacher, student, alpha=0.7, mapping="last")
+    assert ready.why == ""
+
+
+def test_a_mapping_that_is_searched(tmp_path: Path) -> None:
+    teacher = {**TINY_BERT, "num_hidden_layers": 4, "initializer_range": 0.5}
+    own = {"distill_config": None, "method": "tinybert", "teacher": teacher, "student": {"layers": [1, 2]}}
+    ready = ingredients(tmp_path, **own, mapping="search")
+    student = ready.student()
+    assert ready.entries(student) == expand("tinybert", ready.teacher, student, mapping=[(1, 1), (2, 2)])
+    assert "over 1 batches; mean of the chosen pairs 1.000" in ready.why and "[1.00]" in ready.why
+    assert ready.entries(student) == ingredients(tmp_path, **own, mapping="search").entries(student)
+
+
+def test_stages_hold_settings_and_entries_of_their_own(tmp_path: Path) -> None:
+    stages = [
+        {"name": "states", "max_steps": 2, "distill_config": [STATES]},
+        {"name": "task", "learning_rate": "1e-3", "distill_config": HARD},
+    ]
+    everywhere = {"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"}
+    ready = ingredients(tmp_path, distill_config=[everywhere], stages=stages)
+    student = ready.student()
+    entries = ready.entries(student)
+    assert entries == [everywhere, {**STATES, "stage": "states"}, {**HARD[0], "stage": "task"}]
+    run = ready.distiller(student, entries, None)
+    assert [(stage.name, len(stage.entries)) for stage in run.stages] == [("states", 2), ("task", 2)]
+    assert [(stage.settings.max_steps, stage.settings.learning_rate) for stage in run.stages] == [
+        (2, 5e-5),
+        (-1, 1e-3),
+    ]
+    for plain in (ready.distiller(student, HARD, None), ready.distiller(ready.teacher, HARD, None, finetune=True)):
+        assert [stage.name for stage in plain.stages] == [""]  # a baseline and a teacher learn in one
+    assert without_teacher(ready.recipe).check().own_entries() == HARD
+
+
+def test_stages_of_the_recipe_are_those_of_its_entries(tmp_path: Path) -> None:
+    ready = ingredients(tmp_path, distill_config=None, method="tinybert", stages=[{"name": "predicton"}])
+    student = ready.student()
+    with pytest.raises(ConfigError, match="stage 'intermediate' of distill_config is none of the run's"):
+        ready.distiller(student, ready.entries(student), None)
+    halves = [{"name": "fast", "learning_rate": 1e-3}, {"name": "slow"}]  # entries of no stage are on in all of them
+    ready = ingredients(tmp_path, distill_config=None, method="born_again", stages=halves)
+    run = ready.distiller(student, ready.entries(student), None)
+    assert [(stage.name, len(stage.entries), stage.settings.learning_rate) for stage in run.stages] == [
+        ("fast", 2, 1e-3),
+        ("slow", 2, 5e-5),
+    ]
 
 
 def test_labels_alone(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def kill_at_step(folder: Path, step: int, *options: str) -> None:
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     last = sorted((folder / "checkpoints").iterdir())[-1]
     best = load_file(str(folder / "student" / "model.safetensors"))
-    return {**load_file(str(last / "student.safetensors")), **{f"best.{k}": v for k, v in best.items()}}
+    peers = {f"{f.stem}.{k}": v for f in last.glob("peer-*.safetensors") for k, v in load_file(str(f)).items()}
+    return {**load_file(str(last / "student.safetensors")), **peers, **{f"best.{k}": v for k, v in best.items()}}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -64,6 +65,18 @@ def test_killed_twice_with_accumulation(tmp_path: Path) -> None:
     kill_at_step(tmp_path / "killed", 8, "--resume", *options)
     finish(tmp_path / "killed", "--resume", *options)
     assert same(final_weights(tmp_path / "whole"), final_weights(tmp_path / "killed"))
+
+
+def test_killed_in_the_second_stage_with_a_peer(tmp_path: Path) -> None:
+    options = ("--stages", "--balance", "gradient_norm")
+    finish(tmp_path / "whole", *options)
+    for step in (6, 10):  # at the boundary, and within the second stage
+        folder = tmp_path / f"killed-{step}"
+        kill_at_step(folder, step, *options)
+        finish(folder, "--resume", *options)
+        assert same(final_weights(tmp_path / "whole"), final_weights(folder)), f"killed at step {step}"
+        histories = [(f / "history.jsonl").read_text() for f in (tmp_path / "whole", folder)]
+        assert histories[0] == histories[1]
 
 
 def test_the_student_directory_is_clean_and_nothing_is_pickled(tmp_path: Path) -> None:

@@ -145,9 +145,11 @@ def test_means_over_steps_are_over_those_an_entry_was_on():
     assert line["hard"] == pytest.approx(sum(one["hard"] for one in single) / 4)
 
 
-def test_where_every_entry_is_off_the_loss_is_zero():
-    lines = logged([{**SOFT[0], "schedule": {"weight": {"type": "step", "values": [0, 1], "at": [0.5]}}}])
-    assert [line["loss"] == 0 for line in lines] == [True, True, False]
+@pytest.mark.parametrize("balance", ["none", "relative_scale", "gradient_norm"])
+def test_where_every_entry_is_off_the_loss_is_zero(balance):
+    course = {"type": "step", "values": [0, 1], "at": [0.5]}
+    lines = logged([{**SOFT[0], "name": "soft", "schedule": {"weight": course}}], balance=balance)
+    assert [line["loss"] == 0 for line in lines] == ["soft" not in line for line in lines] == [True, True, False]
 
 
 def test_a_weight_of_zero_without_a_schedule_is_measured_all_the_same():

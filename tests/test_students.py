@@ -11,7 +11,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from knowledge_distillation import MultiLayerBasedDistillationLoss, student_from_teacher
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.plan import bind
+from knowledge_distillation.probe import bind
 from knowledge_distillation.students import matching_config
 from knowledge_distillation.teachers import FrozenTeacher
 
@@ -226,8 +226,8 @@ def test_the_config_of_two_stacks_names_both():
     teachers = [entry["teacher"] for entry in matching_config({"encoder_layer": [2], "decoder_layer": [1, 2]})]
     assert teachers == [
         "encoder_embedding_layer.embedding",
-        "encoder_layer{2}.hidden_states",
-        "encoder_layer{2}.attention",
+        "encoder_layer2.hidden_states",
+        "encoder_layer2.attention",
         "decoder_embedding_layer.embedding",
         "decoder_layer{1,2}.hidden_states",
         "decoder_layer{1,2}.attention",

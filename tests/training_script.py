@@ -24,6 +24,13 @@ CONFIG = [
     {"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence", "args": {"temperature": 2}},
     {"student": "output.logits", "loss": "cross_entropy"},
 ]
+STAGES = [{"name": "hidden", "max_steps": 6}, {"name": "logits", "num_train_epochs": 1}]
+IN_STAGES = [  # beside them entries of each kind that trains or measures something of its own
+    {**CONFIG[0], "stage": "hidden", "reduction": "sequence_mean", "learning_rate": 2e-3},
+    {**CONFIG[2], "stage": "logits", "schedule": {"weight": "linear", "temperature": {"type": "cosine", "start": 4}}},
+    {**CONFIG[2], "teacher_name": "peer"},
+    CONFIG[3],
+]
 
 
 def models(dropout: float, wide: bool = True) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -132,6 +139,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sgd", action="store_true")
     parser.add_argument("--list", action="store_true", help="a plain list of batches in a fixed order")
     parser.add_argument("--stop-at", type=int)
+    parser.add_argument("--peer", action="store_true", help="a second student; they teach each other")
+    parser.add_argument("--stages", action="store_true", help="two stages, with a peer")
+    parser.add_argument("--balance", default="none")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -144,13 +154,24 @@ def main(arguments: list[str] | None = None) -> None:
         all_rows = rows()
         batches = [collate(all_rows[i : i + options.batch]) for i in range(0, len(all_rows), options.batch)]
         train = {"train_dataloader": batches}
-    own = {"optimizer": torch.optim.SGD(student.parameters(), lr=options.learning_rate)} if options.sgd else {}
+    config, more = CONFIG, {}
+    peer = models(options.dropout, wide=False)[1] if options.peer or options.stages else None
+    if peer:
+        config = IN_STAGES if options.stages else [*CONFIG, IN_STAGES[2]]
+    if options.stages:
+        more["stages"] = STAGES
+    if options.sgd:
+        trained = [*student.parameters(), *(peer.parameters() if peer else ())]
+        more["optimizer"] = torch.optim.SGD(trained, lr=options.learning_rate)
     distiller = KnowledgeDistiller(
         teacher,
         student,
-        CONFIG,
+        config,
         **train,
-        **own,
+        **more,
+        peer_model=peer,
+        balance=options.balance,
+        balance_steps=3,
         dev_dataloader=[collate(rows(11))],
         evaluator=TaskEvaluator(),
         callbacks=[*[Slow()][: options.slow], *([StopAt(options.stop_at)] if options.stop_at else [])],

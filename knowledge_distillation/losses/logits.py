@@ -652,7 +652,8 @@ def _sloping(values: Tensor, p_student: Tensor, slope: Tensor) -> Tensor:
 def _decoupled(logits: Tensor, label: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the label and of all the others together; and of the others among themselves.
 
-    The label's place among the others is a lowest number on both sides, so it adds nothing to their divergence.
+    The label's place among the others is the lowest number there is, on both sides: it adds nothing to their
+    divergence.
     """
     logits = _softened(logits, temperature)
     others = logits.scatter(-1, label, torch.finfo(logits.dtype).min / 2)
