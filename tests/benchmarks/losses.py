@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler tells of its starts and stops
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler tells of its starts and stops
 
 import naive
 import torch
