@@ -23,8 +23,10 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/pip install -q -c constraints.txt mkdocs
 	$(BIN)/mkdocs build --strict
 
-# The tables of docs/results.md. DATA: a folder in GLUE's TSV layout; hours, not minutes.
+# Losses at small shapes (the table of docs/benchmarks.md needs the full ones: tests/benchmarks/losses.py without
+# options, half an hour), then the tables of docs/results.md. DATA: a folder in GLUE's TSV layout; hours, not minutes.
 bench: $(VENV)/.installed-dev
+	$(BIN)/python tests/benchmarks/losses.py --small --repeat 1
 	GLUE_DATA_DIR=$(DATA) $(BIN)/python tests/benchmarks/results.py examples/glue_sst2.yaml runs/bench/sst2
 	GLUE_DATA_DIR=$(DATA) $(BIN)/python tests/benchmarks/results.py examples/glue_qqp.yaml runs/bench/qqp
 

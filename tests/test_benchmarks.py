@@ -21,12 +21,13 @@ def test_a_naive_formula_gives_the_values_and_gradients_of_its_loss(case):
 
 def test_the_peak_of_memory_is_what_a_calculation_by_hand_gives():
     x = torch.randn(1000, 250, requires_grad=True)  # one million bytes
-    # exp keeps its result for the backward pass (1), in which the gradient of x comes to it (2); scalars beside
+    # exp keeps its result for the backward pass (1), in which the gradient of x comes to it (2)
     assert peak_memory(Side(lambda: x.exp().sum(), [x])) == pytest.approx(2e6, rel=1e-3)
-    # forward: the square keeps x alone, and 3 * x lives beside its square (2); backward: 2 * x (1) and its product
-    # with the gradient (2) and that of the multiplication by 3 (3)
+    # the product is let go before the gradient of x is made (1); x and y were there before
     y = torch.randn(1000, 250)
     assert peak_memory(Side(lambda: (x * y).sum(), [x])) == pytest.approx(1e6, rel=1e-3)
+    # two results are kept (1, 2); the gradient of the inner one comes (3), the outer result goes, and that of x comes
+    assert peak_memory(Side(lambda: x.exp().exp().sum(), [x])) == pytest.approx(3e6, rel=1e-3)
 
 
 def test_what_is_held_before_a_call_does_not_count():

@@ -412,8 +412,7 @@ def dist(
     p_student, p_teacher = (_softmax(logits, temperature).flatten(0, -2) for logits in (student, teacher))
     counted = p_student.new_ones(len(p_student)) if mask is None else mask.flatten().to(p_student.dtype)
     number = counted.sum()
-    per_item = 1 - _pearson(p_student, p_teacher, None, epsilon)
-    inter = (per_item * counted).sum() / number.clamp(min=1)
+    inter = (1 - _pearson(p_student, p_teacher, None, epsilon)) @ counted / number.clamp(min=1)
     within = None if mask is None else counted
     intra = (1 - _pearson(p_student.T, p_teacher.T, within, epsilon)).mean() * (number > 1)
     return (beta * inter + gamma * intra) * temperature**2

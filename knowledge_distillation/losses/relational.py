@@ -242,7 +242,7 @@ def pkt(
         pairs = pairs - torch.diag(pairs.diagonal())
 
     def probabilities(rows: Tensor) -> Tensor:
-        kernel = (0.5 + 0.5 * _cosines(_gram(rows), epsilon)).clamp(min=0) * pairs
+        kernel = (1 + _cosines(_gram(rows), epsilon)).clamp(min=0) * pairs  # twice K, which does not change P
         return kernel / _unless_zero(kernel.sum(1, keepdim=True))
 
     p_s, p_t = probabilities(given), probabilities(target)

@@ -308,7 +308,7 @@ def channel_wise(student, teacher, temperature=1.0):
 
 
 def variational_information(module, student, teacher):
-    variance = F.softplus(module.variance) + module.epsilon
+    variance = F.softplus(module.raw_variance) + module.epsilon
     variance = variance[:, None, None] if student.dim() == 4 else variance
     return items_of(((teacher - module.regressor(student)) ** 2 / variance + variance.log()) / 2).mean(-1)
 
