@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .config import Entry
 
 _MEMORY = 0.9  # how much of a running mean stays from step to step
+_MOST = 1000.0  # a factor is within 1/1000 and 1000: a term near 0 neither takes over nor puts out the others
 
 
 class Balance(nn.Module):
@@ -40,12 +41,14 @@ class Balance(nn.Module):
         """Take in the sizes of one step, summed over processes already. An entry not measured keeps its size."""
         for number, name in enumerate(self.names):
             if name in measured:
-                before, size = self.sizes[number], measured[name].to(self.sizes)
-                self.sizes[number] = torch.where(before == 0, size, _MEMORY * before + (1 - _MEMORY) * size)
+                before, size = self.sizes[number], measured[name].to(self.sizes).abs()
+                after = torch.where(before == 0, size, _MEMORY * before + (1 - _MEMORY) * size)
+                self.sizes[number] = torch.where(size.isfinite(), after, before)
         of_reference = next((name for name in [*self.on_logits, *self.names] if name in measured), self.names[0])
         reference = self.sizes[self.names.index(of_reference)]
         known = (self.sizes > 0) & (reference > 0)
-        self.factors.copy_(torch.where(known, reference / self.sizes.clamp(min=1e-12), torch.ones_like(self.sizes)))
+        factors = (reference / self.sizes.clamp(min=1e-12)).clamp(1 / _MOST, _MOST)
+        self.factors.copy_(torch.where(known, factors, torch.ones_like(self.sizes)))
 
     def values(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The factors of entries under the names they have in a history."""

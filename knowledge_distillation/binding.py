@@ -13,8 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from .config import Entry, Projection
-from .errors import ConfigError, nearest
-from .losses import OWN_SHAPES, PROBABILITIES, SEVERAL, check_arguments, parameters_of, takes_any_keyword
+from .errors import ConfigError, DistillationError, nearest
+from .losses import (
+    FILLED,
+    OWN_SHAPES,
+    PROBABILITIES,
+    SEVERAL,
+    check_arguments,
+    constructor_parameters,
+    parameters_of,
+    takes_any_keyword,
+)
 from .losses.logits import IGNORED_LABEL, kl_divergence
 from .projections import apply_projections, at_least_float32, build_projection, key_of, load_projection
 
@@ -42,9 +51,16 @@ def see_call(entry: Entry, function: Any, context: Iterable[str]) -> None:
     if problem:
         raise ConfigError(problem)
     parameters = parameters_of(function)
-    known = ["weight", *names_of(parameters or [])]
+    numbers = {p.name: entry.args.get(p.name, p.default) for p in parameters or [] if p.name not in FILLED}
+    named = not callable(entry.loss)
+    known = ["weight", *(name for name, value in numbers.items() if isinstance(value, float) or not named)]
     unknown = [name for name in entry.schedule if name not in known]
     if unknown and parameters is not None and not takes_any_keyword(function):
+        if unknown[0] in numbers:
+            raise ConfigError(
+                f"schedule of {unknown[0]}: a schedule gives real numbers, and loss {entry.loss_name} takes "
+                f"{numbers[unknown[0]]!r} there. It can schedule: {', '.join(known)}"
+            )
         raise ConfigError(
             f"schedule of {unknown[0]}: loss {entry.loss_name} takes no such argument at each step."
             f"{nearest(unknown[0], known)}"
@@ -59,6 +75,10 @@ def argument_problem(entry: Entry, function: Callable[..., Any], context: Iterab
     course = entry.schedule.get("temperature")
     if course is not None and not callable(entry.loss) and course.lowest <= 0:
         return f"loss {entry.loss_name}: temperature is above 0; its schedule goes down to {course.lowest:g}"
+    defaults = {p.name: p.default for p in [*constructor_parameters(function), *(parameters_of(function) or [])]}
+    for name, value in () if callable(entry.loss) else entry.args.items():
+        if isinstance(defaults.get(name), bool) and not isinstance(value, bool):
+            return f"loss {entry.loss_name}: {name} is true or false; found {value!r}"
     return check_arguments(entry.loss_name, function, entry.args, [*MASK_WORDS, *context])
 
 
@@ -134,7 +154,12 @@ def build_loss(
 ) -> nn.Module:
     """The module of a loss with state; one that was trained is not begun anew."""
     sides = [tuple(at_least_float32(t).detach() for t in side) for side in (student, teacher)]
-    module = function(*(sides if function in SEVERAL else [side[0] for side in sides]), **args)
+    try:
+        module = function(*(sides if function in SEVERAL else [side[0] for side in sides]), **args)
+    except DistillationError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"loss {entry.loss_name} cannot be made: {type(error).__name__}: {error}") from error
     module.to(student[0].device, at_least_float32(student[0]).dtype).train(held.training)
     return _kept(held.losses, entry.name, module)
 

@@ -77,7 +77,7 @@ def run(
     )
     given |= {"alpha": alpha, "temperature": temperature, "method": method}
     with _errors(), _quiet():
-        read = load_recipe(recipe, [*["distill_config=null"][: method is not None], *overrides], given)
+        read = load_recipe(recipe, [*_for_method(method), *overrides], given)
         if read.own_entries() is not None and (alpha is not None or temperature is not None):
             raise ConfigError("--alpha and --temperature belong to a method, and this recipe has a distill_config")
         ready = Ingredients.of(read)
@@ -153,13 +153,14 @@ def check(
     student: Student = None,
     task: TaskOption = None,
     data_dir: DataDir = None,
+    method: Annotated[Optional[str], typer.Option("--method", help="A preset: see `distill presets`.")] = None,
 ) -> None:
     """Bind a recipe to its models on one batch, report every problem, print the plan. Trains and writes nothing."""
     from .recipe import Ingredients, load_recipe
 
-    given = _given(teacher, student, task, data_dir)
+    given = _given(teacher, student, task, data_dir) | {"method": method}
     with _errors(), _quiet():
-        ready = Ingredients.of(load_recipe(recipe, overrides, given))
+        ready = Ingredients.of(load_recipe(recipe, [*_for_method(method), *overrides], given))
         student = ready.student()
         distiller = ready.distiller(student, ready.entries(student), None)
         _say(ready.why)
@@ -253,6 +254,11 @@ def _given(
         "training.overwrite_output_dir": overwrite or None,
         "training.report_to": ["tensorboard"] if tensorboard else None,
     }
+
+
+def _for_method(method: str | None) -> list[str]:
+    """A method named on the command line takes the place of the recipe's own entries."""
+    return [] if method is None else ["distill_config=null"]
 
 
 def _final(

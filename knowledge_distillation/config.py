@@ -140,8 +140,13 @@ class DistillConfig:
                         "student": tuple(feature._replace(model=student) for feature in entry.student),
                         "teacher": tuple(f._replace(model=names.get(f.model, f.model)) for f in entry.teacher),
                         "weight": entry.weight / len(others),
+                        "schedule": {
+                            name: course.scaled(1 / len(others)) if name == "weight" else course
+                            for name, course in entry.schedule.items()
+                        },
                         "name": entry.name + suffix,
-                        "projection": replace(entry.projection, shared=_of_student(entry.projection.shared, student)),
+                        "projection": _of_student(entry.projection, student),
+                        "teacher_projection": _of_student(entry.teacher_projection, student),
                     }
                     entries.append(replace(entry, **mine))
         return replace(self, entries=tuple(entries))
@@ -152,8 +157,10 @@ class DistillConfig:
         return self
 
 
-def _of_student(shared: str, student: str) -> str:
-    return f"{shared}@{student}" if shared and student else shared
+def _of_student(projection: Projection, student: str) -> Projection:
+    """A projection that entries share is one for each student."""
+    shared = projection.shared
+    return replace(projection, shared=f"{shared}@{student}") if shared and student else projection
 
 
 def parse_config(config: Sequence[Mapping[str, Any]] | DistillConfig | str | Path) -> DistillConfig:
@@ -303,7 +310,10 @@ def _pair(
         return [(s, ()) for s in student]
     longest = max(len(student), len(teacher))
     if {len(student), len(teacher)} - {1, longest}:
-        problems.append(f"braces pair up one to one: {len(teacher)} teacher features, {len(student)} student features")
+        problems.append(
+            f"braces pair up one to one: {len(teacher)} teacher features, {len(student)} student features. A loss that "
+            'compares several at once takes lists: teacher: ["layer{1..4}.hidden_states"]'
+        )
         return []
     wide = [side * longest if len(side) == 1 else side for side in (student, teacher)]
     return list(zip(*wide, strict=True))
@@ -331,6 +341,7 @@ def _loss(item: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str, 
 
 
 def _weight(weight: Any, problems: list[str]) -> float:
+    weight = _number(weight)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
         problems.append(f"weight is a finite number of 0 or more; found {weight!r}")
         return 0.0
@@ -386,12 +397,17 @@ def _checkpoint(path: Any, problems: list[str]) -> str | None:
     return None if path is None else str(path)
 
 
+def _number(value: Any) -> Any:
+    """YAML reads 1e-4 as a text: a text that is a number is that number."""
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
 def _learning_rate(rate: Any, problems: list[str]) -> float | None:
     if rate is None:
         return None
-    if isinstance(rate, str):  # YAML reads 1e-4 as a text
-        with suppress(ValueError):
-            rate = float(rate)
+    rate = _number(rate)
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not math.isfinite(rate) or rate <= 0:
         problems.append(f"learning_rate is a finite number above 0; found {rate!r}")
         return None

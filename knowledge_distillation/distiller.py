@@ -313,7 +313,8 @@ class KnowledgeDistiller:
         """Every `balance_steps` steps, where terms are balanced by their gradients: the norms of these."""
         if self.settings.balance != "gradient_norm" or not self._measures_gradients():
             return {}
-        return gradient_norms(terms, [p for p in self.module.parameters() if p.requires_grad])
+        students = nn.ModuleList(self.students.values())
+        return gradient_norms(terms, [p for p in students.parameters() if p.requires_grad])
 
     def _measures_gradients(self) -> bool:
         return (self.progress.step - self.progress.stage_steps) % self.settings.balance_steps == 0
@@ -491,6 +492,9 @@ class KnowledgeDistiller:
             self._undo.callback(parameter.requires_grad_, True)
         module = StudentAndProjections(self.students, self.loss_model, plan)
         module.to(self.accelerator.device)
+        # A memory of the training set is kept equal by the loss that has it: no need to send it around at each step.
+        memories = [name for name, _ in module.named_buffers() if name.endswith("_memory")]
+        module._ddp_params_and_buffers_to_ignore = memories  # type: ignore[assignment]
         self._count_steps()
         for other in self.stages:  # nothing wrong starts: a later stage is checked now as well
             if self._steps_of(other.settings) is None and any(entry.schedule for entry in other.entries):

@@ -58,6 +58,7 @@ class BoundEntry:
     layout: Layout = field(default=Layout("batch"))
     labelled: bool = False  # items labelled -100 do not count
     classes: int = 0  # width of what the loss gets
+    samples: int = 0  # rows of the probe batch
 
 
 class MultiLayerBasedDistillationLoss(nn.Module):
@@ -210,6 +211,11 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             args = {name: value for name, value in args.items() if name not in for_constructor}
             offered = {"teacher_model": teacher_model, "teacher_features": entry.teacher, "losses": self.losses}
             offered |= {**self._told(), **entry.args}
+            said = entry.args.get("num_samples")
+            if said is not None and self.num_samples is not None and said < self.num_samples:
+                raise ConfigError(
+                    f"loss {entry.loss_name}: num_samples is {said}, and the training data has {self.num_samples} rows"
+                )
             function = build_loss(
                 held, entry, function, projected, target, {k: v for k, v in offered.items() if k in for_constructor}
             )
@@ -229,10 +235,15 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             (shape[1], shape[1]) if kind == "tokens" else (shape[2], shape[-1]) if len(shape) == 4 else (1, 1),
             labelled=entry.hard or needs_labels(function),
             classes=shape[-1],
+            samples=shape[0],
         )
         values, layout = self._values(bound, projected, target, context, bound.args)
         bound = replace(bound, layout=layout)
         self.bound[entry.name] = bound
+        for name, course in entry.schedule.items():
+            for extreme in (course.lowest, course.highest) if name != "weight" and not callable(entry.loss) else ():
+                with torch.no_grad():
+                    self._values(bound, projected, target, context, {**args, name: extreme})
         value = self._average(bound, values, context, None)
         if not torch.isfinite(value.detach()).all():
             raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch")
@@ -299,9 +310,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         return (not together and [one for one in now if _is_on(*one[:2])]) or now
 
-    def projections_of(self, entry: Entry) -> list[nn.Module]:
-        """The projections of an entry, those of its student side first."""
-        sides = (("student", len(entry.student)), ("teacher", len(entry.teacher)))
+    def projections_of(self, entry: Entry, *sides_wanted: str) -> list[nn.Module]:
+        """The projections of an entry, those of its student side first; or those of one side."""
+        numbers = {"student": len(entry.student), "teacher": len(entry.teacher)}
+        sides = [(side, numbers[side]) for side in sides_wanted or ("student", "teacher")]
         keys = [key_of(entry, side, number, features) for side, features in sides for number in range(features)]
         return [self.projections[key] for key in dict.fromkeys(keys) if key in self.projections]
 

@@ -14,6 +14,7 @@ from .capture import Capture
 from .config import Entry, Feature
 from .loss_model import MultiLayerBasedDistillationLoss
 from .losses import TWO_CLASSES
+from .losses.relational import similarity_preserving
 from .schedules import described
 from .teachers import FrozenTeacher
 
@@ -162,6 +163,9 @@ def notes_of(
         caution = TWO_CLASSES.get(bound.entry.loss_name)
         if caution and bound.classes == 2:
             notes.append(f"warning: {bound.entry.name}: with two classes {caution}")
+        if bound.samples < 3 and getattr(bound.function, "__module__", "") == similarity_preserving.__module__:
+            few = f"{bound.samples} of them in a batch leave little or nothing to learn"
+            notes.append(f"warning: {bound.entry.name} compares samples with each other, and {few}")
         if bound.entry.learning_rate is not None and not loss_model.learning_rates(bound.entry):
             notes.append(f"warning: {bound.entry.name}: it has nothing of its own that trains at its learning_rate")
         named = not callable(bound.entry.loss)

@@ -33,13 +33,18 @@ def hinton(alpha: float = 0.5, temperature: float = 2.0, regression: bool = Fals
     return _weighted([_soft(alpha, temperature, regression), _labels(1 - alpha, regression)])
 
 
-def layers(teacher: Any, student: Any, alpha: float = 0.5, temperature: float = 2.0) -> Entries:
+def layers(
+    teacher: Any, student: Any, alpha: float = 0.5, temperature: float = 2.0, mapping: Mapped = "uniform"
+) -> Entries:
     """`hinton`, and the embedding and every student layer from the teacher layer at the same relative depth.
 
     Hidden states are compared always, attention maps where both models have as many heads.
+
+    Args:
+        mapping: `uniform`, `last` or `skip`, or (teacher layer, student layer) pairs.
     """
-    outputs = ["hidden_states", *["attention"][: _same_heads(teacher, student)]]
-    states = entries_of(pairs_of("uniform", teacher, student), outputs)
+    outputs = ["hidden_states", "attention"] if _same_heads(teacher, student) else ["hidden_states"]
+    states = entries_of(pairs_of(mapping, teacher, student), outputs)
     return [dict(_EMBEDDING), *states, *hinton(alpha, temperature, _regression(teacher))]
 
 
@@ -81,7 +86,7 @@ def tinybert(teacher: Any, student: Any, mapping: Mapped = "uniform") -> Entries
     Source: Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding, 2020: its task-specific
     step.
     """
-    outputs = ["hidden_states", *["attention_scores"][: _same_heads(teacher, student)]]
+    outputs = ["hidden_states", "attention_scores"] if _same_heads(teacher, student) else ["hidden_states"]
     inner = [_EMBEDDING, *entries_of(pairs_of(mapping, teacher, student), outputs)]
     logits = {**_LOGITS, "loss": "logits_mse" if _regression(teacher) else "soft_cross_entropy"}
     return _staged(intermediate=inner, prediction=[logits])
@@ -316,7 +321,7 @@ def born_again(teacher: Any, student: Any) -> Entries:
     return [_soft(1.0, 1.0, regression), _labels(1.0, regression)]
 
 
-def deep_mutual_learning(teacher: Any, student: Any) -> Entries:
+def deep_mutual_learning(teacher: Any = None, student: Any = None) -> Entries:
     """Students that learn from the labels and from each other: for a run with a `peer_model`. No teacher is needed.
 
     Source: Zhang et al., Deep Mutual Learning, 2018, where the students take turns; here they step together.
@@ -325,7 +330,7 @@ def deep_mutual_learning(teacher: Any, student: Any) -> Entries:
     return [_soft(1.0, 1.0, regression) | {"teacher_name": "peer"}, _labels(1.0, regression)]
 
 
-def meal_v2(teacher_names: Sequence[str], temperature: float = 1.0, adversarial: float = 1.0) -> Entries:
+def meal_v2(teacher_names: Sequence[str], *, temperature: float = 1.0, adversarial: float = 1.0) -> Entries:
     """The mean probability of several teachers, and a discriminator that the student learns to deceive. No labels.
 
     Args:

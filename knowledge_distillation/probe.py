@@ -44,8 +44,7 @@ def bind(
     """
     config = loss_model.config
     bound = config.entries if entries is None else tuple(entries)
-    problems, unknown = list(config.problems), list(_unknown_teachers(bound, students, teachers))
-    raise_all(ConfigError, "distill_config", unknown and problems + unknown)
+    problems = [*config.problems, *_unknown_teachers(bound, students, teachers)]
     student = students[""]
     loss_model.shift_labels = predicts_next_token(student)
     told = with_context(student_inputs[""], student)[1]
@@ -90,6 +89,7 @@ def bind(
                 rows, losses = _bind_entries(loss_model, bound, found, taken, context, problems, models)
                 trained = nn.ModuleList([*students.values(), loss_model])
                 reached = _reached(losses, trained)
+                problems += [] if problems else _frozen_projections(loss_model, bound, reached)
                 for name, model in students.items():
                     if not problems and any(p.requires_grad and id(p) not in reached for p in model.parameters()):
                         model.eval()  # a pass that skips layers at random must not decide what is frozen
@@ -107,6 +107,20 @@ def bind(
     idle = [p for p in trained.parameters() if p.requires_grad and id(p) not in reached]
     notes = notes_of(taken, students, teachers, loss_model, unreached)
     return Plan(taken["student"], taken["teacher"], rows, notes, unreached, idle)
+
+
+def _frozen_projections(
+    loss_model: MultiLayerBasedDistillationLoss, entries: Iterable[Entry], reached: set[int]
+) -> Iterator[tuple[int, str]]:
+    """Projections of the teacher's side that are to be trained, by a loss that gives that side no gradient."""
+    for entry in entries:
+        parameters = [p for module in loss_model.projections_of(entry, "teacher") for p in module.parameters()]
+        if any(p.requires_grad for p in parameters) and not any(id(p) in reached for p in parameters):
+            yield (
+                entry.index,
+                f"loss {entry.loss_name} gives its teacher's side no gradient, so teacher_projection would stay as it "
+                "begins. Project the student's side, or load one: projection_checkpoint, with trainable: false",
+            )
 
 
 def _of(name: str, entry: Entry) -> list[Feature]:

@@ -37,6 +37,7 @@ class Progress:
 
     def enter(self, stage: int) -> None:
         self.stage, self.stage_steps, self.stage_epochs = stage, self.step, self.epoch
+        self.best = None
 
 
 class Running:

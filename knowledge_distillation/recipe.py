@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -493,9 +493,3 @@ def _brief(error: Exception) -> str:
     """The first 300 characters of an error's text, on one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:297]}..."
-
-
-def without_teacher(recipe: Recipe) -> Recipe:
-    """The same run on labels alone."""
-    hard = recipe.hard_entries()
-    return replace(recipe, distill_config=hard, method=None, method_args={}, mapping=None, stages=None)

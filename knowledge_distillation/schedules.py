@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import ConfigError, nearest
@@ -55,6 +55,16 @@ class Schedule:
         """The least value of the course."""
         return min(self.values) if self.type == "step" else min(self.start, self.end)
 
+    @property
+    def highest(self) -> float:
+        """The greatest value of the course."""
+        return max(self.values) if self.type == "step" else max(self.start, self.end)
+
+    def scaled(self, factor: float) -> Schedule:
+        """The same course with every value multiplied."""
+        values = tuple(value * factor for value in self.values)
+        return replace(self, start=self.start * factor, end=self.end * factor, values=values)
+
 
 def parse_schedule(course: Any, own: Any) -> Schedule:
     """A schedule from its name or a mapping with `type`; `own` is the entry's own value of what is scheduled.
@@ -63,7 +73,7 @@ def parse_schedule(course: Any, own: Any) -> Schedule:
         ConfigError: what is wrong with it.
     """
     options = {"type": course} if isinstance(course, str) else course
-    if not isinstance(options, Mapping) or options.get("type") not in _KEYS:
+    if not isinstance(options, Mapping) or str(options.get("type")) not in _KEYS:
         found = options.get("type") if isinstance(options, Mapping) else options
         raise ConfigError(f"type is one of {', '.join(_KEYS)}; found {found!r}.{nearest(str(found), _KEYS)}")
     kind = options["type"]

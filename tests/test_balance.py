@@ -30,9 +30,14 @@ def by_hand(lines: list[dict[str, float]], names: list[str], reference: str) -> 
     sizes: dict[str, float] = {}
     factors = []
     for line in lines:
-        factors.append({name: sizes[reference] / sizes[name] if sizes else 1.0 for name in names})
+        factors.append({name: within(sizes[reference] / sizes[name]) if sizes else 1.0 for name in names})
         sizes = {name: 0.9 * sizes[name] + 0.1 * line[name] if sizes else line[name] for name in names}
     return factors
+
+
+def within(factor: float) -> float:
+    """A term near 0 neither takes over nor puts out the others."""
+    return min(max(factor, 1e-3), 1e3)
 
 
 # --- by the size of terms ----------------------------------------------------------------------------------------

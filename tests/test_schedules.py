@@ -261,3 +261,21 @@ def test_a_schedule_needs_to_know_how_long_the_run_is():
     log = Log()
     distiller(config, train_dataloader=iter(batches(3)), max_steps=2, callbacks=[log]).train()
     assert len(log.lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"loss": "js_divergence", "schedule": {"beta": {"type": "linear", "start": 0, "end": 2}}}, "found 2.0"),
+        ({"loss": "pkt", "schedule": {"pooling": {"type": "linear", "end": 1}}}, "takes 'mean' there"),
+        ({"loss": "pkd", "schedule": {"mask": {"type": "linear", "end": 1}}}, "takes no such argument"),
+        ({"loss": "pkd", "schedule": {"mean_all": {"type": "linear", "end": 1}}}, "takes False there"),
+        ({"loss": "kl_divergence", "schedule": {"weight": {"type": ["linear"]}}}, "type is one of"),
+        ({"loss": "logits_mse", "args": {"centred": "yes"}}, "centred is true or false; found 'yes'"),
+        ({"loss": "variational_information", "args": {"variance": "x"}}, "cannot be made: TypeError"),
+    ],
+)
+def test_what_a_schedule_or_an_argument_cannot_be_is_said_before_the_run(entry, message):
+    sides = {"teacher": "output.logits", "student": "output.logits"}
+    with pytest.raises(ConfigError, match=message):
+        distiller([{**sides, **entry}]).plan()

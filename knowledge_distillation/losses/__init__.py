@@ -50,6 +50,10 @@ Loss = Callable[..., Any]
 # Keywords that are never arguments of an entry: the loss model fills them.
 FILLED = ("mask", "key_mask", "teacher_mask", "labels", "teacher_model", "teacher_features", "losses")
 
+_FROM_DATASET = (
+    "With train_dataset the rows are numbered by themselves; with a train_dataloader give num_samples in args, and in "
+    "each batch sample_index, the place of each row in the training set"
+)
 _MSE = {"vector": hidden_mse, "tokens": hidden_mse, "heads": hidden_mse, "map": hidden_mse, "attention": attention_mse}
 _HIDDEN = {kind: hidden_mse for kind in ("vector", "tokens", "map")}
 _LOGITS = ("vector", "tokens")
@@ -146,13 +150,15 @@ def list_losses(hard: bool = False) -> list[str]:
     return sorted(HARD_LOSSES if hard else SOFT_LOSSES)
 
 
-def get_loss(name: str, kind: str = "tokens", hard: bool = False) -> Loss:
-    """The function behind a name, for a kind of feature.
+def get_loss(name: str, kind: str | None = None, hard: bool = False) -> Loss:
+    """The function behind a name, for a kind of feature; None for that of tokens, or of what it applies to.
 
     Raises:
         ConfigError: the name is unknown, or the loss does not apply to the kind.
     """
     functions = functions_of(name, hard)
+    if kind is None:
+        return functions.get("tokens") or next(iter(functions.values()))
     if kind not in functions:
         table = HARD_LOSSES if hard else SOFT_LOSSES
         fitting = [other for other in list_losses(hard) if kind in table[other]]
@@ -212,7 +218,7 @@ def check_arguments(name: str, loss: Loss, args: Mapping[str, Any], context: Ite
     offered = {*args, *context, "teacher_model", "teacher_features"}
     for p in parameters:
         if p.default is p.empty and p.name not in offered:
-            return (
-                f"loss {name} needs {p.name!r}, which is neither in args nor a key of the batch ({', '.join(context)})"
-            )
+            hint = f". {_FROM_DATASET}" if p.name in ("num_samples", "sample_index") else ""
+            where = f"which is neither in args nor a key of the batch ({', '.join(context)})"
+            return f"loss {name} needs {p.name!r}, {where}{hint}"
     return None

@@ -99,11 +99,18 @@ class BertEMD(nn.Module):
 
     @torch.no_grad()
     def _weigh(self, cost: Tensor, plan: Tensor) -> None:
-        mean = cost.mean()
+        mean = _over_processes(cost.mean())
         for weights, dimension in ((self.student_weights, 1), (self.teacher_weights, 0)):
-            unit = (plan * cost).sum(dimension) / weights
+            unit = _over_processes((plan * cost).sum(dimension)) / weights
             inverse = 1 / torch.maximum(unit, mean / 100)
             weights.copy_(torch.where(mean > 0, inverse / inverse.sum(), weights))
+
+
+def _over_processes(value: Tensor) -> Tensor:
+    """The sum over all processes, so that their weights stay equal; factors of it are of no account."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+    return value
 
 
 def transport_plan(

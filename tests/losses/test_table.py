@@ -162,3 +162,8 @@ def test_the_page_lists_every_name_with_its_kinds_and_functions(hard, table):
         name: (set(re.findall(r"\w+", kinds)), set(re.findall(r"\w+", functions))) for name, kinds, functions in rows
     }
     assert listed == {name: (set(kinds), {name_of(f) for f in kinds.values()}) for name, kinds in table.items()}
+
+
+@pytest.mark.parametrize("name", list_losses())
+def test_every_listed_name_has_its_loss(name):
+    assert callable(get_loss(name)) and get_loss(name) in SOFT_LOSSES[name].values()
