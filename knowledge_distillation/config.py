@@ -311,8 +311,8 @@ def _pair(
     longest = max(len(student), len(teacher))
     if {len(student), len(teacher)} - {1, longest}:
         problems.append(
-            f"braces pair up one to one: {len(teacher)} teacher features, {len(student)} student features. A loss that "
-            'compares several at once takes lists: teacher: ["layer{1..4}.hidden_states"]'
+            f"braces pair up one to one: {len(teacher)} teacher features, {len(student)} student features. A loss "
+            'that compares several at once takes lists: teacher: ["layer{1..4}.hidden_states"]'
         )
         return []
     wide = [side * longest if len(side) == 1 else side for side in (student, teacher)]
