@@ -51,7 +51,7 @@ def see_call(entry: Entry, function: Any, context: Iterable[str]) -> None:
     if problem:
         raise ConfigError(problem)
     parameters = parameters_of(function)
-    numbers = {p.name: entry.args.get(p.name, p.default) for p in parameters or [] if p.name not in FILLED}
+    numbers = {p.name: p.default for p in parameters or [] if p.name not in FILLED}
     named = not callable(entry.loss)
     known = ["weight", *(name for name, value in numbers.items() if isinstance(value, float) or not named)]
     unknown = [name for name in entry.schedule if name not in known]

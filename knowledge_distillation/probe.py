@@ -281,7 +281,9 @@ def _bind_entries(
     loss_model.bound.clear()
     for entry in loss_model.config.sound_entries(entries):
         teacher_side = found["teacher"] if all(f in found["teacher"] for f in entry.teacher) else teaching
-        if any(f not in learning for f in entry.student) or any(f not in teacher_side for f in entry.teacher):
+        nowhere = [f for f in entry.student if f not in learning]
+        nowhere += [f for f in entry.teacher if f not in teacher_side or f.model not in models]
+        if nowhere:
             problems += [(entry.index, text) for text in _loss_problems(entry, context)]
             continue
         target = {feature: teacher_side[feature].detach() for feature in entry.teacher}

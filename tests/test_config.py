@@ -219,7 +219,8 @@ def test_everything_else_is_said_of_each():
 
 def test_unequal_counts_are_a_problem():
     item = {**SHORT, "teacher": "layer{4,8,12}.hidden_states", "student": "layer{1,2}.hidden_states"}
-    assert problems(item) == [(0, "braces pair up one to one: 3 teacher features, 2 student features")]
+    ((index, text),) = problems(item)
+    assert index == 0 and text.startswith("braces pair up one to one: 3 teacher features, 2 student features. A loss")
 
 
 def test_entries_are_numbered_by_the_item_as_written():
@@ -300,7 +301,7 @@ def test_a_name_used_twice():
         ({"weight": -1}, "weight is a finite number of 0 or more; found -1"),
         ({"weight": math.nan}, "weight is a finite number of 0 or more; found nan"),
         ({"weight": math.inf}, "weight is a finite number of 0 or more; found inf"),
-        ({"weight": "1.0"}, "weight is a finite number of 0 or more; found '1.0'"),
+        ({"weight": "one"}, "weight is a finite number of 0 or more; found 'one'"),
         ({"weight": True}, "weight is a finite number of 0 or more; found True"),
         ({"weight": None}, "weight is a finite number of 0 or more; found None"),
         ({"type": "ts_distil"}, "type is 'hard_distill' or 'ts_distill'; found 'ts_distil'. Nearest: ts_distill."),

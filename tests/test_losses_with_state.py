@@ -8,7 +8,7 @@ from runs import HARD, SOFT, batches, bert, distiller, same, weights
 from torch import Tensor, nn
 from training_script import collate, rows
 
-from knowledge_distillation import ConfigError, loss_model, losses
+from knowledge_distillation import ConfigError, binding, loss_model, losses
 
 STATES = {"teacher": "layer2.hidden_states", "student": "layer1.hidden_states"}
 
@@ -132,7 +132,9 @@ def named(monkeypatch):
         kinds = dict.fromkeys(("vector", "tokens", "attention"), function)
         monkeypatch.setitem(losses.SOFT_LOSSES, name, kinds)
         for which in sets:
-            monkeypatch.setattr(loss_model, which, getattr(loss_model, which) | {function})
+            for room in (binding, loss_model):
+                if hasattr(room, which):
+                    monkeypatch.setattr(room, which, getattr(room, which) | {function})
 
     return put
 

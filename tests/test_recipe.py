@@ -113,7 +113,7 @@ STATES = {"teacher": "layer2.hidden_states", "student": "layer1.hidden_states", 
         ({"method": "tinybert", "alpha": 0.5}, "method tinybert takes no 'alpha'. It takes: mapping"),
         ({"method": "meal_v2"}, "method meal_v2 needs teacher_names"),
         ({"method": "hinton", "mapping": "last"}, "method hinton takes no 'mapping'."),
-        ({"mapping": "last"}, "method layers takes no 'mapping'."),
+        ({"method": "minilm", "mapping": "last"}, "method minilm takes no 'mapping'."),
         (
             {"method": "pkd", "mapping": "serach"},
             "mapping is one of uniform, last, skip, search, or pairs of layers; found 'serach'. Nearest: search.",
