@@ -195,7 +195,7 @@ def correlation_congruence(
             series = 2 * gamma / power * cosines * series + 1
         return math.exp(-2 * gamma) * series
 
-    difference = (correlations(given) - correlations(target)) * _outer(counted)
+    difference = correlations(given) - correlations(target)  # 0 for a sample that is not there: both sides hold 0
     return difference.square().sum() / _at_least_one(counted.sum().square())
 
 
@@ -242,7 +242,7 @@ def pkt(
         pairs = pairs - torch.diag(pairs.diagonal())
 
     def probabilities(rows: Tensor) -> Tensor:
-        kernel = (1 + _cosines(_gram(rows), epsilon)).clamp(min=0) * pairs  # twice K, which does not change P
+        kernel = (1 + _cosines(_gram(rows), epsilon)).relu() * pairs  # twice K, which does not change P
         return kernel / _unless_zero(kernel.sum(1, keepdim=True))
 
     p_s, p_t = probabilities(given), probabilities(target)
