@@ -418,3 +418,17 @@ def test_tokens_of_a_wrong_vocabulary_are_said_to_be_a_peers():
     small = bert(1, vocab_size=5)
     said = wrong(MUTUAL, peer_model=small)
     assert "the peer's vocabulary has 5 entries" in said and VOCABULARY > 5
+
+
+def test_an_unknown_teacher_hides_no_other_problem():
+    config = [{**LOGITS, "loss": "kl_divergance"}, {**LOGITS, "teacher_name": "big"}]
+    with pytest.raises(ConfigError) as raised:
+        distiller(config).plan()
+    said = str(raised.value)
+    assert "2 problems" in said and "Nearest: kl_divergence" in said and "'big' is no teacher here" in said
+
+
+def test_relations_of_one_or_two_samples_are_warned_about():
+    entry = {"teacher": "layer4.hidden_states", "student": "layer2.hidden_states", "loss": "rkd_distance"}
+    notes = distiller([entry], train_dataloader=batches(2, size=1)).plan().notes
+    assert any("1 of them in a batch leave little or nothing to learn" in note for note in notes)

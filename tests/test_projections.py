@@ -432,3 +432,10 @@ def test_a_schedule_of_ones_own_knows_no_other_rates():
     options = {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)}
     said = "an entry has a learning_rate, and your lr_scheduler does not know it: leave it out"
     assert wrong([{**STATES, "learning_rate": 0.5}], None, student, **options) == said
+
+
+def test_a_projection_that_a_loss_cannot_train_is_said_before_the_run():
+    maps = {"teacher": "layer4.attention", "student": "layer2.attention"}
+    config = [{**maps, "loss": "attention_kl", "teacher_projection": {"type": "heads", "width": 2}}]
+    with pytest.raises(ConfigError, match="attention_kl gives its teacher's side no gradient"):
+        distiller(config, bert(heads=4), bert(2)).plan()
