@@ -22,7 +22,7 @@ from .cached_teacher import CachedTeacher, Keyed, estimated, open_caches
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
 from .cohort import cohort_of
 from .config import Entry, Feature
-from .context import make_context
+from .context import batch_size, make_context
 from .data.loading import TrainBatches, choose, loader_of, seeded
 from .errors import CheckpointError, ConfigError, DataError, nearest
 from .evaluators import TaskEvaluator, modes_kept, resting
@@ -558,11 +558,16 @@ class KnowledgeDistiller:
         return plan
 
     def _sizes(self) -> tuple[Any, int | None]:
-        """The length of every training sample, and how many there are, as far as it is known."""
+        """The length of every training sample, and about how many there are, as far as it is known."""
         lengths = getattr(getattr(self._train_loader, "batch_sampler", None), "lengths", None)
         rows: Any = getattr(self._train_loader, "dataset", None)
-        samples = len(lengths) if lengths is not None else len(rows) if hasattr(rows, "__len__") else None
-        return lengths, samples
+        if lengths is not None or hasattr(rows, "__len__"):
+            return lengths, len(rows if lengths is None else lengths)
+        try:
+            batches = len(self._train_loader)  # type: ignore[arg-type]
+        except TypeError:
+            return None, None
+        return None, batches * batch_size(self._idle_batch.context)
 
     def _close_caches(self) -> None:
         caches, self._caches = self._caches, {}

@@ -143,6 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stages", action="store_true", help="two stages, with a peer")
     parser.add_argument("--balance", default="none")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--cache", help="a folder for the teacher's features")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     teacher, student = models(options.dropout)
@@ -185,6 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
         logging_steps=2,
         save_steps=4,
         eval_steps=5,
+        teacher_cache=options.cache,
         disable_tqdm=True,
     )
     distiller.train(resume_from_checkpoint=options.resume)
