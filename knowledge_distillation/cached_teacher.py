@@ -150,8 +150,8 @@ class CachedTeacher:
                 f"teacher cache {self.store.folder}: of {self._asked:,} samples {found:,} were found, though a whole "
                 f"pass over the data is in it ({len(self.store):,} samples). Either the teacher's inputs change from "
                 "epoch to epoch (augmentation, random masking, padding on the left): keep them as they are, or turn "
-                "the cache off. Or the data is not what it was filled from: `distill cache` (cache_teachers) adds what "
-                "is missing"
+                "the cache off. Or the data is not what it was filled from: `distill cache` (cache_teachers) adds "
+                "what is missing"
             )
 
 
