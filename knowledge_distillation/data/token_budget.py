@@ -40,7 +40,7 @@ class TokenBudgetBatchSampler:
     Args:
         lengths: the length of each row, in tokens.
         max_tokens: rows times length of a batch of one process, padding included, at most.
-        multiple: rows are padded to the next of `edges(lengths, multiple, longest)`; None: to the longest of the batch.
+        multiple: rows are padded to the next of `edges(lengths, multiple, longest)`; None: to the longest of a batch.
     Raises:
         DataError: no rows.
         ConfigError: a number out of range; a row that does not fit.
