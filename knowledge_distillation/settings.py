@@ -47,6 +47,11 @@ class TrainingSettings:
             keeps all.
         teacher_cache_limit: GB that a cache may take; None for what the disk holds.
         group_by_length: batches of rows of similar length (with `train_dataset`).
+        max_tokens_per_batch: rows times padded length of a training batch on each process, at most; the number of rows
+            follows from it, and `per_device_train_batch_size` is not used (with `train_dataset`). None: no limit.
+        length_bucket: training rows are padded up to the next of a few lengths, multiples of this number that lie
+            further apart the longer they are (with `train_dataset`). None: to the longest row of the batch.
+        dataloader_num_workers: processes that prepare batches; 0 for none (with `train_dataset`, `eval_dataset`).
         metric_for_best_model: metric by which the best student is kept; None for the evaluator's primary metric.
         greater_is_better: None for the evaluator's own.
         stages: mappings with `name` and what differs in that stage of `num_train_epochs`, `max_steps`,
@@ -81,6 +86,9 @@ class TrainingSettings:
     teacher_cache_top_k: int | None = None
     teacher_cache_limit: float | None = None
     group_by_length: bool = True
+    max_tokens_per_batch: int | None = None
+    length_bucket: int | None = None
+    dataloader_num_workers: int = 0
     metric_for_best_model: str | None = None
     greater_is_better: bool | None = None
     stages: tuple[Any, ...] = ()
@@ -111,10 +119,10 @@ class TrainingSettings:
     def _out_of_range(self) -> list[str]:
         positive: tuple[str, ...] = ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
         positive += ("gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps", "save_total_limit")
-        positive += ("balance_steps", "teacher_cache_top_k")
+        positive += ("balance_steps", "teacher_cache_top_k", "max_tokens_per_batch", "length_bucket")
         problems = [f"{n} is 1 or more; found {getattr(self, n)}" for n in positive if (getattr(self, n) or 1) < 1]
         problems += [f"{n} is 1 or more; found 0" for n in positive if getattr(self, n) == 0]
-        not_negative = ("learning_rate", "weight_decay", "max_grad_norm", "seed")
+        not_negative = ("learning_rate", "weight_decay", "max_grad_norm", "seed", "dataloader_num_workers")
         if self.seed >= 1 << 32:
             problems.append(f"seed is below 2**32; found {self.seed}")
         problems += [f"{n} is 0 or more; found {getattr(self, n)}" for n in not_negative if getattr(self, n) < 0]
@@ -122,6 +130,8 @@ class TrainingSettings:
             problems.append(f"teacher_cache_limit is above 0, in GB; found {self.teacher_cache_limit}")
         if not 0 <= self.warmup_ratio <= 1:
             problems.append(f"warmup_ratio is in [0, 1]; found {self.warmup_ratio}")
+        if self.max_tokens_per_batch and not self.group_by_length:
+            problems.append("max_tokens_per_batch fills batches with rows of similar length: leave group_by_length on")
         choices: dict[str, tuple[str, ...]] = {
             "mixed_precision": _PRECISIONS,
             "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),

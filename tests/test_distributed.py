@@ -86,6 +86,14 @@ def test_two_processes_with_accumulation(tmp_path: Path) -> None:
     assert furthest(one, two) < 1e-5
 
 
+def test_two_processes_with_a_token_budget(tmp_path: Path) -> None:
+    """Batches of 24 tokens hold 2 to 8 rows: the average is over all rows of a step, whoever has them."""
+    common = ("--dropout", "0", "--sgd", "--learning-rate", "0.1", "--max-tokens", "24")
+    one = alone(tmp_path / "one", "--accumulate", "2", "--in-turn", *common)
+    two = in_two(tmp_path / "two", *common)
+    assert furthest(one, two) < 1e-5
+
+
 def test_two_processes_with_a_peer(tmp_path: Path) -> None:
     common = ("--dropout", "0", "--list", "--sgd", "--learning-rate", "0.1", "--peer")
     one = alone(tmp_path / "one", "--batch", "8", *common)

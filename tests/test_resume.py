@@ -45,7 +45,9 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("data", [(), ("--loader",)], ids=["data-set", "shuffling-loader"])
+@pytest.mark.parametrize(
+    "data", [(), ("--loader",), ("--max-tokens", "24")], ids=["data-set", "shuffling-loader", "token-budget"]
+)
 def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path: Path, data: tuple[str, ...]) -> None:
     finish(tmp_path / "whole", *data)
     whole = final_weights(tmp_path / "whole")

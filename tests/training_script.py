@@ -1,21 +1,24 @@
 """A tiny run as a process of its own, for tests that kill it, resume it, or start it twice.
 
-python tests/training_script.py OUTPUT_DIR [--resume] [--slow] [--dropout P] [--batch N] [--accumulate N] [--loader]
+python tests/training_script.py OUTPUT_DIR [--resume] [--slow] [--dropout P] [--batch N] [--accumulate N] [--loader] …
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import time
 import traceback
+from collections.abc import Iterator
 
 import torch
 from accelerate.state import AcceleratorState
 from transformers import BertConfig, BertForSequenceClassification
 
 from knowledge_distillation import Callback, KnowledgeDistiller, student_from_teacher
+from knowledge_distillation.data.token_budget import TokenBudgetBatchSampler
 from knowledge_distillation.evaluators import TaskEvaluator
 
 CONFIG = [
@@ -69,6 +72,27 @@ def collate(batch: list[dict]) -> dict[str, torch.Tensor]:
         ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
         mask[i, : len(row["input_ids"])] = 1
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in batch])}
+
+
+class InTurn:
+    """The batches that two processes take of the token budget, in turn."""
+
+    def __init__(self, max_tokens: int) -> None:
+        lengths = [len(row["input_ids"]) for row in rows()]
+        place = {"seed": 42, "num_processes": 2}
+        self.shares = [TokenBudgetBatchSampler(lengths, max_tokens, process_index=i, **place) for i in range(2)]
+
+    def set_epoch(self, epoch: int) -> None:
+        for share in self.shares:
+            share.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shares))
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        all_rows = rows()
+        for pair in itertools.zip_longest(*self.shares):
+            yield from (collate([all_rows[i] for i in batch]) for batch in pair if batch)
 
 
 class Slow(Callback):
@@ -136,6 +160,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--loader", action="store_true", help="a shuffling DataLoader instead of a data set")
+    parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--in-turn", action="store_true", help="the budget's batches for two processes, on one")
     parser.add_argument("--sgd", action="store_true")
     parser.add_argument("--list", action="store_true", help="a plain list of batches in a fixed order")
     parser.add_argument("--stop-at", type=int)
@@ -155,6 +181,8 @@ def main(arguments: list[str] | None = None) -> None:
         all_rows = rows()
         batches = [collate(all_rows[i : i + options.batch]) for i in range(0, len(all_rows), options.batch)]
         train = {"train_dataloader": batches}
+    if options.in_turn:
+        train = {"train_dataloader": InTurn(options.max_tokens)}
     config, more = CONFIG, {}
     peer = models(options.dropout, wide=False)[1] if options.peer or options.stages else None
     if peer:
@@ -181,6 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
         mixed_precision="no",
         num_train_epochs=3,
         per_device_train_batch_size=options.batch,
+        max_tokens_per_batch=options.max_tokens,
         gradient_accumulation_steps=options.accumulate,
         learning_rate=options.learning_rate,
         logging_steps=2,

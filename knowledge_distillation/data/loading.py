@@ -19,6 +19,10 @@ from ..checkpoint import random_state, set_random_state
 from ..errors import ConfigError, DataError
 from ..settings import TrainingSettings
 from .batching import LengthGroupedBatchSampler
+from .collating import ToEdge, default_collator
+from .token_budget import TokenBudgetBatchSampler
+
+_OWN_SHARES = (LengthGroupedBatchSampler, TokenBudgetBatchSampler)  # samplers that know of processes
 
 
 class TrainBatches:
@@ -161,7 +165,7 @@ class _EveryNth:
 
 
 def _sharded(loader: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
-    if accelerator.num_processes == 1 or isinstance(getattr(loader, "batch_sampler", None), LengthGroupedBatchSampler):
+    if accelerator.num_processes == 1 or isinstance(getattr(loader, "batch_sampler", None), _OWN_SHARES):
         return loader
     if isinstance(loader, DataLoader) and loader.batch_sampler and not isinstance(loader.dataset, IterableDataset):
         shard = BatchSamplerShard(
@@ -198,6 +202,7 @@ def loader_of(
 
     Raises:
         DataError: the data set is empty, or rows have no input a length could be taken from where one is needed.
+        ConfigError: a row does not fit max_tokens_per_batch; length_bucket, where no tokenizer pads.
     """
     what = "training" if train else "evaluation"
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -209,17 +214,43 @@ def loader_of(
         raise DataError(f"the {what} data set is empty")
     _see_tokenized(dataset, processing_class)
     rows = _numeric_columns(dataset)
-    sampler = LengthGroupedBatchSampler(
-        _lengths(rows) if settings.group_by_length else [1] * len(rows),
+    bucket = settings.length_bucket if train else None
+    lengths = _lengths(rows) if settings.group_by_length or bucket else None
+    limited = [name for name in ("max_tokens_per_batch", "length_bucket") if getattr(settings, name)]
+    if train and limited and lengths is None:
+        raise DataError(f"{limited[0]} goes by the length of rows, and they have no input_ids")
+    collate = data_collator or default_collator(processing_class, rows[0])
+    if bucket is not None:
+        if not hasattr(collate, "max_length"):
+            raise ConfigError(
+                "length_bucket pads with the tokenizer: give it as processing_class, and no data_collator"
+            )
+        collate = ToEdge(collate, bucket, max(lengths or [1]))
+    rows = _Indexed(rows) if indexed else rows
+    return DataLoader(
+        rows,
+        batch_sampler=_sampler(lengths or [1] * len(rows), settings, accelerator, train),
+        collate_fn=collate,
+        num_workers=settings.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def _sampler(
+    lengths: Sequence[int], settings: TrainingSettings, accelerator: Accelerator, train: bool
+) -> LengthGroupedBatchSampler | TokenBudgetBatchSampler:
+    place = {"num_processes": accelerator.num_processes, "process_index": accelerator.process_index}
+    if train and settings.max_tokens_per_batch:
+        return TokenBudgetBatchSampler(
+            lengths, settings.max_tokens_per_batch, multiple=settings.length_bucket, seed=settings.seed, **place
+        )
+    return LengthGroupedBatchSampler(
+        lengths if settings.group_by_length else [1] * len(lengths),
         settings.per_device_train_batch_size if train else settings.per_device_eval_batch_size,
         shuffle=train,
         seed=settings.seed,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
+        **place,
     )
-    collate = data_collator or _default_collator(processing_class, _labels_tokens(rows[0]))
-    rows = _Indexed(rows) if indexed else rows
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, pin_memory=accelerator.device.type == "cuda")
 
 
 class _Indexed(Dataset[Any]):
@@ -238,37 +269,6 @@ class _Indexed(Dataset[Any]):
         get = getattr(self.rows, "__getitems__", None)
         rows = get(indices) if get else [self.rows[index] for index in indices]
         return [{**row, "sample_index": index} for row, index in zip(rows, indices, strict=True)]
-
-
-def _labels_tokens(row: Any) -> bool:
-    """Whether a row has class numbers or ids as labels, one per token, which have to be padded as tokens are."""
-    labels = np.asarray(row.get("labels")) if isinstance(row, Mapping) else np.empty(())
-    return labels.ndim == 1 and labels.dtype.kind in "iu"
-
-
-def _default_collator(processing_class: Any, labelled_tokens: bool) -> Callable[..., Any]:
-    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
-
-    if not isinstance(processing_class, PreTrainedTokenizerBase):
-        return _unpadded
-    if processing_class.pad_token is None:
-        raise ConfigError(
-            f"{type(processing_class).__name__} has no padding token, so rows of different length cannot become a "
-            "batch: set its pad_token, or give a data_collator"
-        )
-    return (DataCollatorForSeq2Seq if labelled_tokens else DataCollatorWithPadding)(processing_class)
-
-
-def _unpadded(rows: list[Any]) -> Any:
-    from transformers import default_data_collator
-
-    try:
-        return default_data_collator(rows)
-    except ValueError as error:
-        raise DataError(
-            f"rows cannot become one batch: {error}. Rows of different length are padded where processing_class is "
-            "their tokenizer, or by a data_collator"
-        ) from error
 
 
 def _see_tokenized(dataset: Any, processing_class: Any) -> None:
@@ -291,16 +291,17 @@ def _numeric_columns(dataset: Any) -> Any:
     return dataset.remove_columns(text) if text else dataset
 
 
-def _lengths(rows: Any) -> Sequence[int]:
+def _lengths(rows: Any) -> list[int] | None:
+    """The length of each row in tokens; None where rows have none."""
     names = getattr(rows, "column_names", None)
     if names is not None:
         if "length" in names:
             return list(rows["length"])
-        return [len(ids) for ids in rows["input_ids"]] if "input_ids" in names else [1] * len(rows)
+        return [len(ids) for ids in rows["input_ids"]] if "input_ids" in names else None
     first = rows[0]
     if isinstance(first, dict) and "input_ids" in first:
         return [len(rows[i]["input_ids"]) for i in range(len(rows))]
-    return [1] * len(rows)
+    return None
 
 
 def choose(loader: Iterable[Any] | None, dataset: Any, what: str) -> None:

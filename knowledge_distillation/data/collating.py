@@ -1,0 +1,64 @@
+"""Rows into one batch: padded to the longest of them, or to the next of a few lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, DataError
+from .token_budget import edges
+
+Collator = Callable[..., Any]
+
+
+def default_collator(processing_class: Any, row: Any) -> Collator:
+    """What pads rows such as `row` with their tokenizer; without one, rows have to be of one length.
+
+    Raises:
+        ConfigError: the tokenizer has no padding token.
+    """
+    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
+
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        return _unpadded
+    if processing_class.pad_token is None:
+        raise ConfigError(
+            f"{type(processing_class).__name__} has no padding token, so rows of different length cannot become a "
+            "batch: set its pad_token, or give a data_collator"
+        )
+    return (DataCollatorForSeq2Seq if _labels_tokens(row) else DataCollatorWithPadding)(processing_class)
+
+
+@dataclass(frozen=True)
+class ToEdge:
+    """Pads each batch to the next of `edges(…, multiple, longest)`, so that batches come in few shapes."""
+
+    collator: Any  # of transformers, which pads up to a max_length
+    multiple: int
+    longest: int
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
+        longest = max(len(row["input_ids"]) for row in rows)
+        edge = int(edges([longest], self.multiple, self.longest)[0])
+        return replace(self.collator, padding="max_length", max_length=edge)(rows)
+
+
+def _labels_tokens(row: Any) -> bool:
+    """Whether a row has class numbers or ids as labels, one per token, which have to be padded as tokens are."""
+    labels = np.asarray(row.get("labels")) if isinstance(row, Mapping) else np.empty(())
+    return labels.ndim == 1 and labels.dtype.kind in "iu"
+
+
+def _unpadded(rows: list[Any]) -> Any:
+    from transformers import default_data_collator
+
+    try:
+        return default_data_collator(rows)
+    except ValueError as error:
+        raise DataError(
+            f"rows cannot become one batch: {error}. Rows of different length are padded where processing_class is "
+            "their tokenizer, or by a data_collator"
+        ) from error
