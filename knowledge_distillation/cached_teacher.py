@@ -15,6 +15,7 @@ from torch import Tensor
 from .cache_forms import Span, blanked_outside, form_of, sample_keys, spans_of
 from .config import Feature
 from .context import make_context
+from .deferred import whole
 from .errors import DataError
 from .plan import Source
 from .settings import TrainingSettings
@@ -127,13 +128,14 @@ class CachedTeacher:
         parts = {}
         for name, feature in self.features.items():
             form = self.store.forms[name]
-            whole = tuple(found.spans[dim].size if isinstance(dim, str) else dim for dim in form.dims)
-            if taken[feature].shape[1:] != whole:
+            (tensor,) = whole([taken[feature]])
+            sizes = tuple(found.spans[dim].size if isinstance(dim, str) else dim for dim in form.dims)
+            if tensor.shape[1:] != sizes:
                 raise DataError(
-                    f"teacher cache: {name} is {tuple(taken[feature].shape[1:])} in this batch and was "
-                    f"{form.dims} in the first: give the batch a mask that says how long it is"
+                    f"teacher cache: {name} is {tuple(tensor.shape[1:])} in this batch and was {form.dims} in the "
+                    "first: give the batch a mask that says how long it is"
                 )
-            parts[name] = form.encode(blanked_outside(taken[feature], form.dims, found.spans))
+            parts[name] = form.encode(blanked_outside(tensor, form.dims, found.spans))
         while len(self._unwritten) >= MOST_UNWRITTEN:
             self._unwritten.pop(0).result()
         self._unwritten.append(self._thread.submit(self._write, found, parts))

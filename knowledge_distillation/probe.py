@@ -73,7 +73,7 @@ def bind(
                 taken["teacher"][name] = source = _source(teacher.model, run, wanted, who, adaptor, problems)
                 with _first_batch(who, run):
                     given = teacher.features(source.features, run)
-                source.shapes = {feature: tensor.to("meta") for feature, tensor in given.items()}
+                source.shapes = {feature: torch.empty(one.shape, device="meta") for feature, one in given.items()}
                 found["teacher"] |= given
         for name, model in students.items():
             model.train()
