@@ -6,7 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -190,12 +190,18 @@ def accepted_flags(model: nn.Module) -> dict[str, Any]:
 
 def forward_parameters(model: nn.Module) -> tuple[list[str], bool]:
     """The names of `forward`'s parameters in order, and whether it takes any other keyword."""
-    parameters = inspect.signature(model.forward).parameters.values()
+    function = getattr(model.forward, "__func__", model.forward)
+    parameters = _parameters(function)[1 if function is not model.forward else 0 :]
     inner: Any = getattr(model, "get_base_model", None)
     if inner is not None and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         return forward_parameters(inner())  # a wrapper that hands everything on
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+@lru_cache(maxsize=64)  # asked for at each batch
+def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    return tuple(inspect.signature(function).parameters.values())
 
 
 def _recomputes(model: nn.Module) -> bool:

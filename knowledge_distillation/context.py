@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -16,20 +16,48 @@ from .losses.logits import IGNORED_LABEL
 _STACK = re.compile(r"(?:^|[._])(encoder|decoder)")  # the first in a path: `decoder.layers.0.encoder_attn` decodes
 
 
-def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: bool = False) -> dict[str, Any]:
+class Context(dict[str, Any]):
+    """What losses may ask for in one batch, and what was worked out of it, so that no two entries do so again.
+
+    `whole` names the masks that keep everything, because the batch has none: they need not be applied.
+    """
+
+    def __init__(self, values: Mapping[str, Any], whole: frozenset[str] = frozenset()) -> None:
+        super().__init__(values)
+        self.whole = whole
+        self.memo: dict[Hashable, Any] = {}
+
+
+def once(context: Mapping[str, Any], key: Hashable, make: Callable[[], Any]) -> Any:
+    """What `make()` gives for this batch, made once; for a plain mapping, each time."""
+    if not isinstance(context, Context):
+        return make()
+    if key not in context.memo:
+        context.memo[key] = make()
+    return context.memo[key]
+
+
+def keeps_all(context: Mapping[str, Any], key: str | None) -> bool:
+    """Whether the mask under this key is known to keep everything."""
+    return isinstance(context, Context) and key in context.whole
+
+
+def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: bool = False) -> Context:
     """All that losses may ask for: every key of both models' inputs, masks that hold on both sides, labels.
 
     Token inputs without a mask get one of ones; a decoder without one is masked where labels are -100.
     """
     teacher = teacher if teacher is not None else student
     context = {**teacher, **student}
-    labels = context.get("labels")
+    labels, whole = context.get("labels"), set()
     for ids, key in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
         mask, other = student.get(key), teacher.get(key)
         if mask is None and isinstance(context.get(ids), Tensor):
             tokens = context[ids]
             labelled = key.startswith("decoder") and isinstance(labels, Tensor) and labels.shape == tokens.shape
             mask = (labels != IGNORED_LABEL) if labelled else torch.ones_like(tokens, dtype=torch.bool)  # type: ignore[union-attr]
+            if not labelled and other is None:
+                whole.add(key)
         if other is not None and mask is not None and other is not mask:
             context[f"teacher_{key}"] = other
             if other.shape == mask.shape:
@@ -38,7 +66,7 @@ def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: b
             context[key] = mask
     if shift_labels and isinstance(labels, Tensor) and labels.dim() == 2:
         context["labels"] = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED_LABEL)], dim=1)
-    return context
+    return Context(context, frozenset(whole))
 
 
 def mask_keys(
@@ -71,7 +99,9 @@ def mask_of(context: Mapping[str, Any], key: str | None) -> Tensor | None:
     if key is None:
         return None
     tensor = context[key]
-    return tensor.bool() if "mask" in key else torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device)
+    if "mask" in key:
+        return once(context, key, tensor.bool)
+    return once(context, key, lambda: torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device))
 
 
 def kind_by_name(feature: Feature, tensor: Tensor) -> str:

@@ -343,11 +343,13 @@ class KnowledgeDistiller:
                 if number == 1:
                     sizes = self._gradient_norms(terms.attached)
                 # Gradients are averaged over processes and counts are summed over them: the sum is what is wanted.
-                self.accelerator.backward(terms.loss * (share * self.accelerator.num_processes))
+                factor = share * self.accelerator.num_processes
+                self.accelerator.backward(terms.loss if factor == 1 else terms.loss * factor)
             for name, value in {"loss": terms.loss.detach(), **terms.values}.items():
-                values[name] = values[name] + value * share if name in values else value * share
+                value = value if share == 1 else value * share
+                values[name] = values[name] + value if name in values else value
         if self.settings.max_grad_norm:
-            self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_grad_norm)
+            self.accelerator.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
@@ -612,6 +614,7 @@ class KnowledgeDistiller:
         self.loss_model.progress = self._stage_progress()
         if self._optimizer_ready:  # closed and opened again: optimizer and schedule go on
             self.module = self.accelerator.prepare(module)
+            self._parameters = list(module.parameters())
             self._ready = True
             return
         own, rates = self._optimizer, self.loss_model.learning_rates()
@@ -639,6 +642,7 @@ class KnowledgeDistiller:
             else placement.constant_rate(optimizer)
         )
         self.module, self.optimizer, self.scheduler = self.accelerator.prepare(module, optimizer, scheduler)
+        self._parameters = list(module.parameters())
         set_seed(self.settings.seed + self.progress.stage, device_specific=True)
         self._ready = self._optimizer_ready = True
 

@@ -25,7 +25,7 @@ from .binding import (
     takes_deferred,
 )
 from .config import DistillConfig, Entry, Feature, parse_config
-from .context import batch_size, kind_by_name, make_context, mask_keys, mask_of
+from .context import batch_size, keeps_all, kind_by_name, make_context, mask_keys, mask_of, once
 from .deferred import Deferred, whole
 from .errors import ConfigError, nearest, raise_all
 from .losses import (
@@ -312,9 +312,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def counts(self, context: Mapping[str, Any]) -> dict[str, Tensor | int]:
         """How many values of each entry one batch will have: known from its inputs, before any forward pass."""
         size = batch_size(context)
-        return {
-            name: count(_averaged_over(b), self._masks(b, context), size, *b.sizes) for name, b in self.bound.items()
-        }
+        return {name: _count(b, self._masks(b, context), context, size, b.sizes) for name, b in self.bound.items()}
 
     def _now(self) -> list[tuple[BoundEntry, Any, Mapping[str, Any]]]:
         """The entries with their weights and arguments at the present progress, without those whose schedule is at 0.
@@ -361,7 +359,12 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         return {} if self.num_samples is None else {"num_samples": self.num_samples}
 
     def _masks(self, bound: BoundEntry, context: Mapping[str, Any]) -> Masks:
-        rows, keys = (mask_of(context, key) for key in (bound.rows, bound.keys))
+        asked = (bound.rows, bound.keys, bound.labelled)
+        return once(context, asked, lambda: self._made_masks(bound, context))  # type: ignore[no-any-return]
+
+    def _made_masks(self, bound: BoundEntry, context: Mapping[str, Any]) -> Masks:
+        named = (None if keeps_all(context, key) else key for key in (bound.rows, bound.keys))
+        rows, keys = (mask_of(context, key) for key in named)
         if bound.labelled and not context["labels"].is_floating_point():
             labelled = context["labels"] != IGNORED_LABEL
             if rows is None or rows.shape[: labelled.dim()] != labelled.shape:
@@ -377,7 +380,9 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             shapes = [torch.empty(side[0].shape, device="meta") for side in (student, teacher)]
             values = _called(bound, bound.function, torch.device("cpu"), *shapes, **args)
             return values, layout_of(bound.kind, student[0].shape, values.shape)
-        mask, key_mask = (mask_of(context, key) for key in (bound.rows, bound.keys))
+        for_ready_made = not callable(bound.entry.loss)  # they take None for a mask that keeps all
+        named = (None if for_ready_made and keeps_all(context, key) else key for key in (bound.rows, bound.keys))
+        mask, key_mask = (mask_of(context, key) for key in named)
         taught = context.get(f"teacher_{bound.rows}")
         masks = {"mask": mask, "key_mask": key_mask, "teacher_mask": mask if taught is None else taught.bool()}
         asked = {name: masks[name] if name in MASK_WORDS else context.get(name) for name in bound.asks_for}
@@ -404,7 +409,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             summed = per_sample(values, bound.layout, masks).sum()
         else:
             summed = total(values, bound.layout, masks)
-        return self._divided(bound, summed, masks, sizes, batch_size(context, values), counts)
+        return self._divided(bound, summed, masks, context, sizes, batch_size(context, values), counts)
 
     def _fused(
         self,
@@ -422,7 +427,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         rows = row_weights(bound.layout, masks, batch, *sizes, like, by_sample)
         keys = None if masks.keys is None or bound.kind != "attention" else masks.keys.bool()
         summed = _called(bound, FUSED[bound.function], student.device, student, teacher, rows, keys, **args)
-        return self._divided(bound, summed, masks, sizes, batch, counts)
+        return self._divided(bound, summed, masks, context, sizes, batch, counts)
 
     def _counted(
         self, bound: BoundEntry, values: torch.Size, context: Mapping[str, Any], counts: Mapping[str, Any] | None
@@ -431,6 +436,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         sizes = sizes_of(values, bound.layout)
         masks = _as_long(bound, self._masks(bound, context), sizes)
         untold = bound.layout.name in ("tokens", "rows", "pairs") and masks.rows is None
+        untold = untold and not keeps_all(context, bound.rows)
         if counts is not None and untold and (bound.rows is not None or sizes != bound.sizes):
             raise ConfigError(
                 f"{bound.entry.student[0]} changes its length from batch to batch and no input has that length, so an "
@@ -443,15 +449,14 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         bound: BoundEntry,
         summed: Tensor,
         masks: Masks,
+        context: Mapping[str, Any],
         sizes: tuple[int, int],
         batch: int,
         counts: Mapping[str, Any] | None,
     ) -> Tensor:
         if bound.entry.reduction == "sum":
             return summed
-        number: Any = (
-            count(_averaged_over(bound), masks, batch, *sizes) if counts is None else counts[bound.entry.name]
-        )
+        number: Any = _count(bound, masks, context, batch, sizes) if counts is None else counts[bound.entry.name]
         number = number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
         return summed / number
 
@@ -480,6 +485,20 @@ def _left_out(bound: BoundEntry, masks: Masks) -> Masks:
 def _is_on(bound: BoundEntry, weight: float) -> bool:
     """Whether an entry counts as a term now: not where its schedule is at 0."""
     return bool(weight) or "weight" not in bound.entry.schedule
+
+
+def _count(
+    bound: BoundEntry, masks: Masks, context: Mapping[str, Any], batch: int, sizes: tuple[int, int]
+) -> Tensor | int:
+    """How many values an entry has in a batch; entries with equal masks count once."""
+    masked = ((masks.rows, bound.rows), (masks.keys, bound.keys))
+    rows, keys = (
+        context[key].shape[1] if mask is None and key is not None and keeps_all(context, key) else size
+        for (mask, key), size in zip(masked, sizes, strict=True)
+    )
+    over = _averaged_over(bound)
+    asked = ("count", over, bound.rows, bound.keys, bound.labelled, masks.rows is None, masks.keys is None)
+    return once(context, (*asked, batch, rows, keys), lambda: count(over, masks, batch, rows, keys))  # type: ignore[no-any-return]
 
 
 def _averaged_over(bound: BoundEntry) -> Layout:

@@ -48,8 +48,12 @@ class Running:
         self.steps: dict[str, int] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
+        known = [name for name in values if name in self.sums]
+        if known:
+            torch._foreach_add_([self.sums[name] for name in known], [values[name] for name in known])
         for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            if name not in self.sums:
+                self.sums[name] = value.clone()
             self.steps[name] = self.steps.get(name, 0) + 1
 
     def read(self, accelerator: Any) -> dict[str, float]:

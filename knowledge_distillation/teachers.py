@@ -33,6 +33,8 @@ class FrozenTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.model = _frozen_copy(model, dtype, device, apart_from)
+        self._parts = list(self.model.modules())  # to look through at each pass
+        self._rests = False
         self.device = device or next((p.device for p in self.model.parameters()), torch.device("cpu"))
         self.eval()
 
@@ -58,12 +60,14 @@ class FrozenTeacher(nn.Module):
     def rest(self) -> None:
         """Leave the device to others: the weights wait on the CPU until the next pass."""
         self.to("cpu")
+        self._rests = True
 
     def hold_still(self) -> None:
         """Undo what anyone may have done to a part of the teacher since the last pass."""
-        if any(p.device != self.device for p in self.parameters()):
+        if self._rests:
             self.to(self.device)
-        if any(module.training for module in self.modules()):
+            self._rests = False
+        if any(module.training for module in self._parts):
             self.eval()
 
     def features(self, source: Callable[[Any], dict[Any, Tensor]], inputs: dict[str, Any]) -> dict[Any, Tensor]:
