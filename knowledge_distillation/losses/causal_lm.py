@@ -1,0 +1,275 @@
+"""Losses of language-model heads over large vocabularies: of (batch, length, classes) only some rows are ever held.
+
+The weight of every token is known beforehand, so the forward pass takes, chunk by chunk, the student's logits, the
+teacher's, the values and their slope, and adds up at once what hidden states and head get of it. Nothing is computed
+again: the backward pass multiplies by the gradient of the sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..errors import ConfigError
+from .logits import IGNORED_LABEL, hard_cross_entropy
+from .slopes import slope_of
+
+ELEMENTS = 1 << 24  # of one buffer of (chunk, classes)
+SMALLEST_CHUNK = 16
+
+
+class Workspace:
+    """Buffers of (chunk, classes) by name, used again by every chunk: fresh memory costs more than the arithmetic."""
+
+    def __init__(self, rows: int, classes: int, device: torch.device) -> None:
+        self.shape, self.device = (rows, classes), device
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def __call__(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+        if (name, dtype) not in self._held:
+            self._held[name, dtype] = torch.empty(self.shape, dtype=dtype, device=self.device)
+        return self._held[name, dtype][:rows]
+
+
+# What gives the reference of a span of items, of which some count: `read(span, kept, workspace, dtype)`.
+Read = Callable[[slice, Tensor, Workspace, torch.dtype], Tensor]
+
+
+@dataclass(frozen=True)
+class HeadLogits:
+    """Logits as what they are computed from: `hidden @ weight.T + bias`.
+
+    Args:
+        hidden: (batch, length, width).
+        weight: (classes, width).
+        bias: (classes,) or None.
+        dtype: of the product, as the model would have it; None for that of `hidden`.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    dtype: torch.dtype | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.hidden.shape[:-1], len(self.weight)))
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        return self.dtype or self.hidden.dtype
+
+    def tensor(self) -> Tensor:
+        """The logits themselves."""
+        dtype = self.computed_in
+        return F.linear(
+            self.hidden.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        )
+
+    def reader(self) -> Read:
+        head = _Head(self)
+
+        def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
+            return head.logits(span, kept, workspace, workspace("teacher", len(kept), dtype))
+
+        return read
+
+
+@dataclass(frozen=True)
+class TopKLogits:
+    """The logits of the k likeliest classes, and one for all others.
+
+    Args:
+        values: (batch, length, k) logits.
+        indices: (batch, length, k) their classes.
+        rest: (batch, length) the logit that each other class gets, so that together they have the mass they had:
+            logsumexp(others) - log(classes - k).
+        classes: how many there are.
+    """
+
+    values: Tensor
+    indices: Tensor
+    rest: Tensor
+    classes: int
+
+    @classmethod
+    def of(cls, logits: Tensor, k: int) -> TopKLogits:
+        """The k likeliest classes of (batch, length, classes) logits.
+
+        Raises:
+            ConfigError: k is not below the number of classes.
+        """
+        classes = logits.shape[-1]
+        if not 0 < k < classes:
+            raise ConfigError(f"k lies between 1 and {classes - 1}, the number of classes less one; found {k!r}")
+        values, indices = logits.topk(k, dim=-1)
+        others = logits.to(torch.promote_types(logits.dtype, torch.float32)).scatter(-1, indices, float("-inf"))
+        return cls(values, indices, others.logsumexp(-1) - math.log(classes - k), classes)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.rest.shape, self.classes))
+
+    def tensor(self) -> Tensor:
+        """The logits of all classes, in the precision of `rest`."""
+        logits = self.rest[..., None].expand(self.shape).clone()
+        return logits.scatter_(-1, self.indices.long(), self.values.to(logits.dtype))
+
+    def reader(self) -> Read:
+        values, indices = self.values.flatten(0, -2), self.indices.flatten(0, -2)
+        rest = self.rest.flatten()[:, None]
+
+        def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
+            into = workspace("teacher", len(kept), dtype).copy_(torch.where(kept, rest[span], 0.0))
+            return into.scatter_(1, indices[span].long(), torch.where(kept, values[span], 0.0).to(dtype))
+
+        return read
+
+
+@dataclass(frozen=True)
+class Part:
+    """One loss on the student's logits.
+
+    Args:
+        loss: a function of `logits.py` that gives one value per item.
+        reference: the teacher's logits (HeadLogits, TopKLogits or a tensor), or (batch, length) labels.
+        rows: (batch, length) the weight of each item; one of weight 0 does not count, whatever stands there.
+        args: of the loss.
+    """
+
+    loss: Callable[..., Tensor]
+    reference: Any
+    rows: Tensor
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def hard(self) -> bool:
+        return self.loss is hard_cross_entropy
+
+    def weights(self) -> Tensor:
+        rows = self.rows * (self.reference != IGNORED_LABEL) if self.hard else self.rows
+        return rows.flatten()
+
+    def reader(self) -> Read:
+        reference = self.reference
+        if not isinstance(reference, Tensor):
+            return reference.reader()  # type: ignore[no-any-return]
+        if self.hard:
+            return lambda span, kept, workspace, dtype: reference.flatten()[span]
+        logits, zero = reference.detach().flatten(0, -2), reference.new_zeros(())
+
+        def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
+            into = workspace("teacher", len(kept), dtype)
+            if dtype == logits.dtype:
+                return torch.where(kept, logits[span], zero, out=into)
+            return into.copy_(logits[span]).masked_fill_(~kept, 0.0)
+
+        return read
+
+
+def head_loss(student: HeadLogits, parts: Sequence[Part], chunk: int | None = None) -> Tensor:
+    """The sum over parts and items of weight times value, with one pass over the student's head for all parts.
+
+    Args:
+        student: hidden states, weight and bias each get a gradient.
+        parts: losses, one or more.
+        chunk: how many items are taken at once; None for as many as `ELEMENTS` allows.
+
+    Returns:
+        () of at least float32.
+    """
+    return _HeadLoss.apply(student.hidden, student.weight, student.bias, student.computed_in, parts, chunk)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        dtype, parts, chunk = rest
+        with torch.autocast(hidden.device.type, enabled=False):
+            head = _Head(HeadLogits(hidden, weight, bias, dtype), ctx.needs_input_grad[:3])
+            summed = _summed(head, parts, chunk)
+        by_hidden = None if head.by_hidden is None else head.by_hidden.view(hidden.shape)
+        ctx.save_for_backward(by_hidden, head.by_weight, head.by_bias)
+        ctx.dtypes = [None if one is None else one.dtype for one in (hidden, weight, bias)]
+        return summed
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = [None if one is None else (one * upstream.to(one.dtype)).to(dtype) for one, dtype in gradients]
+        return *scaled, None, None, None
+
+
+def _summed(head: _Head, parts: Sequence[Part], chunk: int | None) -> Tensor:
+    items, classes = len(head.hidden), len(head.weight)
+    size = min(items, chunk or max(SMALLEST_CHUNK, ELEMENTS // classes))
+    workspace = Workspace(size, classes, head.hidden.device)
+    weights = [part.weights().to(head.precision)[:, None] for part in parts]
+    kept = torch.stack([weight != 0 for weight in weights]).any(0)
+    read, slopes = [part.reader() for part in parts], [slope_of(part.loss) for part in parts]
+    summed = torch.zeros((), dtype=head.precision, device=head.hidden.device)
+    for start in range(0, items, size):
+        span = slice(start, min(start + size, items))
+        buffer = partial(workspace, rows=span.stop - start, dtype=head.precision)
+        logits = head.logits(span, kept[span], workspace, buffer("student"))
+        for number, part in enumerate(parts):
+            own = logits if number == len(parts) - 1 else buffer("copy").copy_(logits)
+            weight = weights[number][span]
+            reference = read[number](span, weight != 0, workspace, head.precision)
+            values, slope = slopes[number](own, reference, buffer("spare"), **part.args)
+            summed += values @ weight[:, 0]
+            if len(parts) == 1:
+                gradient = slope.mul_(weight)
+            elif number == 0:
+                gradient = torch.mul(slope, weight, out=buffer("gradient"))
+            else:
+                gradient.addcmul_(slope, weight)
+        head.add(span, kept[span], gradient, workspace)
+    return summed
+
+
+class _Head:
+    """A head: logits of a span of items, and the gradients, of those wanted, by what the logits are computed from."""
+
+    def __init__(self, logits: HeadLogits, wanted: Sequence[bool] = (False, False, False)) -> None:
+        dtype, hidden, weight, bias = logits.computed_in, logits.hidden, logits.weight, logits.bias
+        self.hidden, self.weight = hidden.detach().flatten(0, -2), weight.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.precision = torch.promote_types(dtype, torch.float32)
+        self.by_hidden = torch.empty_like(self.hidden) if wanted[0] else None
+        self.by_weight = torch.zeros_like(self.weight, dtype=self.precision) if wanted[1] else None
+        self.by_bias = torch.zeros_like(self.weight[:, 0], dtype=self.precision) if wanted[2] else None
+        self._of_chunk = torch.empty_like(self.weight) if wanted[1] and dtype != self.precision else None
+
+    def logits(self, span: slice, kept: Tensor, workspace: Workspace, into: Tensor) -> Tensor:
+        dtype = self.weight.dtype
+        product = into if into.dtype == dtype else workspace("product", len(into), dtype)
+        if self.bias is None:
+            torch.mm(self._rows(span, kept), self.weight.T, out=product)
+        else:
+            torch.addmm(self.bias, self._rows(span, kept), self.weight.T, out=product)
+        return into if product is into else into.copy_(product)
+
+    def add(self, span: slice, kept: Tensor, gradient: Tensor, workspace: Workspace) -> None:
+        if self.by_bias is not None:
+            self.by_bias += gradient.sum(0)
+        if gradient.dtype != self.weight.dtype:
+            gradient = workspace("product", len(gradient), self.weight.dtype).copy_(gradient)
+        if self.by_hidden is not None:
+            self.by_hidden[span] = gradient @ self.weight
+        if self.by_weight is not None and self._of_chunk is None:
+            self.by_weight.addmm_(gradient.T, self._rows(span, kept))
+        elif self.by_weight is not None:  # sums of half precision would lose what chunks add
+            self.by_weight += torch.mm(gradient.T, self._rows(span, kept), out=self._of_chunk)
+
+    def _rows(self, span: slice, kept: Tensor) -> Tensor:
+        return torch.where(kept, self.hidden[span], 0.0).to(self.weight.dtype)
