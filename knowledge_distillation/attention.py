@@ -1,6 +1,7 @@
 """An attention implementation for transformers that hands out the tensors of chosen attention modules.
 
-Every module runs fused scaled-dot-product attention, as ever; only a module that is tapped for its map builds the map.
+Every module runs fused scaled-dot-product attention, as ever; only a module that is tapped for its map builds the map,
+and a large one only where it cannot be deferred.
 It plugs into transformers through the public `AttentionInterface` and `AttentionMaskInterface`.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,14 +18,26 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .deferred import AttentionMap, Deferred, attention_scores, masked_scores
+
 IMPLEMENTATION = "sdpa_with_maps"
 MAPS = ("attention", "attention_scores")
 STATES = ("query", "key", "value")
+SMALL = 1 << 20  # values of a map up to which it is built, although it might be deferred
 
-# A tap is called with the module and says which tensors it wants; it is given them as one mapping.
-Take = Callable[[nn.Module, Mapping[str, Tensor]], None]
-_taps: WeakKeyDictionary[nn.Module, list[tuple[frozenset[str], Take]]] = WeakKeyDictionary()
-_observers: list[tuple[frozenset[str], Take]] = []
+Take = Callable[[nn.Module, Mapping[str, Any]], None]
+
+
+class Tap(NamedTuple):
+    """`take` is called with the module and a mapping that holds what is `wanted`: tensors, or some as `Deferred`."""
+
+    wanted: frozenset[str]
+    take: Take
+    deferred: frozenset[str] = frozenset()
+
+
+_taps: WeakKeyDictionary[nn.Module, list[Tap]] = WeakKeyDictionary()
+_observers: list[Tap] = []
 # Each model that runs with this implementation: how many asked for it, and its own setting.
 _users: WeakKeyDictionary[nn.Module, tuple[int, dict[str, Any]]] = WeakKeyDictionary()
 
@@ -48,68 +61,57 @@ def sdpa_with_maps(
         attention_mask: None, or boolean (True attends) or additive, broadcastable to (batch, heads, length, keys).
     """
     takers = [*_taps.get(module, ()), *_observers]
-    wanted: frozenset[str] = frozenset().union(*(names for names, _ in takers))
+    small = query[..., 0].numel() * key.shape[2] <= SMALL
+    wanted = frozenset().union(*(tap.wanted if small else tap.wanted - tap.deferred for tap in takers))
     softcap = kwargs.get("softcap")
-    if not takers and softcap is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **kwargs
-        )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     result: tuple[Tensor, Tensor | None]
-    tensors = {"query": query, "key": key, "value": value}
+    tensors: dict[str, Tensor | Deferred] = {"query": query, "key": key, "value": value}
     if softcap is None and not wanted.intersection(MAPS):
         result = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **kwargs
         )
+        if any(tap.deferred for tap in takers):
+            query, key = _as_multiplied(query), _as_multiplied(key)
+            for name in MAPS:
+                tensors[name] = AttentionMap(
+                    query, key, attention_mask, causal, scaling, position_bias, scores=name == "attention_scores"
+                )
     else:
         scores = attention_scores(query, key, scaling, position_bias, softcap)
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         probabilities = torch.softmax(masked_scores(scores, attention_mask, causal), dim=-1, dtype=torch.float32)
         tensors |= {"attention_scores": scores, "attention": probabilities}
         dropped = nn.functional.dropout(probabilities.to(value.dtype), dropout, module.training)
         context = dropped @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         result = context.transpose(1, 2).contiguous(), probabilities
-    for _, take in takers:
-        take(module, tensors)
+    for tap in takers:
+        tap.take(module, tensors)
     return result
 
 
-def attention_scores(
-    query: Tensor,
-    key: Tensor,
-    scaling: float | None,
-    position_bias: Tensor | None = None,
-    softcap: float | None = None,
-) -> Tensor:
-    """Scaled dot products before the mask, (batch, heads, length, keys); a learned position bias is part of them."""
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    return scores if position_bias is None else scores + position_bias
-
-
-def masked_scores(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    rows, keys = scores.shape[-2:]
-    if mask is None:
-        if not causal or rows == 1:
-            return scores
-        mask = torch.ones(rows, keys, dtype=torch.bool, device=scores.device).tril(keys - rows)
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores + mask
+def _as_multiplied(tensor: Tensor) -> Tensor:
+    """In the type in which autocast multiplies it."""
+    kind = tensor.device.type
+    if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind))
 
 
 AttentionInterface.register(IMPLEMENTATION, sdpa_with_maps)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
-def tap(module: nn.Module, wanted: frozenset[str], take: Take) -> None:
-    """Hand out the `wanted` tensors of one attention module at each of its calls, until `untap`."""
-    _taps.setdefault(module, []).append((wanted, take))
+def tap(module: nn.Module, wanted: frozenset[str], take: Take, deferred: frozenset[str] = frozenset()) -> None:
+    """Hand out the `wanted` tensors of one attention module at each of its calls, until `untap`.
+
+    Args:
+        deferred: maps among them that may be handed out as an `AttentionMap`, which they are where they are large.
+    """
+    _taps.setdefault(module, []).append(Tap(wanted, take, deferred))
 
 
 def untap(module: nn.Module, take: Take) -> None:
-    left = [tapped for tapped in _taps.pop(module, []) if tapped[1] is not take]
+    left = [tapped for tapped in _taps.pop(module, []) if tapped.take is not take]
     if left:
         _taps[module] = left
 
@@ -117,7 +119,7 @@ def untap(module: nn.Module, take: Take) -> None:
 @contextmanager
 def observe(wanted: frozenset[str], take: Take) -> Iterator[None]:
     """Within the context, hand out the `wanted` tensors of every attention module."""
-    observer = (wanted, take)
+    observer = Tap(wanted, take)
     _observers.append(observer)
     try:
         yield

@@ -16,9 +16,11 @@ from .config import Entry, Projection
 from .errors import ConfigError, DistillationError, nearest
 from .losses import (
     FILLED,
+    FUSED,
     OWN_SHAPES,
     PROBABILITIES,
     SEVERAL,
+    SOFT_LOSSES,
     check_arguments,
     constructor_parameters,
     parameters_of,
@@ -37,6 +39,14 @@ class Held:
     projections: nn.ModuleDict
     losses: nn.ModuleDict
     training: bool
+
+
+def takes_deferred(entry: Entry, kind: str) -> bool:
+    """Whether an entry can work from what features of a kind are computed from: its loss can, and it projects none."""
+    projected = {entry.projection.type, entry.teacher_projection.type} - {"auto", "none"}
+    if callable(entry.loss) or entry.hard or entry.many or projected:
+        return False
+    return SOFT_LOSSES.get(entry.loss, {}).get(kind) in FUSED
 
 
 def see_call(entry: Entry, function: Any, context: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,9 +49,17 @@ class Capture:
         model: the module to run; hooks stay on it until `close()`.
         wanted: key -> Location.
         stop_early: leave the pass as soon as the last wanted tensor is there.
+        deferred: keys of attention maps that may be given as an `AttentionMap`; large ones then are.
     """
 
-    def __init__(self, model: nn.Module, wanted: Mapping[Any, Location], stop_early: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: Mapping[Any, Location],
+        stop_early: bool = True,
+        deferred: Collection[Any] = (),
+    ) -> None:
+        self._deferred = frozenset(deferred)
         self.fields = {key: place for key, place in wanted.items() if place.source == "field"}
         self.model, self.flags = model, accepted_flags(model) | self._field_flags()
         self.stop_early = stop_early and not self.fields and not _recomputes(model)
@@ -108,7 +116,9 @@ class Capture:
             module = modules[path]
             if source == "attention":
                 take = self._attention_tap(keys)
-                attention.tap(module, frozenset(str(place.item) for _, place in keys), take)
+                names = frozenset(str(place.item) for _, place in keys)
+                whole = {place.item for key, place in keys if key not in self._deferred}
+                attention.tap(module, names, take, names - whole)
                 self._undo.append(partial(attention.untap, module, take))
             elif source == "input":
                 handle = module.register_forward_pre_hook(self._input_hook(keys), with_kwargs=True)
@@ -117,7 +127,7 @@ class Capture:
                 self._undo.append(module.register_forward_hook(self._output_hook(keys)).remove)
 
     def _attention_tap(self, keys: list[tuple[Any, Location]]) -> attention.Take:
-        def take(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        def take(module: nn.Module, tensors: Mapping[str, Any]) -> None:
             self._take(keys, (module, "attention"), lambda place: tensors[str(place.item)])
 
         return take

@@ -22,16 +22,27 @@ from .binding import (
     names_of,
     needs_labels,
     see_call,
+    takes_deferred,
 )
 from .config import DistillConfig, Entry, Feature, parse_config
 from .context import batch_size, kind_by_name, make_context, mask_keys, mask_of
+from .deferred import Deferred, whole
 from .errors import ConfigError, nearest, raise_all
-from .losses import HARD_LOSSES, SEVERAL, SOFT_LOSSES, constructor_parameters, functions_of, get_loss, parameters_of
+from .losses import (
+    FUSED,
+    HARD_LOSSES,
+    SEVERAL,
+    SOFT_LOSSES,
+    constructor_parameters,
+    functions_of,
+    get_loss,
+    parameters_of,
+)
 from .losses.logits import IGNORED_LABEL
-from .losses.reduction import Layout, Masks, blanked, count, layout_of, per_sample, sizes_of, total
+from .losses.reduction import Layout, Masks, blanked, count, layout_of, per_sample, row_weights, sizes_of, total
 from .projections import apply_projections, at_least_float32, key_of, kind_after
 
-Features = Mapping[Feature, Tensor]
+Features = Mapping[Feature, Any]  # tensors, large ones perhaps Deferred
 _SPELLED = re.compile(r"^(?!encoder_|decoder_)\w+?_(?=(?:encoder_|decoder_)?layer\d)")
 
 
@@ -196,6 +207,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         target = tuple(teacher[feature] for feature in entry.teacher)
         kind_given, kind = kind, kind_after(entry.projection, kind)
         function = entry.loss if callable(entry.loss) else get_loss(entry.loss, kind, entry.hard)
+        if not takes_deferred(entry, kind_given):
+            given, target = whole(given), whole(target)
         see_call(entry, function, [*context, *self._told()])
         held = Held(self.projections, self.losses, self.training)
         target = fit_teacher(held, entry, kind_given, given, target)
@@ -237,14 +250,17 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             classes=shape[-1],
             samples=shape[0],
         )
-        values, layout = self._values(bound, projected, target, context, bound.args)
+        values, layout = self._values(bound, projected, target, context, args)
         bound = replace(bound, layout=layout)
         self.bound[entry.name] = bound
         for name, course in entry.schedule.items():
             for extreme in (course.lowest, course.highest) if name != "weight" and not callable(entry.loss) else ():
                 with torch.no_grad():
                     self._values(bound, projected, target, context, {**args, name: extreme})
-        value = self._average(bound, values, context, None)
+        if isinstance(projected[0], Deferred):
+            value = self._fused(bound, projected[0], target[0], context, args, None)
+        else:
+            value = self._average(bound, values, context, None)
         if not torch.isfinite(value.detach()).all():
             raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch")
         return Terms(value * entry.weight, {entry.name: value.detach()}, {entry.name: value})
@@ -281,8 +297,11 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
             with torch.autocast(student[name][0].device.type, enabled=False):
                 target = apply_projections(self.projections, bound.entry, target, "teacher")
-            values, _ = self._values(bound, student[name], target, context, args)
-            value = self._average(bound, values, context, counts)
+            if isinstance(student[name][0], Deferred):
+                value = self._fused(bound, student[name][0], target[0], context, args, counts)
+            else:
+                values, _ = self._values(bound, student[name], target, context, args)
+                value = self._average(bound, values, context, counts)
             weighted = value * (weight if self.balance is None else weight * self.balance[name])
             loss = weighted if loss is None else loss + weighted
             if _is_on(bound, weight):
@@ -354,6 +373,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def _values(
         self, bound: BoundEntry, student: Any, teacher: Any, context: Mapping[str, Any], args: Mapping[str, Any]
     ) -> tuple[Tensor, Layout]:
+        if isinstance(student[0], Deferred):  # its values are never there at once: their shape has to do
+            shapes = [torch.empty(side[0].shape, device="meta") for side in (student, teacher)]
+            values = _called(bound, bound.function, torch.device("cpu"), *shapes, **args)
+            return values, layout_of(bound.kind, student[0].shape, values.shape)
         mask, key_mask = (mask_of(context, key) for key in (bound.rows, bound.keys))
         taught = context.get(f"teacher_{bound.rows}")
         masks = {"mask": mask, "key_mask": key_mask, "teacher_mask": mask if taught is None else taught.bool()}
@@ -362,19 +385,13 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if bound.labelled and "mask" in asked and counted.rows is not None:
             asked["mask"] = counted.rows
         given, target = (
-            tuple(at_least_float32(blanked(feature, bound.kind, _left_out(bound, counted))) for feature in side)
+            tuple(at_least_float32(blanked(feature, bound.kind, _left_out(bound, counted))) for feature in whole(side))
             for side in (student, teacher)
         )
         reference = (context["labels"],) if bound.entry.hard else target
         several = bound.entry.many or type(bound.function) in SEVERAL or bound.function in SEVERAL
         sides = (given, reference) if several else (given[0], reference[0])
-        with torch.autocast(given[0].device.type, enabled=False):
-            try:
-                values = bound.function(*sides, **args, **asked)
-            except ConfigError:
-                raise
-            except Exception as error:
-                raise ConfigError(f"loss {bound.entry.loss_name} failed: {type(error).__name__}: {error}") from error
+        values = _called(bound, bound.function, given[0].device, *sides, **args, **asked)
         if not isinstance(values, Tensor):
             raise ConfigError(f"loss {bound.entry.loss_name} returned {type(values).__name__}; a tensor is needed")
         return values, layout_of(bound.kind, given[0].shape, values.shape)
@@ -382,6 +399,35 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def _average(
         self, bound: BoundEntry, values: Tensor, context: Mapping[str, Any], counts: Mapping[str, Any] | None
     ) -> Tensor:
+        masks, sizes = self._counted(bound, values.shape, context, counts)
+        if bound.entry.reduction == "sequence_mean":
+            summed = per_sample(values, bound.layout, masks).sum()
+        else:
+            summed = total(values, bound.layout, masks)
+        return self._divided(bound, summed, masks, sizes, batch_size(context, values), counts)
+
+    def _fused(
+        self,
+        bound: BoundEntry,
+        student: Deferred,
+        teacher: Any,
+        context: Mapping[str, Any],
+        args: Mapping[str, Any],
+        counts: Mapping[str, Any] | None,
+    ) -> Tensor:
+        """The average from what the student's feature is computed from."""
+        masks, sizes = self._counted(bound, student.shape, context, counts)
+        batch, by_sample = student.shape[0], bound.entry.reduction == "sequence_mean"
+        like = torch.empty(0, dtype=torch.promote_types(student.dtype, torch.float32), device=student.device)
+        rows = row_weights(bound.layout, masks, batch, *sizes, like, by_sample)
+        keys = None if masks.keys is None or bound.kind != "attention" else masks.keys.bool()
+        summed = _called(bound, FUSED[bound.function], student.device, student, teacher, rows, keys, **args)
+        return self._divided(bound, summed, masks, sizes, batch, counts)
+
+    def _counted(
+        self, bound: BoundEntry, values: torch.Size, context: Mapping[str, Any], counts: Mapping[str, Any] | None
+    ) -> tuple[Masks, tuple[int, int]]:
+        """What counts of values of this shape, and their numbers of rows and keys."""
         sizes = sizes_of(values, bound.layout)
         masks = _as_long(bound, self._masks(bound, context), sizes)
         untold = bound.layout.name in ("tokens", "rows", "pairs") and masks.rows is None
@@ -390,18 +436,35 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 f"{bound.entry.student[0]} changes its length from batch to batch and no input has that length, so an "
                 "average over several batches cannot be counted: give the batch an attention_mask"
             )
-        summed = total(values, bound.layout, masks)
+        return masks, sizes
+
+    def _divided(
+        self,
+        bound: BoundEntry,
+        summed: Tensor,
+        masks: Masks,
+        sizes: tuple[int, int],
+        batch: int,
+        counts: Mapping[str, Any] | None,
+    ) -> Tensor:
         if bound.entry.reduction == "sum":
             return summed
-        if bound.entry.reduction == "sequence_mean":
-            summed = per_sample(values, bound.layout, masks).sum()
         number: Any = (
-            count(_averaged_over(bound), masks, batch_size(context, values), *sizes)
-            if counts is None
-            else counts[bound.entry.name]
+            count(_averaged_over(bound), masks, batch, *sizes) if counts is None else counts[bound.entry.name]
         )
         number = number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
         return summed / number
+
+
+def _called(bound: BoundEntry, function: Callable[..., Any], device: torch.device, *sides: Any, **args: Any) -> Any:
+    """What a loss gives, with autocast off; an error it raises says whose it is."""
+    with torch.autocast(device.type, enabled=False):
+        try:
+            return function(*sides, **args)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"loss {bound.entry.loss_name} failed: {type(error).__name__}: {error}") from error
 
 
 def _left_out(bound: BoundEntry, masks: Masks) -> Masks:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .adaptors import AdaptedOutput, Inputs, accepted, predicts_next_token, with_context
-from .binding import argument_problem
+from .attention import SMALL
+from .binding import argument_problem, takes_deferred
 from .capture import Capture, Location, forward_parameters
 from .config import PEER, SELF, Entry, Feature
 from .context import kind_by_name, make_context
+from .deferred import Deferred
 from .errors import ConfigError, DataError, DistillationError, nearest, raise_all
 from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
 from .loss_model import MultiLayerBasedDistillationLoss
@@ -61,7 +64,7 @@ def bind(
     runs: dict[str, dict[str, Any]] = {}
     try:
         for name, teacher in teachers.items():
-            wanted = {f: e for e in reversed(bound) for f in e.teacher if f.model == name}
+            wanted = _readers((entry, [f for f in entry.teacher if f.model == name]) for entry in bound)
             if wanted:
                 who = f"teacher {name}".strip()
                 check_vocabulary(teacher.model, teacher_inputs[name], who)
@@ -75,7 +78,7 @@ def bind(
             who = name or "student"
             check_vocabulary(model, student_inputs[name], who)
             runs[name] = _taken(student_inputs[name], model, who)
-            wanted = {f: e for e in reversed(bound) for f in (*e.student, *e.teacher) if f in _of(name, e)}
+            wanted = _readers((entry, _of(name, entry)) for entry in bound)
             adaptor = loss_model.student_output_adaptor
             taken["student"][name] = _source(model, runs[name], wanted, who, adaptor, problems)
         with ExitStack() as stack, torch.enable_grad():
@@ -127,6 +130,15 @@ def _of(name: str, entry: Entry) -> list[Feature]:
     """The features of an entry that a student gives: those it learns by, and those it teaches itself or a peer."""
     teaching = [f for f in entry.teacher if f.model == (name or SELF)]
     return [f for f in entry.student if f.model == name] + teaching
+
+
+def _readers(read: Iterable[tuple[Entry, list[Feature]]]) -> dict[Feature, list[Entry]]:
+    """The entries that read each feature."""
+    readers: dict[Feature, list[Entry]] = {}
+    for entry, features in read:
+        for feature in dict.fromkeys(features):
+            readers.setdefault(feature, []).append(entry)
+    return readers
 
 
 def _unknown_teachers(
@@ -192,7 +204,7 @@ def _first_batch(who: str, inputs: Mapping[str, Any]) -> Iterator[None]:
 def _source(
     model: nn.Module,
     inputs: dict[str, Any],
-    asked: Mapping[Feature, Entry],
+    asked: Mapping[Feature, list[Entry]],
     who: str,
     adaptor: Any,
     problems: list[tuple[int, str]],
@@ -202,10 +214,10 @@ def _source(
     with _first_batch(who, inputs):
         names = catalogue(model, first_rows(inputs))
     known: dict[Feature, Known] = {}
-    for feature, entry in asked.items():
+    for feature, readers in asked.items():
         found = names.find(feature)
         if found is None:
-            problems.append((entry.index, names.explain(feature, who)))
+            problems.append((readers[0].index, names.explain(feature, who)))
         else:
             known[feature] = found
     places = {feature: one.location for feature, one in known.items()}
@@ -213,7 +225,15 @@ def _source(
     unclear = {feature: place for feature, place in places.items() if feature not in kinds}
     kinds |= _probe(model, unclear, inputs, asked, problems)
     places = {feature: place for feature, place in places.items() if feature in kinds}
-    source = Source(Capture(model, places), kinds, list(names.notes))
+    deferred = [
+        feature
+        for feature, place in places.items()
+        if place.source == "attention" and all(takes_deferred(entry, kinds[feature]) for entry in asked[feature])
+    ]
+    source = Source(Capture(model, places, deferred=deferred), kinds, list(names.notes))
+    if deferred:
+        named = ", ".join(map(str, deferred))
+        source.notes.append(f"{named}: a map of more than {SMALL / 2**20:g} Mi values is compared without being kept")
     source.ran = _depth(names, places, source.features.stop_early) if places else "not at all"  # type: ignore[union-attr]
     return source
 
@@ -222,7 +242,7 @@ def _probe(
     model: nn.Module,
     unclear: Mapping[Feature, Location],
     inputs: dict[str, Any],
-    asked: Mapping[Feature, Entry],
+    asked: Mapping[Feature, list[Entry]],
     problems: list[tuple[int, str]],
 ) -> dict[Feature, str]:
     kinds: dict[Feature, str] = {}
@@ -230,12 +250,12 @@ def _probe(
         try:
             kinds |= probe_kinds(model, {feature: place}, first_rows(inputs))
         except (ConfigError, KeyError, IndexError, TypeError) as error:
-            problems.append((asked[feature].index, f"{feature}: {error}"))
+            problems.append((asked[feature][0].index, f"{feature}: {error}"))
     return kinds
 
 
 def _adapted(
-    model: nn.Module, inputs: dict[str, Any], asked: Mapping[Feature, Entry], who: str, adaptor: Any
+    model: nn.Module, inputs: dict[str, Any], asked: Mapping[Feature, list[Entry]], who: str, adaptor: Any
 ) -> Source:
     with preserved(model):
         features = AdaptedOutput(model, adaptor, list(asked), inputs, who)
@@ -317,9 +337,10 @@ def _loss_problems(entry: Entry, context: Mapping[str, Any]) -> list[str]:
     return [problem] if problem else []
 
 
-def _reached(tensors: Iterable[Tensor], student: nn.Module) -> set[int]:
+def _reached(features: Iterable[Tensor | Deferred], student: nn.Module) -> set[int]:
     """The ids of a model's parameters that a gradient of these tensors reaches."""
-    total = [tensor.sum() for tensor in tensors if tensor.requires_grad]
+    parts = [f.parts.values() if isinstance(f, Deferred) else [f] for f in features]
+    total = [tensor.sum() for tensor in chain.from_iterable(parts) if tensor.requires_grad]
     parameters = [p for p in student.parameters() if p.requires_grad]
     if not total or not parameters:
         return set()

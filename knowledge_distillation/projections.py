@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Entry, Projection
+from .deferred import whole
 from .errors import CheckpointError, ConfigError, nearest
 
 
@@ -202,7 +203,7 @@ def apply_projections(
     """One side's features of an entry, through the projections it has there."""
     keys = [key_of(entry, side, number, len(tensors)) for number in range(len(tensors))]
     return tuple(
-        projections[key](at_least_float32(tensor)) if key in projections else tensor
+        projections[key](at_least_float32(*whole([tensor]))) if key in projections else tensor
         for key, tensor in zip(keys, tensors, strict=True)
     )
 

@@ -24,6 +24,7 @@ from .contrastive import CRD
 from .ensemble import Adversarial, ensemble_cross_entropy, ensemble_kl
 from .factor import FactorTransfer, Paraphraser
 from .feature_map import VariationalInformation, attention_transfer, channel_wise, fitnet_hint, fsp
+from .fused_attention import fused_attention_cross_entropy, fused_attention_kl, fused_attention_mse
 from .hidden import cka, cos, gram, hidden_cosine, hidden_mse, mobilebert_feature, pkd
 from .logits import (
     dist,
@@ -133,6 +134,17 @@ OWN_SHAPES: frozenset[Loss] = frozenset(
 
 # Losses that compare several features at once: each side is a tuple.
 SEVERAL: frozenset[Loss] = frozenset({BertEMD, ensemble_cross_entropy, ensemble_kl, Adversarial, fsp, ReviewKD})
+
+# Losses that can work from what a feature is computed from (a `Deferred`), and the function that does so:
+# fused(student, teacher, rows, keys, **arguments) -> the sum over all values of their row's weight times the value.
+#   student: Deferred; teacher: Deferred, or the feature as a tensor of any precision
+#   rows: (batch, length), the weights of query rows or tokens, 0 for what does not count
+#   keys: (batch, keys), True for the keys of an attention map that count; None for all
+FUSED: Mapping[Loss, Loss] = {
+    attention_mse: fused_attention_mse,
+    attention_kl: fused_attention_kl,
+    attention_cross_entropy: fused_attention_cross_entropy,
+}
 
 # Losses on attention maps that are probabilities: `attention`, and not `attention_scores`.
 PROBABILITIES: frozenset[Loss] = frozenset({attention_kl, attention_cross_entropy})

@@ -53,7 +53,7 @@ def attention_kl(student: Tensor, teacher: Tensor, epsilon: float = 1e-12) -> Te
 
     Source: Wang et al., MiniLM, 2020, eq. 6; the attention transfer of Sun et al., MobileBERT, 2020, eq. 3.
     """
-    _check_floor("attention_kl", epsilon)
+    check_floor("attention_kl", epsilon)
     return _RowsOfProbabilities.apply(student, teacher, epsilon, True)
 
 
@@ -77,7 +77,7 @@ def attention_cross_entropy(student: Tensor, teacher: Tensor, epsilon: float = 1
 
     Source: the loss `attention_ce` of Yang et al., TextBrewer, 2020.
     """
-    _check_floor("attention_cross_entropy", epsilon)
+    check_floor("attention_cross_entropy", epsilon)
     return _RowsOfProbabilities.apply(student, teacher, epsilon, False)
 
 
@@ -171,7 +171,7 @@ def _relation_divergence(loss: str, student: Tensor, teacher: Tensor, mask: Tens
     return rows.unflatten(0, (batch, heads))
 
 
-def _check_floor(loss: str, epsilon: float) -> None:
+def check_floor(loss: str, epsilon: float) -> None:
     if not 0 < epsilon < 1:
         raise ConfigError(f"loss {loss}: epsilon is above 0 and far below 1; found {epsilon!r}")
 

@@ -124,12 +124,34 @@ def per_sample(values: Tensor, layout: Layout, masks: Masks) -> Tensor:
     return values.reshape(len(values), -1).sum(1) / mask.reshape(len(values), -1).sum(1).clamp(min=1)
 
 
-def sizes_of(values: Tensor, layout: Layout) -> tuple[int, int]:
-    """The numbers of rows and keys of a loss's values."""
+def row_weights(
+    layout: Layout, masks: Masks, batch: int, rows: int, keys: int, like: Tensor, by_sample: bool = False
+) -> Tensor:
+    """By what a loss multiplies the values of each row to sum them up: (batch, rows), 0 for those that do not count.
+
+    Args:
+        layout: one with rows: tokens, rows or pairs.
+        batch, rows, keys: the sizes of the values.
+        like: a tensor of the device and type of the weights.
+        by_sample: divide by the number of values of the row's sample that count, so that the sum is that of means.
+    """
+    weights = like.new_ones(batch, rows)
+    if masks.rows is not None:
+        weights = masks.rows.to(weights).reshape(batch, -1).expand(batch, rows)
+    if not by_sample:
+        return weights
+    number = weights.sum(1, keepdim=True) * layout.factor
+    if layout.name == "pairs":
+        number = number * (keys if masks.keys is None else masks.keys.sum(1, keepdim=True))
+    return weights / number.clamp(min=1)
+
+
+def sizes_of(values: torch.Size, layout: Layout) -> tuple[int, int]:
+    """The numbers of rows and keys of a loss's values of this shape."""
     first = {"tokens": 1, "rows": 2, "pairs": 2}.get(layout.name)
     if first is None:
         return 1, 1
-    return values.shape[first], values.shape[3] if layout.name == "pairs" else 1
+    return values[first], values[3] if layout.name == "pairs" else 1
 
 
 def count(layout: Layout, masks: Masks, batch: int, rows: int = 1, keys: int = 1) -> Tensor | int:

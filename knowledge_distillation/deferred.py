@@ -1,0 +1,129 @@
+"""Features given as what they are computed from, for losses that need no more than that.
+
+A feature that is large and cheap to compute, such as an attention map, need not be kept between the forward and the
+backward pass: a loss of the table `FUSED` takes the parts, and computes as much of the feature at a time as it uses.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Deferred(ABC):
+    """A feature as its parts: those of its fields that are tensors."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """Of the feature, as are its `dtype` and `device`."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype: ...
+
+    @abstractmethod
+    def tensor(self) -> Tensor:
+        """The feature itself, with the gradients of its parts."""
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parts.values())).device
+
+    @property
+    def requires_grad(self) -> bool:
+        return any(part.requires_grad for part in self.parts.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts.values())
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def detach(self) -> Deferred:
+        return replace(self, **{name: part.detach() for name, part in self.parts.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMap(Deferred):
+    """The attention of one call: probabilities, (batch, heads, length, keys); or with `scores` those before the mask.
+
+    Args:
+        query: (batch, heads, length, head width).
+        key: (batch, heads, keys, head width); fewer heads for grouped queries.
+        mask: boolean (True attends) or additive, broadcastable to the map; None with `causal` for all keys up to a
+            query's own place, without it for all keys.
+        scaling: of the dot products; None for head width^-0.5.
+        position_bias: added to the scaled dot products, broadcastable to the map.
+    """
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None = None
+    causal: bool = False
+    scaling: float | None = None
+    position_bias: Tensor | None = None
+    scores: bool = False
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([*self.query.shape[:3], self.key.shape[2]])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if not self.scores:
+            return torch.float32
+        bias = self.position_bias
+        return self.query.dtype if bias is None else torch.promote_types(self.query.dtype, bias.dtype)
+
+    @property
+    def scale(self) -> float:
+        return self.query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+
+    def tensor(self) -> Tensor:
+        scores = attention_scores(self.query, self.key, self.scaling, self.position_bias)
+        if self.scores:
+            return scores
+        return torch.softmax(masked_scores(scores, self.mask, self.causal), dim=-1, dtype=torch.float32)
+
+
+def whole(features: Iterable[Tensor | Deferred]) -> tuple[Tensor, ...]:
+    """Every feature as the tensor it is."""
+    return tuple(feature.tensor() if isinstance(feature, Deferred) else feature for feature in features)
+
+
+def attention_scores(
+    query: Tensor,
+    key: Tensor,
+    scaling: float | None,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Scaled dot products before the mask, (batch, heads, length, keys); a learned position bias is part of them."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return scores if position_bias is None else scores + position_bias
+
+
+def masked_scores(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    rows, keys = scores.shape[-2:]
+    if mask is None:
+        if not causal or rows == 1:
+            return scores
+        mask = torch.ones(rows, keys, dtype=torch.bool, device=scores.device).tril(keys - rows)
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask

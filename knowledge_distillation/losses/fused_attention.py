@@ -1,0 +1,253 @@
+"""Losses on attention maps from the queries and keys that these are computed from, in memory linear in the length.
+
+A map is computed a few rows or heads at a time. The sum of the loss is one number, so its gradient follows in the same
+pass, up to that number's own gradient: nothing is computed a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..deferred import AttentionMap
+from .attention import check_floor
+
+# Values of a map computed at a time: on a processor as many as stay in its cache.
+AT_ONCE = {"cpu": 1 << 18}
+AT_ONCE_ELSEWHERE = 1 << 25
+
+Part = tuple[slice, slice, slice]  # samples, heads and rows of a map
+# (student, teacher, left out) -> the value of each row, and the slope of the student's scores. Pairs that are left out
+# do not count: both maps are 0 there. The maps may be overwritten.
+Compare = Callable[[Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]]
+
+
+def fused_attention_mse(
+    student: AttentionMap, teacher: AttentionMap | Tensor, rows: Tensor, keys: Tensor | None
+) -> Tensor:
+    """The weighted sum of `attention_mse`.
+
+    Args:
+        student: (batch, heads, length, keys).
+        teacher: same shape.
+        rows: (batch, length) the weight of each row.
+        keys: (batch, keys) keys that count; None for all.
+    """
+    return _Sum.apply(
+        student.query,
+        student.key,
+        student.position_bias,
+        student,
+        teacher,
+        rows,
+        keys,
+        _squares if student.scores else _squares_of_probabilities,
+    )
+
+
+def fused_attention_kl(
+    student: AttentionMap, teacher: AttentionMap | Tensor, rows: Tensor, keys: Tensor | None, epsilon: float = 1e-12
+) -> Tensor:
+    """The weighted sum of `attention_kl`; arguments as for `fused_attention_mse`."""
+    check_floor("attention_kl", epsilon)
+    compare = partial(_divergence, epsilon=epsilon, entropy=True)
+    return _Sum.apply(student.query, student.key, student.position_bias, student, teacher, rows, keys, compare)
+
+
+def fused_attention_cross_entropy(
+    student: AttentionMap, teacher: AttentionMap | Tensor, rows: Tensor, keys: Tensor | None, epsilon: float = 1e-12
+) -> Tensor:
+    """The weighted sum of `attention_cross_entropy`; arguments as for `fused_attention_mse`."""
+    check_floor("attention_cross_entropy", epsilon)
+    compare = partial(_divergence, epsilon=epsilon, entropy=False)
+    return _Sum.apply(student.query, student.key, student.position_bias, student, teacher, rows, keys, compare)
+
+
+def _squares(student: Tensor, teacher: Tensor, left_out: Tensor | None) -> tuple[Tensor, Tensor]:
+    error = student.sub_(teacher)
+    if left_out is not None:
+        error.masked_fill_(left_out, 0.0)
+    return torch.linalg.vector_norm(error, dim=-1).square_(), error.mul_(2)
+
+
+def _squares_of_probabilities(student: Tensor, teacher: Tensor, left_out: Tensor | None) -> tuple[Tensor, Tensor]:
+    error = torch.sub(student, teacher, out=teacher)
+    if left_out is not None:
+        error.masked_fill_(left_out, 0.0)
+    value = torch.linalg.vector_norm(error, dim=-1).square_()
+    error.mul_(student)
+    slope = error.addcmul_(student, error.sum(-1, keepdim=True), value=-1)
+    return value, slope.mul_(2)
+
+
+def _divergence(
+    student: Tensor, teacher: Tensor, left_out: Tensor | None, epsilon: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    if left_out is not None:
+        teacher.masked_fill_(left_out, 0.0)
+    ratio = student.clamp(min=epsilon)
+    if entropy:
+        torch.div(ratio, teacher.clamp(min=epsilon), out=ratio)
+    value = ratio.log_().mul_(teacher).sum(-1).neg_()
+    teacher.masked_fill_(student <= epsilon, 0.0)  # no slope below the floor
+    return value, student.mul_(teacher.sum(-1, keepdim=True)).sub_(teacher)
+
+
+class _Sum(torch.autograd.Function):
+    """The weighted sum of a loss's rows. It keeps the gradients of what the student's map is computed from."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        position_bias: Tensor | None,
+        student: AttentionMap,
+        teacher: AttentionMap | Tensor,
+        rows: Tensor,
+        keys: Tensor | None,
+        compare: Compare,
+    ) -> Tensor:
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        value, *gradients = _run(student, teacher, rows.to(dtype), keys, compare, ctx.needs_input_grad[:3])
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [None if part is None else part.dtype for part in (query, key, position_bias)]
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [
+            None if saved is None else (saved * gradient).to(dtype)
+            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *gradients, None, None, None, None, None
+
+
+def _run(
+    student: AttentionMap,
+    teacher: AttentionMap | Tensor,
+    rows: Tensor,
+    keys: Tensor | None,
+    compare: Compare,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The weighted sum, and its gradients to the student's query, key and position bias, where wanted."""
+    ours = _Side(student, rows, keys)
+    theirs = _Given(teacher, rows) if isinstance(teacher, Tensor) else _Side(teacher, rows, keys)
+    left_out = None if keys is None else ~keys[:, None, None]
+    value = rows.new_zeros(())
+    sources = (ours.query, ours.key, student.position_bias)
+    gradients = [
+        torch.zeros_like(source, dtype=rows.dtype) if want and source is not None else None
+        for source, want in zip(sources, wanted, strict=True)
+    ]
+    for part in _parts(student.shape, AT_ONCE.get(rows.device.type, AT_ONCE_ELSEWHERE)):
+        samples, _, places = part
+        mine, attends = ours.map(part)
+        other, _ = theirs.map(part)
+        weight = rows[samples, None, places]
+        values, slope = compare(mine, other, None if left_out is None else left_out[samples])
+        value += (values * weight).sum()
+        if any(wanted):
+            if attends is not None:
+                weight = weight * attends
+            ours.pull(part, slope, weight, gradients)
+    query, key, bias = gradients
+    if key is not None:
+        key = key.unflatten(1, (student.key.shape[1], -1)).sum(2)
+    return value, query, key, bias
+
+
+def _parts(shape: torch.Size, at_once: int) -> Iterator[Part]:
+    """Samples, heads and rows of a map, each part of about so many values: whole samples, whole heads or rows."""
+    batch, heads, length, keys = shape
+    rows = min(length, max(1, at_once // keys))
+    some = min(heads, max(1, at_once // (keys * length)))
+    samples = max(1, at_once // (keys * length * heads))
+    for b in range(0, batch, samples):
+        for h in range(0, heads, some):
+            for r in range(0, length, rows):
+                yield slice(b, b + samples), slice(h, h + some), slice(r, r + rows)
+
+
+class _Given:
+    """A map that is there, by parts."""
+
+    def __init__(self, tensor: Tensor, rows: Tensor) -> None:
+        self.tensor, self.rows = tensor, rows
+
+    def map(self, part: Part) -> tuple[Tensor, None]:
+        counts = self.rows[part[0], None, part[2], None] != 0
+        return torch.where(counts, self.tensor[part].to(self.rows.dtype), 0.0), None
+
+
+class _Side:
+    """A map by parts, and the way of a slope back."""
+
+    def __init__(self, source: AttentionMap, rows: Tensor, keys: Tensor | None) -> None:
+        self.source, self.dtype = source, rows.dtype
+        padding = (rows == 0)[:, None, :, None]
+        self.query = source.query.detach().masked_fill(padding, 0.0).contiguous()
+        self.key = source.key.detach()
+        if keys is not None:
+            self.key = torch.where(keys[:, None, :, None], self.key, self.key.nan_to_num(0.0, 0.0, 0.0))
+        self.key = self.key.repeat_interleave(self.query.shape[1] // self.key.shape[1], dim=1).contiguous()
+
+    def map(self, part: Part) -> tuple[Tensor, Tensor | None]:
+        """A part of the map, and which of its rows attend to anything; None where all do."""
+        samples, heads, _ = part
+        query, key = self.query[part].flatten(0, 1), self.key[samples, heads].flatten(0, 1)
+        nothing = query.new_empty(1, 1, 1)
+        scores = torch.baddbmm(nothing, query, key.mT, beta=0, alpha=self.source.scale).to(self.dtype)
+        scores = scores.unflatten(0, self.query[part].shape[:2])
+        if self.source.position_bias is not None:
+            scores += _part(self.source.position_bias.detach(), part)
+        if self.source.scores:
+            return scores, None
+        mask, attends = self.source.mask, None
+        if mask is not None and mask.dtype != torch.bool:
+            scores += _part(mask, part).clamp(min=torch.finfo(mask.dtype).min)  # a row may attend to nothing
+        elif mask is not None or self.source.causal:
+            closed = self._after(part) if mask is None else ~_part(mask, part)
+            scores.masked_fill_(closed, torch.finfo(self.query.dtype).min)
+            attends = ~closed.all(-1)
+        return torch.softmax(scores, dim=-1), attends
+
+    def _after(self, part: Part) -> Tensor:
+        """The keys after a query's own place."""
+        length, keys = self.source.shape[2:]
+        places = torch.arange(length, device=self.query.device)[part[2], None] + keys - length
+        return torch.arange(keys, device=self.query.device) > places
+
+    def pull(self, part: Part, slope: Tensor, weight: Tensor, gradients: list[Tensor | None]) -> None:
+        """Add to the gradients of query, key and bias what comes of the slope of a part of the scores."""
+        to_query, to_key, to_bias = gradients
+        if to_bias is not None:
+            own = _part(to_bias, part)
+            own += (slope * weight[..., None]).sum_to_size(own.shape)
+        slope = slope.to(self.query.dtype).flatten(0, 1)
+        samples, heads, _ = part
+        weight = (weight * self.source.scale)[..., None]
+        if to_query is not None:
+            key = self.key[samples, heads].flatten(0, 1)
+            to_query[part] = torch.bmm(slope, key).unflatten(0, to_query[part].shape[:2]) * weight
+        if to_key is not None:
+            own = to_key[samples, heads]
+            query = (self.query[part] * weight).to(slope.dtype).flatten(0, 1)
+            own += torch.bmm(slope.mT, query).unflatten(0, own.shape[:2])
+
+
+def _part(tensor: Tensor, part: Part) -> Tensor:
+    """What belongs to a part of a map, of a tensor that is broadcast to it."""
+    tensor = tensor[(None,) * (4 - tensor.dim())]
+    return tensor[
+        tuple(
+            slice(None) if size == 1 else piece for size, piece in zip(tensor.shape, (*part, slice(None)), strict=True)
+        )
+    ]
