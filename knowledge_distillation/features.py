@@ -22,6 +22,7 @@ from .capture import Capture, Location, accepted_flags
 from .config import Feature
 from .errors import ConfigError, nearest
 
+LARGE_VOCABULARY = 8192
 _ATTENTION_OUTPUTS = (*attention.STATES, *attention.MAPS)
 _CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
 _MODULE_OUTPUT = re.compile(r"(output|input)(?:\[(\w+)\])?")
@@ -30,11 +31,15 @@ _LAYER = re.compile(r"((?:encoder_|decoder_)?layer|block)(-?\d+)")
 
 @dataclass(frozen=True)
 class Known:
-    """One feature a model offers: its location, its kind, its shape on the traced rows."""
+    """One feature a model offers: its location, its kind, its shape on the traced rows.
+
+    `head`: whether it is what a plain linear module makes of its input, and has `LARGE_VOCABULARY` classes or more.
+    """
 
     location: Location
     kind: str
     shape: tuple[int, ...]
+    head: bool = False
 
 
 @dataclass
@@ -113,7 +118,7 @@ def catalogue(model: nn.Module, inputs: Mapping[str, Any]) -> Catalogue:
     for stack, states in stacks.items():
         _name_hidden_states(names, trace, stack, states)
     _name_attention(names, trace, stacks)
-    _name_fields(names, trace, inputs)
+    _name_fields(names, trace, model, inputs)
     return names
 
 
@@ -273,7 +278,7 @@ def _dropped_maps(trace: _Trace) -> list[tuple[Location, dict[str, Tensor]]]:
     return maps
 
 
-def _name_fields(names: Catalogue, trace: _Trace, inputs: Mapping[str, Any]) -> None:
+def _name_fields(names: Catalogue, trace: _Trace, model: nn.Module, inputs: Mapping[str, Any]) -> None:
     output = trace.output
     lengthy = [value for value in inputs.values() if isinstance(value, Tensor) and value.dim() == 2]
     if isinstance(output, Tensor):
@@ -287,7 +292,19 @@ def _name_fields(names: Catalogue, trace: _Trace, inputs: Mapping[str, Any]) -> 
             place = _holder(trace, value) or Location("field", item=key)
             grows = value.dim() == 2 and any(value.shape in (t.shape, (t.numel(), value.shape[1])) for t in lengthy)
             kind = "" if grows else _kind(value, "tokens")  # "": seen from two lengths, when it is asked for
-            names.known[Feature("output", key)] = Known(place, kind, tuple(value.shape))
+            head = kind == "tokens" and _is_of_head(trace, model, place, value)
+            names.known[Feature("output", key)] = Known(place, kind, tuple(value.shape), head)
+
+
+def _is_of_head(trace: _Trace, model: nn.Module, place: Location, logits: Tensor) -> bool:
+    if place.source != "output" or logits.shape[-1] < LARGE_VOCABULARY:
+        return False
+    module = model.get_submodule(place.path)
+    given = [value for p, value in trace.inputs if (p.path, p.call) == (place.path, place.call)]
+    if type(module) is not nn.Linear or not given:
+        return False
+    product = nn.functional.linear(given[0], module.weight, module.bias)  # logits may have been changed in place
+    return product.shape == logits.shape and torch.allclose(product, logits, rtol=1e-2, atol=1e-2)
 
 
 # --- kinds, where the name does not tell ---------------------------------------------------------------------------

@@ -258,7 +258,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 with torch.no_grad():
                     self._values(bound, projected, target, context, {**args, name: extreme})
         if isinstance(projected[0], Deferred):
-            value = self._fused(bound, projected[0], target[0], context, args, None)
+            value = self._fused(bound, projected[0], target, context, args, None)
         else:
             value = self._average(bound, values, context, None)
         if not torch.isfinite(value.detach()).all():
@@ -298,7 +298,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             with torch.autocast(student[name][0].device.type, enabled=False):
                 target = apply_projections(self.projections, bound.entry, target, "teacher")
             if isinstance(student[name][0], Deferred):
-                value = self._fused(bound, student[name][0], target[0], context, args, counts)
+                value = self._fused(bound, student[name][0], target, context, args, counts)
             else:
                 values, _ = self._values(bound, student[name], target, context, args)
                 value = self._average(bound, values, context, counts)
@@ -374,7 +374,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         self, bound: BoundEntry, student: Any, teacher: Any, context: Mapping[str, Any], args: Mapping[str, Any]
     ) -> tuple[Tensor, Layout]:
         if isinstance(student[0], Deferred):  # its values are never there at once: their shape has to do
-            shapes = [torch.empty(side[0].shape, device="meta") for side in (student, teacher)]
+            compared = (student[0], context["labels"] if bound.entry.hard else teacher[0])
+            shapes = [torch.empty(side.shape, dtype=side.dtype, device="meta") for side in compared]
             values = _called(bound, bound.function, torch.device("cpu"), *shapes, **args)
             return values, layout_of(bound.kind, student[0].shape, values.shape)
         mask, key_mask = (mask_of(context, key) for key in (bound.rows, bound.keys))
@@ -410,7 +411,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         self,
         bound: BoundEntry,
         student: Deferred,
-        teacher: Any,
+        teacher: tuple[Any, ...],
         context: Mapping[str, Any],
         args: Mapping[str, Any],
         counts: Mapping[str, Any] | None,
@@ -421,7 +422,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         like = torch.empty(0, dtype=torch.promote_types(student.dtype, torch.float32), device=student.device)
         rows = row_weights(bound.layout, masks, batch, *sizes, like, by_sample)
         keys = None if masks.keys is None or bound.kind != "attention" else masks.keys.bool()
-        summed = _called(bound, FUSED[bound.function], student.device, student, teacher, rows, keys, **args)
+        reference = context["labels"] if bound.entry.hard else teacher[0]
+        summed = _called(bound, FUSED[bound.function], student.device, student, reference, rows, keys, **args)
         return self._divided(bound, summed, masks, sizes, batch, counts)
 
     def _counted(

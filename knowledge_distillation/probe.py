@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -230,7 +231,14 @@ def _source(
         for feature, place in places.items()
         if place.source == "attention" and all(takes_deferred(entry, kinds[feature]) for entry in asked[feature])
     ]
+    heads = [f for f in places if known[f].head and all(takes_deferred(entry, kinds[f]) for entry in asked[f])]
+    places |= {feature: replace(places[feature], source="head") for feature in heads}
     source = Source(Capture(model, places, deferred=deferred), kinds, list(names.notes))
+    for feature in heads:
+        classes = known[feature].shape[-1]
+        source.notes.append(
+            f"{feature}: {classes} classes are compared some tokens at a time, and the logits not kept"
+        )
     if deferred:
         named = ", ".join(map(str, deferred))
         source.notes.append(f"{named}: a map of more than {SMALL / 2**20:g} Mi values is compared without being kept")

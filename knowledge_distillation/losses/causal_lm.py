@@ -7,19 +7,29 @@ again: the backward pass multiplies by the gradient of the sum.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import ConfigError
-from .logits import IGNORED_LABEL, hard_cross_entropy
+from ..deferred import HeadLogits, TopKLogits, whole
+from .logits import (
+    IGNORED_LABEL,
+    hard_cross_entropy,
+    js_divergence,
+    kl_divergence,
+    logit_standardization,
+    logits_mse,
+    reverse_kl,
+    skewed_kl,
+    skewed_reverse_kl,
+    soft_cross_entropy,
+    total_variation,
+)
 from .slopes import slope_of
 
 ELEMENTS = 1 << 24  # of one buffer of (chunk, classes)
@@ -41,97 +51,6 @@ class Workspace:
 
 # What gives the reference of a span of items, of which some count: `read(span, kept, workspace, dtype)`.
 Read = Callable[[slice, Tensor, Workspace, torch.dtype], Tensor]
-
-
-@dataclass(frozen=True)
-class HeadLogits:
-    """Logits as what they are computed from: `hidden @ weight.T + bias`.
-
-    Args:
-        hidden: (batch, length, width).
-        weight: (classes, width).
-        bias: (classes,) or None.
-        dtype: of the product, as the model would have it; None for that of `hidden`.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
-    dtype: torch.dtype | None = None
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((*self.hidden.shape[:-1], len(self.weight)))
-
-    @property
-    def computed_in(self) -> torch.dtype:
-        return self.dtype or self.hidden.dtype
-
-    def tensor(self) -> Tensor:
-        """The logits themselves."""
-        dtype = self.computed_in
-        return F.linear(
-            self.hidden.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-        )
-
-    def reader(self) -> Read:
-        head = _Head(self)
-
-        def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
-            return head.logits(span, kept, workspace, workspace("teacher", len(kept), dtype))
-
-        return read
-
-
-@dataclass(frozen=True)
-class TopKLogits:
-    """The logits of the k likeliest classes, and one for all others.
-
-    Args:
-        values: (batch, length, k) logits.
-        indices: (batch, length, k) their classes.
-        rest: (batch, length) the logit that each other class gets, so that together they have the mass they had:
-            logsumexp(others) - log(classes - k).
-        classes: how many there are.
-    """
-
-    values: Tensor
-    indices: Tensor
-    rest: Tensor
-    classes: int
-
-    @classmethod
-    def of(cls, logits: Tensor, k: int) -> TopKLogits:
-        """The k likeliest classes of (batch, length, classes) logits.
-
-        Raises:
-            ConfigError: k is not below the number of classes.
-        """
-        classes = logits.shape[-1]
-        if not 0 < k < classes:
-            raise ConfigError(f"k lies between 1 and {classes - 1}, the number of classes less one; found {k!r}")
-        values, indices = logits.topk(k, dim=-1)
-        others = logits.to(torch.promote_types(logits.dtype, torch.float32)).scatter(-1, indices, float("-inf"))
-        return cls(values, indices, others.logsumexp(-1) - math.log(classes - k), classes)
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((*self.rest.shape, self.classes))
-
-    def tensor(self) -> Tensor:
-        """The logits of all classes, in the precision of `rest`."""
-        logits = self.rest[..., None].expand(self.shape).clone()
-        return logits.scatter_(-1, self.indices.long(), self.values.to(logits.dtype))
-
-    def reader(self) -> Read:
-        values, indices = self.values.flatten(0, -2), self.indices.flatten(0, -2)
-        rest = self.rest.flatten()[:, None]
-
-        def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
-            into = workspace("teacher", len(kept), dtype).copy_(torch.where(kept, rest[span], 0.0))
-            return into.scatter_(1, indices[span].long(), torch.where(kept, values[span], 0.0).to(dtype))
-
-        return read
 
 
 @dataclass(frozen=True)
@@ -158,22 +77,6 @@ class Part:
         rows = self.rows * (self.reference != IGNORED_LABEL) if self.hard else self.rows
         return rows.flatten()
 
-    def reader(self) -> Read:
-        reference = self.reference
-        if not isinstance(reference, Tensor):
-            return reference.reader()  # type: ignore[no-any-return]
-        if self.hard:
-            return lambda span, kept, workspace, dtype: reference.flatten()[span]
-        logits, zero = reference.detach().flatten(0, -2), reference.new_zeros(())
-
-        def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
-            into = workspace("teacher", len(kept), dtype)
-            if dtype == logits.dtype:
-                return torch.where(kept, logits[span], zero, out=into)
-            return into.copy_(logits[span]).masked_fill_(~kept, 0.0)
-
-        return read
-
 
 def head_loss(student: HeadLogits, parts: Sequence[Part], chunk: int | None = None) -> Tensor:
     """The sum over parts and items of weight times value, with one pass over the student's head for all parts.
@@ -186,7 +89,24 @@ def head_loss(student: HeadLogits, parts: Sequence[Part], chunk: int | None = No
     Returns:
         () of at least float32.
     """
-    return _HeadLoss.apply(student.hidden, student.weight, student.bias, student.computed_in, parts, chunk)  # type: ignore[no-any-return, no-untyped-call]
+    return _HeadLoss.apply(student.hidden, student.weight, student.bias, student.dtype, parts, chunk)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _fused(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def fused(student: HeadLogits, reference: Any, rows: Tensor, keys: Tensor | None, **args: Any) -> Tensor:
+        return head_loss(student, [Part(loss, reference, rows, args)])
+
+    return fused
+
+
+# The losses that look at one item at a time, each as `losses.FUSED` has it.
+FUSED_WITH_HEAD: Mapping[Callable[..., Tensor], Callable[..., Tensor]] = {
+    loss: _fused(loss)
+    for loss in (
+        *(kl_divergence, soft_cross_entropy, reverse_kl, js_divergence, skewed_kl, skewed_reverse_kl),
+        *(total_variation, logits_mse, logit_standardization, hard_cross_entropy),
+    )
+}
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -215,7 +135,7 @@ def _summed(head: _Head, parts: Sequence[Part], chunk: int | None) -> Tensor:
     workspace = Workspace(size, classes, head.hidden.device)
     weights = [part.weights().to(head.precision)[:, None] for part in parts]
     kept = torch.stack([weight != 0 for weight in weights]).any(0)
-    read, slopes = [part.reader() for part in parts], [slope_of(part.loss) for part in parts]
+    read, slopes = [_reader(part) for part in parts], [slope_of(part.loss) for part in parts]
     summed = torch.zeros((), dtype=head.precision, device=head.hidden.device)
     for start in range(0, items, size):
         span = slice(start, min(start + size, items))
@@ -241,7 +161,7 @@ class _Head:
     """A head: logits of a span of items, and the gradients, of those wanted, by what the logits are computed from."""
 
     def __init__(self, logits: HeadLogits, wanted: Sequence[bool] = (False, False, False)) -> None:
-        dtype, hidden, weight, bias = logits.computed_in, logits.hidden, logits.weight, logits.bias
+        dtype, hidden, weight, bias = logits.dtype, logits.hidden, logits.weight, logits.bias
         self.hidden, self.weight = hidden.detach().flatten(0, -2), weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.precision = torch.promote_types(dtype, torch.float32)
@@ -273,3 +193,43 @@ class _Head:
 
     def _rows(self, span: slice, kept: Tensor) -> Tensor:
         return torch.where(kept, self.hidden[span], 0.0).to(self.weight.dtype)
+
+
+# --- the reference of a span of items ------------------------------------------------------------------------------
+
+
+def _reader(part: Part) -> Read:
+    reference = part.reference
+    if part.hard:
+        labels = reference.flatten()
+        return lambda span, kept, workspace, dtype: labels[span]
+    if isinstance(reference, HeadLogits):
+        return _of_head(_Head(reference))
+    return _of_top_k(reference) if isinstance(reference, TopKLogits) else _of_logits(*whole([reference]))
+
+
+def _of_head(head: _Head) -> Read:
+    def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
+        return head.logits(span, kept, workspace, workspace("teacher", len(kept), dtype))
+
+    return read
+
+
+def _of_top_k(logits: TopKLogits) -> Read:
+    values, indices = logits.values.flatten(0, -2), logits.indices.flatten(0, -2)
+    rest = logits.rest.flatten()[:, None]
+
+    def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
+        into = workspace("teacher", len(kept), dtype).copy_(torch.where(kept, rest[span], 0.0))
+        return into.scatter_(1, indices[span].long(), torch.where(kept, values[span], 0.0).to(dtype))
+
+    return read
+
+
+def _of_logits(logits: Tensor) -> Read:
+    logits = logits.detach().flatten(0, -2)
+
+    def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
+        return workspace("teacher", len(kept), dtype).copy_(logits[span]).masked_fill_(~kept, 0.0)
+
+    return read

@@ -3,9 +3,9 @@
     python tests/benchmarks/vocabulary.py [--tokens 2048] [--vocabulary 151936] [--width 512] [--teacher-width 1024]
         [--repeat 3] [--dtype float32 bfloat16] [--loss NAME ...] [--hard] [--top-k K] [--small] [--json]
 
-One call takes the student's and the teacher's hidden states through their heads, compares the logits, and gives
-hidden states and the student's head their gradients. The plain form holds the logits, as the model has them, and calls
-the loss on them in float32; the other is `head_loss`. Parameters are float32; in bfloat16 the heads run as under autocast.
+One call takes the student's and the teacher's hidden states through their heads, compares the logits, and gives hidden
+states and the student's head their gradients. The plain form holds the logits as the model has them, and calls the loss
+on them in float32; the other is `head_loss`. Parameters are float32; in bfloat16 the heads run as under autocast.
 
 Time is processor time of one thread, the two in turns, the median of each. Memory is the most that torch held during a
 call beyond what it held before it, and the same without the gradients of hidden states and head, which both have to
@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from losses import Side, peak_memory, seconds
 from torch import Tensor
 
+from knowledge_distillation.deferred import HeadLogits, TopKLogits
 from knowledge_distillation.losses import get_loss
-from knowledge_distillation.losses.causal_lm import HeadLogits, Part, TopKLogits, head_loss
+from knowledge_distillation.losses.causal_lm import Part, head_loss
 from knowledge_distillation.losses.logits import hard_cross_entropy
 
 
@@ -76,7 +77,7 @@ def sides(options: argparse.Namespace, loss: Any, dtype: torch.dtype, device: st
     def chunked() -> Tensor:
         parts = [Part(loss, teacher, rows)]
         parts += [Part(hard_cross_entropy, labels, rows)] if options.hard else []
-        return head_loss(HeadLogits(*leaves, dtype=dtype), parts)
+        return head_loss(HeadLogits(*leaves, precision=dtype), parts)
 
     def plain() -> Tensor:
         student = F.linear(*(leaf.to(dtype) for leaf in leaves)).float()
@@ -129,9 +130,7 @@ def main() -> None:
         options.tokens, options.vocabulary, options.width, options.teacher_width = 64, 1000, 8, 16
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    lines = [
-        measure(options, name, getattr(torch, dtype), device) for name in options.loss for dtype in options.dtype
-    ]
+    lines = [measure(options, name, getattr(torch, dtype), device) for name in options.loss for dtype in options.dtype]
     if options.json:
         print(json.dumps([asdict(line) for line in lines], indent=1))
         return
