@@ -52,6 +52,10 @@ class Deferred(ABC):
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts.values())
 
+    def float(self) -> Deferred:
+        """Itself: Accelerate asks this of all outputs of a model under autocast, and losses see to precision."""
+        return self
+
     def dim(self) -> int:
         return len(self.shape)
 

@@ -33,13 +33,13 @@ _LAYER = re.compile(r"((?:encoder_|decoder_)?layer|block)(-?\d+)")
 class Known:
     """One feature a model offers: its location, its kind, its shape on the traced rows.
 
-    `head`: whether it is what a plain linear module makes of its input, and has `LARGE_VOCABULARY` classes or more.
+    `head` is the linear module it comes from, of features with `LARGE_VOCABULARY` classes or more that come from one.
     """
 
     location: Location
     kind: str
     shape: tuple[int, ...]
-    head: bool = False
+    head: Location | None = None
 
 
 @dataclass
@@ -292,19 +292,21 @@ def _name_fields(names: Catalogue, trace: _Trace, model: nn.Module, inputs: Mapp
             place = _holder(trace, value) or Location("field", item=key)
             grows = value.dim() == 2 and any(value.shape in (t.shape, (t.numel(), value.shape[1])) for t in lengthy)
             kind = "" if grows else _kind(value, "tokens")  # "": seen from two lengths, when it is asked for
-            head = kind == "tokens" and _is_of_head(trace, model, place, value)
+            head = _head(trace, model, value) if kind == "tokens" else None
             names.known[Feature("output", key)] = Known(place, kind, tuple(value.shape), head)
 
 
-def _is_of_head(trace: _Trace, model: nn.Module, place: Location, logits: Tensor) -> bool:
-    if place.source != "output" or logits.shape[-1] < LARGE_VOCABULARY:
-        return False
-    module = model.get_submodule(place.path)
-    given = [value for p, value in trace.inputs if (p.path, p.call) == (place.path, place.call)]
-    if type(module) is not nn.Linear or not given:
-        return False
-    product = nn.functional.linear(given[0], module.weight, module.bias)  # logits may have been changed in place
-    return product.shape == logits.shape and torch.allclose(product, logits, rtol=1e-2, atol=1e-2)
+def _head(trace: _Trace, model: nn.Module, logits: Tensor) -> Location | None:
+    """The plain linear module whose product these logits are, where they are of many classes."""
+    holders = [place for place, value in trace.outputs if _is_same(value, logits)]
+    place = next((place for place in holders if type(model.get_submodule(place.path)) is nn.Linear), None)
+    if place is None or logits.shape[-1] < LARGE_VOCABULARY:
+        return None
+    head = model.get_submodule(place.path)
+    given = next(value for p, value in trace.inputs if (p.path, p.call) == (place.path, place.call))
+    product = nn.functional.linear(given, head.weight, head.bias)  # type: ignore[arg-type]
+    same = torch.allclose(product, logits, rtol=1e-2, atol=1e-2)  # not where it was changed in place
+    return replace(place, source="head") if same else None
 
 
 # --- kinds, where the name does not tell ---------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -231,8 +230,12 @@ def _source(
         for feature, place in places.items()
         if place.source == "attention" and all(takes_deferred(entry, kinds[feature]) for entry in asked[feature])
     ]
-    heads = [f for f in places if known[f].head and all(takes_deferred(entry, kinds[f]) for entry in asked[f])]
-    places |= {feature: replace(places[feature], source="head") for feature in heads}
+    heads = {
+        feature: head
+        for feature in places
+        if (head := known[feature].head) and all(takes_deferred(entry, kinds[feature]) for entry in asked[feature])
+    }
+    places |= heads
     source = Source(Capture(model, places, deferred=deferred), kinds, list(names.notes))
     for feature in heads:
         classes = known[feature].shape[-1]

@@ -3,9 +3,9 @@
     python tests/benchmarks/vocabulary.py [--tokens 2048] [--vocabulary 151936] [--width 512] [--teacher-width 1024]
         [--repeat 3] [--dtype float32 bfloat16] [--loss NAME ...] [--hard] [--top-k K] [--small] [--json]
 
-One call takes the student's and the teacher's hidden states through their heads, compares the logits, and gives hidden
-states and the student's head their gradients. The plain form holds the logits as the model has them, and calls the loss
-on them in float32; the other is `head_loss`. Parameters are float32; in bfloat16 the heads run as under autocast.
+One call takes hidden states of student and teacher through their heads, compares the logits, and gives hidden states
+and the student's head their gradients. The plain form holds the logits as the model has them, and calls the loss on
+them in float32; the other is `head_loss`. Parameters are float32; in bfloat16 the heads run as under autocast.
 
 Time is processor time of one thread, the two in turns, the median of each. Memory is the most that torch held during a
 call beyond what it held before it, and the same without the gradients of hidden states and head, which both have to
