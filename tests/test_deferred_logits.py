@@ -7,7 +7,7 @@ import torch
 from runs import bert, distiller, weights
 from transformers import BertConfig, BertForMaskedLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from knowledge_distillation import features
+from knowledge_distillation import features, loss_model
 from knowledge_distillation.deferred import HeadLogits
 
 SIZES = {"vocab_size": 50, "intermediate_size": 24, "num_attention_heads": 2, "max_position_embeddings": 32}
@@ -193,3 +193,23 @@ def test_logits_under_autocast_are_those_of_the_head(monkeypatch):
 def test_a_run_in_bfloat16(monkeypatch):
     plain = run(llama(1, seed=1), llama(2, 24), mixed_precision="bf16")
     assert_near(run(llama(1, seed=1), llama(2, 24), monkeypatch=monkeypatch, mixed_precision="bf16"), plain, 1e-2)
+
+
+def test_entries_on_the_same_logits_share_one_pass_over_the_head(monkeypatch):
+    seen, real = [], loss_model.head_loss
+    monkeypatch.setattr(loss_model, "head_loss", lambda logits, parts: seen.append(len(parts)) or real(logits, parts))
+    config = [*CONFIG, {**KD, "loss": "reverse_kl", "schedule": {"weight": "linear"}, "reduction": "sum"}]
+    deferred = run(llama(1, seed=1), llama(2, 24), config, monkeypatch)
+    assert seen == [2, 3, 3, 3]  # the schedule begins at 0
+    assert_near(deferred, run(llama(1, seed=1), llama(2, 24), config))
+
+
+def test_terms_have_the_names_order_and_values_of_those_of_held_logits(monkeypatch):
+    results = []
+    for most in (1, 1000):
+        monkeypatch.setattr(features, "LARGE_VOCABULARY", most)
+        hidden = {"teacher": "layer2.hidden_states", "student": "layer1.hidden_states", "loss": "mse"}
+        made = distiller([KD, hidden, *CONFIG[1:]], llama(2, 24), llama(1, seed=1), train_dataloader=text())
+        results.append(made.train())
+    assert list(results[0]) == list(results[1]) and len(results[0]) == 4
+    assert results[0] == pytest.approx(results[1], rel=1e-5)

@@ -62,12 +62,14 @@ class Part:
         reference: the teacher's logits (HeadLogits, TopKLogits or a tensor), or (batch, length) labels.
         rows: (batch, length) the weight of each item; one of weight 0 does not count, whatever stands there.
         args: of the loss.
+        factor: of this part in the sum of all: a number or a 0-d tensor.
     """
 
     loss: Callable[..., Tensor]
     reference: Any
     rows: Tensor
     args: Mapping[str, Any] = field(default_factory=dict)
+    factor: Any = 1.0
 
     @property
     def hard(self) -> bool:
@@ -78,8 +80,8 @@ class Part:
         return rows.flatten()
 
 
-def head_loss(student: HeadLogits, parts: Sequence[Part], chunk: int | None = None) -> Tensor:
-    """The sum over parts and items of weight times value, with one pass over the student's head for all parts.
+def head_loss(student: HeadLogits, parts: Sequence[Part], chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    """The sum over items of weight times value, of all parts together in one pass over the student's head.
 
     Args:
         student: hidden states, weight and bias each get a gradient.
@@ -87,14 +89,14 @@ def head_loss(student: HeadLogits, parts: Sequence[Part], chunk: int | None = No
         chunk: how many items are taken at once; None for as many as `ELEMENTS` allows.
 
     Returns:
-        () of at least float32.
+        (), the sum over parts of factor times sum; and (parts,) the sums themselves, without gradient.
     """
     return _HeadLoss.apply(student.hidden, student.weight, student.bias, student.dtype, parts, chunk)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _fused(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def fused(student: HeadLogits, reference: Any, rows: Tensor, keys: Tensor | None, **args: Any) -> Tensor:
-        return head_loss(student, [Part(loss, reference, rows, args)])
+        return head_loss(student, [Part(loss, reference, rows, args)])[0]
 
     return fused
 
@@ -111,32 +113,34 @@ FUSED_WITH_HEAD: Mapping[Callable[..., Tensor], Callable[..., Tensor]] = {
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
         dtype, parts, chunk = rest
         with torch.autocast(hidden.device.type, enabled=False):
             head = _Head(HeadLogits(hidden, weight, bias, dtype), ctx.needs_input_grad[:3])
-            summed = _summed(head, parts, chunk)
+            sums = _summed(head, parts, chunk)
         by_hidden = None if head.by_hidden is None else head.by_hidden.view(hidden.shape)
         ctx.save_for_backward(by_hidden, head.by_weight, head.by_bias)
         ctx.dtypes = [None if one is None else one.dtype for one in (hidden, weight, bias)]
-        return summed
+        ctx.mark_non_differentiable(sums)
+        return torch.stack([part.factor * one for part, one in zip(parts, sums, strict=True)]).sum(), sums
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         scaled = [None if one is None else (one * upstream.to(one.dtype)).to(dtype) for one, dtype in gradients]
         return *scaled, None, None, None
 
 
 def _summed(head: _Head, parts: Sequence[Part], chunk: int | None) -> Tensor:
+    """The sum of each part; the gradients of their own sum go to the head."""
     items, classes = len(head.hidden), len(head.weight)
     size = min(items, chunk or max(SMALLEST_CHUNK, ELEMENTS // classes))
     workspace = Workspace(size, classes, head.hidden.device)
     weights = [part.weights().to(head.precision)[:, None] for part in parts]
     kept = torch.stack([weight != 0 for weight in weights]).any(0)
     read, slopes = [_reader(part) for part in parts], [slope_of(part.loss) for part in parts]
-    summed = torch.zeros((), dtype=head.precision, device=head.hidden.device)
+    sums = torch.zeros(len(parts), dtype=head.precision, device=head.hidden.device)
     for start in range(0, items, size):
         span = slice(start, min(start + size, items))
         buffer = partial(workspace, rows=span.stop - start, dtype=head.precision)
@@ -146,7 +150,8 @@ def _summed(head: _Head, parts: Sequence[Part], chunk: int | None) -> Tensor:
             weight = weights[number][span]
             reference = read[number](span, weight != 0, workspace, head.precision)
             values, slope = slopes[number](own, reference, buffer("spare"), **part.args)
-            summed += values @ weight[:, 0]
+            sums[number] += values @ weight[:, 0]
+            weight = weight * part.factor
             if len(parts) == 1:
                 gradient = slope.mul_(weight)
             elif number == 0:
@@ -154,7 +159,7 @@ def _summed(head: _Head, parts: Sequence[Part], chunk: int | None) -> Tensor:
             else:
                 gradient.addcmul_(slope, weight)
         head.add(span, kept[span], gradient, workspace)
-    return summed
+    return sums
 
 
 class _Head:

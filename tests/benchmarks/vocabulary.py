@@ -77,7 +77,7 @@ def sides(options: argparse.Namespace, loss: Any, dtype: torch.dtype, device: st
     def chunked() -> Tensor:
         parts = [Part(loss, teacher, rows)]
         parts += [Part(hard_cross_entropy, labels, rows)] if options.hard else []
-        return head_loss(HeadLogits(*leaves, precision=dtype), parts)
+        return head_loss(HeadLogits(*leaves, precision=dtype), parts)[0]
 
     def plain() -> Tensor:
         student = F.linear(*(leaf.to(dtype) for leaf in leaves)).float()

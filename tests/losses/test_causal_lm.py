@@ -30,13 +30,13 @@ def dense(leaves: list[torch.Tensor], parts: list[Part]) -> torch.Tensor:
     value = logits.new_zeros(())
     for part in parts:
         reference = part.reference if isinstance(part.reference, torch.Tensor) else part.reference.tensor()
-        value = value + (part.rows * part.loss(logits, reference, **part.args)).sum()
+        value = value + part.factor * (part.rows * part.loss(logits, reference, **part.args)).sum()
     return value
 
 
 def assert_same(leaves: list[torch.Tensor], parts: list[Part], chunk: int | None, tolerance: float) -> None:
     results = []
-    for value in (head_loss(HeadLogits(*leaves), parts, chunk), dense(leaves, parts)):
+    for value in (head_loss(HeadLogits(*leaves), parts, chunk)[0], dense(leaves, parts)):
         results.append([value.detach(), *torch.autograd.grad(value * 0.7, leaves)])
     for found, expected in zip(*results, strict=True):
         scale = expected.abs().max().clamp(min=1e-9)
@@ -64,7 +64,7 @@ def test_float32_agrees_to_a_millionth(loss):
     for compute, dtype in ((head_loss, torch.float32), (None, torch.float64)):
         own = [one.to(dtype).requires_grad_() for one in leaves]
         parts = [Part(loss, reference.to(dtype) if reference.is_floating_point() else reference, torch.ones(4, 16))]
-        value = dense(own, parts) if compute is None else compute(HeadLogits(*own), parts, 10)
+        value = dense(own, parts) if compute is None else compute(HeadLogits(*own), parts, 10)[0]
         results.append([value.detach(), *torch.autograd.grad(value, own)])
     for found, expected, most in zip(*results, (1e-6, 3e-6, 3e-6, 3e-6), strict=True):
         assert (found - expected).abs().max() <= most * expected.abs().max()
@@ -89,7 +89,7 @@ def test_any_shape_mask_and_arguments(shape, classes, chunk, loss, temperature, 
     labels = torch.where(torch.rand(batch, length) > 0.3, torch.randint(classes, (batch, length)), -100)
     args = {"temperature": temperature, "scale_by_temperature": scale}
     soft = Part(loss, HeadLogits(states(batch, length, 3), states(classes, 3)), rows, args)
-    hard = Part(hard_cross_entropy, labels, torch.ones(batch, length), {"label_smoothing": smoothing})
+    hard = Part(hard_cross_entropy, labels, torch.ones(batch, length), {"label_smoothing": smoothing}, 0.3)
     leaves = student(batch, length, width, classes, bias)
     for parts in ([soft], [hard], [soft, hard], [hard, soft, soft]):
         assert_same(leaves, parts, chunk, tolerance=1e-10)
@@ -111,23 +111,35 @@ def test_what_stands_where_the_weight_is_0_reaches_nothing(form):
         elif form == "top-k":
             reference = TopKLogits.of(HeadLogits(teacher, head).tensor(), 2)
             reference.values[rows == 0] = reference.rest[rows == 0, None] = filling
-        value = head_loss(HeadLogits(*leaves), [Part(kl_divergence, reference, rows)], chunk=2)
+        value = head_loss(HeadLogits(*leaves), [Part(kl_divergence, reference, rows)], chunk=2)[0]
         results.append([value.detach(), *torch.autograd.grad(value, leaves)])
     for one, other, third in zip(*results, strict=True):
         assert torch.equal(one, other) and torch.equal(one, third)
     assert results[0][1][rows == 0].abs().max() == 0
 
 
+def test_the_sum_of_each_part_comes_without_its_factor():
+    torch.manual_seed(0)
+    leaves, rows, labels = student(), torch.rand(2, 5), torch.randint(11, (2, 5))
+    soft = Part(kl_divergence, states(2, 5, 11), rows, factor=torch.tensor(0.2))
+    hard = Part(hard_cross_entropy, labels, rows, factor=3.0)
+    value, sums = head_loss(HeadLogits(*leaves), [soft, hard])
+    expected = torch.stack([dense(leaves, [Part(p.loss, p.reference, rows)]) for p in (soft, hard)]).detach()
+    torch.testing.assert_close(sums, expected)
+    torch.testing.assert_close(value.detach(), 0.2 * expected[0] + 3 * expected[1])
+    assert value.requires_grad and not sums.requires_grad
+
+
 def test_no_item_that_counts_gives_0_with_a_gradient_of_0():
     leaves = student()
-    value = head_loss(HeadLogits(*leaves), [Part(hard_cross_entropy, torch.full((2, 5), -100), torch.ones(2, 5))])
+    value, _ = head_loss(HeadLogits(*leaves), [Part(hard_cross_entropy, torch.full((2, 5), -100), torch.ones(2, 5))])
     assert value == 0
     assert all(gradient.abs().max() == 0 for gradient in torch.autograd.grad(value, leaves))
 
 
 def test_a_frozen_head_gets_no_gradient_and_a_kept_graph_gives_it_twice():
     hidden, weight = states(1, 4, 3).requires_grad_(), states(7, 3)
-    value = head_loss(HeadLogits(hidden, weight), [Part(kl_divergence, states(1, 4, 7), torch.ones(1, 4))])
+    value, _ = head_loss(HeadLogits(hidden, weight), [Part(kl_divergence, states(1, 4, 7), torch.ones(1, 4))])
     (first,) = torch.autograd.grad(value, hidden, retain_graph=True)
     (second,) = torch.autograd.grad(2 * value, hidden)
     torch.testing.assert_close(second, 2 * first)
@@ -142,7 +154,7 @@ def test_bfloat16_heads_are_near_those_of_float32():
     results = []
     for precision in (torch.bfloat16, None):
         logits = HeadLogits(*leaves, precision=precision)
-        value = head_loss(logits, [Part(kl_divergence, teacher, torch.ones(2, 64), {"temperature": 2.0})], chunk=7)
+        value = head_loss(logits, [Part(kl_divergence, teacher, torch.ones(2, 64), {"temperature": 2.0})], chunk=7)[0]
         results.append([value.detach(), *torch.autograd.grad(value, leaves)])
     for found, expected in zip(*results, strict=True):
         assert found.dtype == torch.float32
@@ -154,7 +166,7 @@ def test_weights_of_half_precision_get_sums_of_float32():
     torch.manual_seed(0)
     exact = [torch.ones(1, 1024, 1), torch.zeros(3, 1)]
     leaves = [one.bfloat16().requires_grad_() for one in exact]
-    value = head_loss(
+    value, _ = head_loss(
         HeadLogits(*leaves), [Part(hard_cross_entropy, torch.zeros(1, 1024).long(), torch.ones(1, 1024))], 1
     )
     (gradient,) = torch.autograd.grad(value, leaves[1])
