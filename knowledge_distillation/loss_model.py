@@ -33,6 +33,7 @@ from .losses import (
     HARD_LOSSES,
     SEVERAL,
     SOFT_LOSSES,
+    SUMMED,
     constructor_parameters,
     functions_of,
     get_loss,
@@ -44,6 +45,7 @@ from .losses.reduction import Layout, Masks, blanked, count, layout_of, per_samp
 from .projections import apply_projections, at_least_float32, key_of, kind_after
 
 Features = Mapping[Feature, Any]  # tensors, large ones perhaps Deferred
+WITH_ROWS = ("tokens", "heads", "attention")
 _SPELLED = re.compile(r"^(?!encoder_|decoder_)\w+?_(?=(?:encoder_|decoder_)?layer\d)")
 
 
@@ -310,7 +312,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 part = Part(bound.function, reference, rows, args, weight / number)
                 heads.setdefault(given, []).append((bound, number, part))
                 continue
-            if isinstance(given, Deferred):
+            if isinstance(given, Deferred) or (bound.function in SUMMED and bound.kind in WITH_ROWS):
                 value = self._fused(bound, given, target, context, args, counts)
             else:
                 values, _ = self._values(bound, student[name], target, context, args)
@@ -434,25 +436,39 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def _fused(
         self,
         bound: BoundEntry,
-        student: Deferred,
+        student: Deferred | Tensor,
         teacher: tuple[Any, ...],
         context: Mapping[str, Any],
         args: Mapping[str, Any],
         counts: Mapping[str, Any] | None,
     ) -> Tensor:
-        """The average from what the student's feature is computed from."""
+        """The average by a function that sums on its way, of what the student's feature is computed from or of it."""
         rows, keys, number = self._weights(bound, student, context, counts)
+        if isinstance(student, Tensor):
+            alike = self._masks(bound, context).rows is None and bound.entry.reduction != "sequence_mean"
+            sides = (student, *whole(teacher), None if alike else rows, keys)
+            return _called(bound, SUMMED[bound.function], student.device, *sides, **args) / number
         reference = context["labels"] if bound.entry.hard else teacher[0]
         return _called(bound, FUSED[bound.function], student.device, student, reference, rows, keys, **args) / number
 
     def _weights(
-        self, bound: BoundEntry, student: Deferred, context: Mapping[str, Any], counts: Mapping[str, Any] | None
+        self,
+        bound: BoundEntry,
+        student: Deferred | Tensor,
+        context: Mapping[str, Any],
+        counts: Mapping[str, Any] | None,
     ) -> tuple[Tensor, Tensor | None, Any]:
         """What a fused loss is told of rows and keys, and what its sum is divided by."""
         masks, sizes = self._counted(bound, student.shape, context, counts)
         batch, by_sample = student.shape[0], bound.entry.reduction == "sequence_mean"
-        like = torch.empty(0, dtype=torch.promote_types(student.dtype, torch.float32), device=student.device)
-        rows = row_weights(bound.layout, masks, batch, *sizes, like, by_sample)
+        dtype = torch.promote_types(student.dtype, torch.float32)
+
+        def weights() -> Tensor:
+            like = torch.empty(0, dtype=dtype, device=student.device)
+            return row_weights(bound.layout, masks, batch, *sizes, like, by_sample)
+
+        asked = ("weights", bound.layout, bound.rows, bound.keys, bound.labelled, student.shape, by_sample, dtype)
+        rows = once(context, asked, weights)
         keys = None if masks.keys is None or bound.kind != "attention" else masks.keys.bool()
         return rows, keys, self._number(bound, masks, context, sizes, batch, counts)
 

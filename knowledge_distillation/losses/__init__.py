@@ -45,6 +45,7 @@ from .logits import (
 )
 from .relational import correlation_congruence, nst, pkt, rkd_angle, rkd_distance, similarity_preserving
 from .review import ReviewKD
+from .squares import summed_attention_mse, summed_hidden_mse
 from .transport import BertEMD
 
 Loss = Callable[..., Any]
@@ -147,6 +148,9 @@ FUSED: Mapping[Loss, Loss] = {
     attention_cross_entropy: fused_attention_cross_entropy,
     **FUSED_WITH_HEAD,
 }
+
+# Losses whose weighted sum over whole tensors with rows is one step: summed(student, teacher, rows, keys), as above.
+SUMMED: Mapping[Loss, Loss] = {hidden_mse: summed_hidden_mse, attention_mse: summed_attention_mse}
 
 # Arguments with which a loss looks at more than one item's logits: its features are then not deferred.
 BEYOND_ONE_ITEM = frozenset({"sample_temperature", "temperature_spread", "temperature_power", "probability_shift"})
