@@ -21,6 +21,7 @@ from .balance import Balance, gradient_norms
 from .cached_teacher import CachedTeacher, Keyed, estimated, open_caches
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
 from .cohort import cohort_of
+from .compiling import compile_layers
 from .config import Entry, Feature
 from .context import batch_size, make_context
 from .data.loading import TrainBatches, choose, loader_of, seeded
@@ -550,6 +551,8 @@ class KnowledgeDistiller:
             self._check_vocabulary()
             plan = bind(self.loss_model, self.students, self.teachers, students, teachers, entries)
         self._undo.callback(plan.close)
+        if self.settings.torch_compile:
+            self._compile(plan)
         if cached:
             stage = self.stages[self.progress.stage].name
             self._caches = open_caches(self.settings, self.teachers, plan.teachers, teachers, stage)
@@ -575,6 +578,15 @@ class KnowledgeDistiller:
         caches, self._caches = self._caches, {}
         for cache in caches.values():
             cache.close()
+
+    def _compile(self, plan: Plan) -> None:
+        models = {
+            f"teacher {name}".strip(): self.teachers[name].model for name in plan.teachers if name in self.teachers
+        }
+        models |= {name or "student": self.students[name] for name in plan.students}
+        notes, restore = compile_layers(models, self.accelerator.device)
+        self._undo.callback(restore)
+        plan.notes += notes
 
     def _check_vocabulary(self) -> None:
         models = {"student": self.student, **{f"teacher {n}".strip(): t for n, t in self.teachers.items()}}
