@@ -76,7 +76,7 @@ def _can_be_compiled(model: nn.Module) -> bool:
 
 
 def _is_watched(layer: nn.Module) -> bool:
-    """Whether a module inside has a hook, but for those transformers puts there; one on the layer itself is outside."""
+    """Whether a module inside the layer has a hook, apart from those that transformers puts there."""
     inside = (module for module in layer.modules() if module is not layer)
     hooks = (hook for m in inside for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
     return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)

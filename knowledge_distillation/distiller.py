@@ -189,6 +189,8 @@ class KnowledgeDistiller:
             name: FrozenTeacher(model, dtype, self.accelerator.device, nn.ModuleList(self.students.values()))
             for name, model in teachers.items()
         }
+        for frozen in self.teachers.values() if self.settings.teacher_stream else ():
+            frozen.run_beside()
         if self.settings.balance != "none":
             self.loss_model.balance = Balance(self.loss_model.config.entries).to(self.accelerator.device)
 
@@ -378,8 +380,7 @@ class KnowledgeDistiller:
             if name in self._caches:
                 answers.append(self._caches[name].ask(inputs, batch.keyed[name]))
             else:
-                taken = self.teachers[name].features(source.features, inputs)
-                answers.append(lambda taken=taken: taken)  # type: ignore[misc]
+                answers.append(self.teachers[name].begin(source.features, inputs))
         return answers
 
     def _gradient_norms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -50,7 +50,9 @@ def test_the_models_are_left_as_they_were(quick: None) -> None:
     run.close()
     assert not any("forward" in module.__dict__ for module in student.modules())
     run.train()
-    assert not any("forward" in module.__dict__ for model in (student, run.teacher.model) for module in model.modules())
+    assert not any(
+        "forward" in module.__dict__ for model in (student, run.teacher.model) for module in model.modules()
+    )
 
 
 def test_the_plan_says_how_many_layers_are_compiled(quick: None) -> None:
