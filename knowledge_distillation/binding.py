@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from .config import Entry, Projection
 from .errors import ConfigError, DistillationError, nearest
 from .losses import (
+    BEYOND_ONE_ITEM,
     FILLED,
     FUSED,
+    HARD_LOSSES,
     OWN_SHAPES,
     PROBABILITIES,
     SEVERAL,
@@ -44,9 +46,9 @@ class Held:
 def takes_deferred(entry: Entry, kind: str) -> bool:
     """Whether an entry can work from what features of a kind are computed from: its loss can, and it projects none."""
     projected = {entry.projection.type, entry.teacher_projection.type} - {"auto", "none"}
-    if callable(entry.loss) or entry.hard or entry.many or projected:
+    if callable(entry.loss) or entry.many or projected or BEYOND_ONE_ITEM & {*entry.args, *entry.schedule}:
         return False
-    return SOFT_LOSSES.get(entry.loss, {}).get(kind) in FUSED
+    return (HARD_LOSSES if entry.hard else SOFT_LOSSES).get(entry.loss, {}).get(kind) in FUSED
 
 
 def see_call(entry: Entry, function: Any, context: Iterable[str]) -> None:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import attention
+from .deferred import HeadLogits
 from .errors import DistillationError
 
 
@@ -20,8 +22,8 @@ class Location:
     """Where a tensor appears during a forward pass.
 
     Args:
-        source: `output` or `input` of a module, `attention` (a tensor of an attention call), or `field` (of the
-            model's own output, which therefore has to be complete).
+        source: `output` or `input` of a module, `attention` (a tensor of an attention call), `head` (the logits of a
+            linear module, as `HeadLogits`), or `field` (of the model's own output, which then has to be complete).
         path: the module's path; empty for a field.
         item: which item of a tuple of outputs, which argument (position or name), which field, or which tensor of an
             attention call; None where the output is the tensor.
@@ -120,6 +122,9 @@ class Capture:
                 whole = {place.item for key, place in keys if key not in self._deferred}
                 attention.tap(module, names, take, names - whole)
                 self._undo.append(partial(attention.untap, module, take))
+            elif source == "head":
+                handle = module.register_forward_pre_hook(self._head_hook(keys), with_kwargs=True)
+                self._undo.append(handle.remove)
             elif source == "input":
                 handle = module.register_forward_pre_hook(self._input_hook(keys), with_kwargs=True)
                 self._undo.append(handle.remove)
@@ -138,13 +143,22 @@ class Capture:
 
         return hook
 
+    def _head_hook(self, keys: list[tuple[Any, Location]]) -> Callable[..., None]:
+        def hook(module: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["input"]
+            self._take(keys, (module, "head"), lambda place: _head_logits(module, hidden))
+            if not self.fields and self._taken is not None and len(self._taken) == len(self._pending):
+                raise _Stop  # after the last layer, so that layers can be computed again during backward
+
+        return hook
+
     def _output_hook(self, keys: list[tuple[Any, Location]]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._take(keys, (module, "output"), lambda place: pick_item(output, place.item))
 
         return hook
 
-    def _take(self, keys: list[tuple[Any, Location]], counter: Hashable, pick: Callable[[Location], Tensor]) -> None:
+    def _take(self, keys: list[tuple[Any, Location]], counter: Hashable, pick: Callable[[Location], Any]) -> None:
         if self._taken is None:  # a pass of somebody else, or a recomputation during backward
             return
         call = self._calls[counter]
@@ -155,6 +169,12 @@ class Capture:
                 self._taken[key] = tensor.unflatten(0, (-1, place.heads)) if place.heads else tensor
         if self.stop_early and len(self._taken) == len(self._pending):
             raise _Stop
+
+
+def _head_logits(head: nn.Linear, hidden: Tensor) -> HeadLogits:
+    kind = hidden.device.type
+    mixed = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
+    return HeadLogits(hidden, head.weight, head.bias, torch.get_autocast_dtype(kind) if mixed else hidden.dtype)
 
 
 def pick_item(output: Any, item: Any) -> Any:

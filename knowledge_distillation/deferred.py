@@ -6,12 +6,16 @@ backward pass: a loss of the table `FUSED` takes the parts, and computes as much
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,10 @@ class Deferred(ABC):
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts.values())
+
+    def float(self) -> Deferred:
+        """Itself: Accelerate asks this of all outputs of a model under autocast, and losses see to precision."""
+        return self
 
     def dim(self) -> int:
         return len(self.shape)
@@ -96,6 +104,79 @@ class AttentionMap(Deferred):
         if self.scores:
             return scores
         return torch.softmax(masked_scores(scores, self.mask, self.causal), dim=-1, dtype=torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadLogits(Deferred):
+    """Logits of a linear head: `hidden @ weight.T + bias`, (batch, length, classes).
+
+    Args:
+        hidden: (batch, length, width).
+        weight: (classes, width).
+        bias: (classes,) or None.
+        precision: in which the model multiplies; None for that of `hidden`.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    precision: torch.dtype | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([*self.hidden.shape[:-1], len(self.weight)])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.precision or self.hidden.dtype
+
+    def tensor(self) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(self.dtype)
+        return F.linear(self.hidden.to(self.dtype), self.weight.to(self.dtype), bias)
+
+
+@dataclass(frozen=True, eq=False)
+class TopKLogits(Deferred):
+    """The logits of the k likeliest classes, and one for all others.
+
+    Args:
+        values: (batch, length, k) logits.
+        indices: (batch, length, k) their classes.
+        rest: (batch, length) the logit that each other class gets, so that together they have the mass they had:
+            logsumexp(others) - log(classes - k).
+        classes: how many there are.
+    """
+
+    values: Tensor
+    indices: Tensor
+    rest: Tensor
+    classes: int
+
+    @classmethod
+    def of(cls, logits: Tensor, k: int) -> TopKLogits:
+        """The k likeliest classes of (batch, length, classes) logits.
+
+        Raises:
+            ConfigError: k is not below the number of classes.
+        """
+        classes = logits.shape[-1]
+        if not 0 < k < classes:
+            raise ConfigError(f"k lies between 1 and {classes - 1}, the number of classes less one; found {k!r}")
+        values, indices = logits.topk(k, dim=-1)
+        others = logits.to(torch.promote_types(logits.dtype, torch.float32)).scatter(-1, indices, float("-inf"))
+        return cls(values, indices, others.logsumexp(-1) - math.log(classes - k), classes)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([*self.rest.shape, self.classes])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rest.dtype
+
+    def tensor(self) -> Tensor:
+        logits = self.rest[..., None].expand(self.shape).clone()
+        return logits.scatter_(-1, self.indices.long(), self.values.to(logits.dtype))
 
 
 def whole(features: Iterable[Tensor | Deferred]) -> tuple[Tensor, ...]:

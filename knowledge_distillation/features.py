@@ -22,6 +22,7 @@ from .capture import Capture, Location, accepted_flags
 from .config import Feature
 from .errors import ConfigError, nearest
 
+LARGE_VOCABULARY = 8192
 _ATTENTION_OUTPUTS = (*attention.STATES, *attention.MAPS)
 _CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
 _MODULE_OUTPUT = re.compile(r"(output|input)(?:\[(\w+)\])?")
@@ -30,11 +31,15 @@ _LAYER = re.compile(r"((?:encoder_|decoder_)?layer|block)(-?\d+)")
 
 @dataclass(frozen=True)
 class Known:
-    """One feature a model offers: its location, its kind, its shape on the traced rows."""
+    """One feature a model offers: its location, its kind, its shape on the traced rows.
+
+    `head` is the linear module it comes from, of features with `LARGE_VOCABULARY` classes or more that come from one.
+    """
 
     location: Location
     kind: str
     shape: tuple[int, ...]
+    head: Location | None = None
 
 
 @dataclass
@@ -113,7 +118,7 @@ def catalogue(model: nn.Module, inputs: Mapping[str, Any]) -> Catalogue:
     for stack, states in stacks.items():
         _name_hidden_states(names, trace, stack, states)
     _name_attention(names, trace, stacks)
-    _name_fields(names, trace, inputs)
+    _name_fields(names, trace, model, inputs)
     return names
 
 
@@ -273,7 +278,7 @@ def _dropped_maps(trace: _Trace) -> list[tuple[Location, dict[str, Tensor]]]:
     return maps
 
 
-def _name_fields(names: Catalogue, trace: _Trace, inputs: Mapping[str, Any]) -> None:
+def _name_fields(names: Catalogue, trace: _Trace, model: nn.Module, inputs: Mapping[str, Any]) -> None:
     output = trace.output
     lengthy = [value for value in inputs.values() if isinstance(value, Tensor) and value.dim() == 2]
     if isinstance(output, Tensor):
@@ -287,7 +292,21 @@ def _name_fields(names: Catalogue, trace: _Trace, inputs: Mapping[str, Any]) -> 
             place = _holder(trace, value) or Location("field", item=key)
             grows = value.dim() == 2 and any(value.shape in (t.shape, (t.numel(), value.shape[1])) for t in lengthy)
             kind = "" if grows else _kind(value, "tokens")  # "": seen from two lengths, when it is asked for
-            names.known[Feature("output", key)] = Known(place, kind, tuple(value.shape))
+            head = _head(trace, model, value) if kind == "tokens" else None
+            names.known[Feature("output", key)] = Known(place, kind, tuple(value.shape), head)
+
+
+def _head(trace: _Trace, model: nn.Module, logits: Tensor) -> Location | None:
+    """The plain linear module whose product these logits are, where they are of many classes."""
+    holders = [place for place, value in trace.outputs if _is_same(value, logits)]
+    place = next((place for place in holders if type(model.get_submodule(place.path)) is nn.Linear), None)
+    if place is None or logits.shape[-1] < LARGE_VOCABULARY:
+        return None
+    head = model.get_submodule(place.path)
+    given = next(value for p, value in trace.inputs if (p.path, p.call) == (place.path, place.call))
+    product = nn.functional.linear(given, head.weight, head.bias)  # type: ignore[arg-type]
+    same = torch.allclose(product, logits, rtol=1e-2, atol=1e-2)  # not where it was changed in place
+    return replace(place, source="head") if same else None
 
 
 # --- kinds, where the name does not tell ---------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from .binding import (
 )
 from .config import DistillConfig, Entry, Feature, parse_config
 from .context import batch_size, keeps_all, kind_by_name, make_context, mask_keys, mask_of, once
-from .deferred import Deferred, whole
+from .deferred import Deferred, HeadLogits, whole
 from .errors import ConfigError, nearest, raise_all
 from .losses import (
     FUSED,
@@ -38,6 +38,7 @@ from .losses import (
     get_loss,
     parameters_of,
 )
+from .losses.causal_lm import Part, head_loss
 from .losses.logits import IGNORED_LABEL
 from .losses.reduction import Layout, Masks, blanked, count, layout_of, per_sample, row_weights, sizes_of, total
 from .projections import apply_projections, at_least_float32, key_of, kind_after
@@ -47,7 +48,10 @@ _SPELLED = re.compile(r"^(?!encoder_|decoder_)\w+?_(?=(?:encoder_|decoder_)?laye
 
 
 class Terms(NamedTuple):
-    """The weighted sum with gradient; every entry's own value by name, unweighted: detached, and with gradient."""
+    """The weighted sum with gradient; every entry's own value by name, unweighted: detached, and with gradient.
+
+    Entries on deferred logits have a gradient of their own only where terms are balanced.
+    """
 
     loss: Tensor
     values: dict[str, Tensor]
@@ -258,7 +262,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 with torch.no_grad():
                     self._values(bound, projected, target, context, {**args, name: extreme})
         if isinstance(projected[0], Deferred):
-            value = self._fused(bound, projected[0], target[0], context, args, None)
+            value = self._fused(bound, projected[0], target, context, args, None)
         else:
             value = self._average(bound, values, context, None)
         if not torch.isfinite(value.detach()).all():
@@ -292,21 +296,36 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if not self.bound:
             raise ConfigError("no entry is bound")
         attached, loss = {}, None
-        for bound, weight, args in self._now():
+        heads: dict[HeadLogits, list[tuple[BoundEntry, Any, Part]]] = {}
+        now = self._now()
+        for bound, weight, args in now:
             name = bound.entry.name
             target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
             with torch.autocast(student[name][0].device.type, enabled=False):
                 target = apply_projections(self.projections, bound.entry, target, "teacher")
-            if isinstance(student[name][0], Deferred):
-                value = self._fused(bound, student[name][0], target[0], context, args, counts)
+            given = student[name][0]
+            if isinstance(given, HeadLogits) and self.balance is None:
+                rows, _, number = self._weights(bound, given, context, counts)
+                reference = context["labels"] if bound.entry.hard else target[0]
+                part = Part(bound.function, reference, rows, args, weight / number)
+                heads.setdefault(given, []).append((bound, number, part))
+                continue
+            if isinstance(given, Deferred):
+                value = self._fused(bound, given, target, context, args, counts)
             else:
                 values, _ = self._values(bound, student[name], target, context, args)
                 value = self._average(bound, values, context, counts)
             weighted = value * (weight if self.balance is None else weight * self.balance[name])
             loss = weighted if loss is None else loss + weighted
-            if _is_on(bound, weight):
-                attached[name] = value
+            attached[name] = value
+        for logits, entries in heads.items():  # one pass over a head for all that look at its logits
+            parts = [part for _, _, part in entries]
+            weighted, sums = _called(entries[0][0], head_loss, logits.device, logits, parts)
+            loss = weighted if loss is None else loss + weighted
+            for (bound, number, _), summed in zip(entries, sums, strict=True):
+                attached[bound.entry.name] = summed / number
         assert loss is not None
+        attached = {b.entry.name: attached[b.entry.name] for b, weight, _ in now if _is_on(b, weight)}
         return Terms(loss, {name: term.detach() for name, term in attached.items()}, attached)
 
     def counts(self, context: Mapping[str, Any]) -> dict[str, Tensor | int]:
@@ -377,7 +396,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         self, bound: BoundEntry, student: Any, teacher: Any, context: Mapping[str, Any], args: Mapping[str, Any]
     ) -> tuple[Tensor, Layout]:
         if isinstance(student[0], Deferred):  # its values are never there at once: their shape has to do
-            shapes = [torch.empty(side[0].shape, device="meta") for side in (student, teacher)]
+            compared = (student[0], context["labels"] if bound.entry.hard else teacher[0])
+            shapes = [torch.empty(side.shape, dtype=side.dtype, device="meta") for side in compared]
             values = _called(bound, bound.function, torch.device("cpu"), *shapes, **args)
             return values, layout_of(bound.kind, student[0].shape, values.shape)
         for_ready_made = not callable(bound.entry.loss)  # they take None for a mask that keeps all
@@ -409,25 +429,32 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             summed = per_sample(values, bound.layout, masks).sum()
         else:
             summed = total(values, bound.layout, masks)
-        return self._divided(bound, summed, masks, context, sizes, batch_size(context, values), counts)
+        return summed / self._number(bound, masks, context, sizes, batch_size(context, values), counts)
 
     def _fused(
         self,
         bound: BoundEntry,
         student: Deferred,
-        teacher: Any,
+        teacher: tuple[Any, ...],
         context: Mapping[str, Any],
         args: Mapping[str, Any],
         counts: Mapping[str, Any] | None,
     ) -> Tensor:
         """The average from what the student's feature is computed from."""
+        rows, keys, number = self._weights(bound, student, context, counts)
+        reference = context["labels"] if bound.entry.hard else teacher[0]
+        return _called(bound, FUSED[bound.function], student.device, student, reference, rows, keys, **args) / number
+
+    def _weights(
+        self, bound: BoundEntry, student: Deferred, context: Mapping[str, Any], counts: Mapping[str, Any] | None
+    ) -> tuple[Tensor, Tensor | None, Any]:
+        """What a fused loss is told of rows and keys, and what its sum is divided by."""
         masks, sizes = self._counted(bound, student.shape, context, counts)
         batch, by_sample = student.shape[0], bound.entry.reduction == "sequence_mean"
         like = torch.empty(0, dtype=torch.promote_types(student.dtype, torch.float32), device=student.device)
         rows = row_weights(bound.layout, masks, batch, *sizes, like, by_sample)
         keys = None if masks.keys is None or bound.kind != "attention" else masks.keys.bool()
-        summed = _called(bound, FUSED[bound.function], student.device, student, teacher, rows, keys, **args)
-        return self._divided(bound, summed, masks, context, sizes, batch, counts)
+        return rows, keys, self._number(bound, masks, context, sizes, batch, counts)
 
     def _counted(
         self, bound: BoundEntry, values: torch.Size, context: Mapping[str, Any], counts: Mapping[str, Any] | None
@@ -444,21 +471,20 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             )
         return masks, sizes
 
-    def _divided(
+    def _number(
         self,
         bound: BoundEntry,
-        summed: Tensor,
         masks: Masks,
         context: Mapping[str, Any],
         sizes: tuple[int, int],
         batch: int,
         counts: Mapping[str, Any] | None,
-    ) -> Tensor:
+    ) -> Any:
+        """What a sum of values is divided by."""
         if bound.entry.reduction == "sum":
-            return summed
+            return 1
         number: Any = _count(bound, masks, context, batch, sizes) if counts is None else counts[bound.entry.name]
-        number = number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
-        return summed / number
+        return number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
 
 
 def _called(bound: BoundEntry, function: Callable[..., Any], device: torch.device, *sides: Any, **args: Any) -> Any:

@@ -232,7 +232,18 @@ def _source(
         for feature, place in places.items()
         if place.source == "attention" and all(takes_deferred(entry, kinds[feature]) for entry in asked[feature])
     ]
+    heads = {
+        feature: head
+        for feature in places
+        if (head := known[feature].head) and all(takes_deferred(entry, kinds[feature]) for entry in asked[feature])
+    }
+    places |= heads
     source = Source(Capture(model, places, deferred=deferred), kinds, list(names.notes))
+    for feature in heads:
+        classes = known[feature].shape[-1]
+        source.notes.append(
+            f"{feature}: {classes} classes are compared some tokens at a time, and the logits not kept"
+        )
     if deferred:
         named = ", ".join(map(str, deferred))
         source.notes.append(f"{named}: a map of more than {SMALL / 2**20:g} Mi values is compared without being kept")

@@ -1,7 +1,8 @@
-"""The benchmark of losses compares every loss with a formula that gives the same, and counts memory correctly."""
+"""The benchmarks compare every loss with a form that gives the same, and count memory correctly."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+import vocabulary  # noqa: E402
 from losses import Side, cases, check, peak_memory, sides  # noqa: E402
 
 SMALL = cases(small=True)
@@ -35,3 +37,16 @@ def test_what_is_held_before_a_call_does_not_count():
     side = Side(lambda: x.sum(), [x])
     side.run()
     assert peak_memory(side) == peak_memory(side) < 1e6 * 1.001
+
+
+@pytest.mark.parametrize("more", [[], ["--hard"], ["--top-k", "20"]], ids=["soft", "hard", "top-k"])
+def test_large_vocabularies_take_less_memory_chunk_by_chunk(monkeypatch, capsys, more):
+    small = ["--tokens", "512", "--vocabulary", "2000", "--width", "8", "--teacher-width", "8", "--repeat", "1"]
+    monkeypatch.setattr(sys, "argv", ["vocabulary.py", *small, *more, "--json"])
+    monkeypatch.setattr("knowledge_distillation.losses.causal_lm.ELEMENTS", 32 * 2000)
+    vocabulary.main()
+    lines = json.loads(capsys.readouterr().out)
+    assert [line["dtype"] for line in lines] == ["float32", "bfloat16"]
+    for line in lines:
+        assert line["seconds"] > 0 and line["seconds_plain"] > 0
+        assert 8 * (line["mib"] - line["gradients_mib"]) < line["mib_plain"] - line["gradients_mib"]

@@ -79,6 +79,15 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data
     assert furthest(one, two) < 1e-5
 
 
+def test_two_processes_with_deferred_logits_of_a_tied_head(tmp_path: Path) -> None:
+    """The head's gradient, made outside of the forward pass of the wrapped module, reaches both processes."""
+    common = ("--dropout", "0", "--list", "--sgd", "--learning-rate", "0.1", "--language-model")
+    one = alone(tmp_path / "one", "--batch", "8", *common, "held")
+    two = in_two(tmp_path / "two", "--batch", "2", "--accumulate", "2", *common, "deferred")
+    assert "student.lm_head.weight" in one and "student.model.embed_tokens.weight" not in one
+    assert furthest(one, two) < 1e-5
+
+
 def test_two_processes_with_accumulation(tmp_path: Path) -> None:
     common = ("--dropout", "0", "--list", "--sgd", "--learning-rate", "0.1")
     one = alone(tmp_path / "one", "--batch", "8", *common)

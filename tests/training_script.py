@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 import torch
 from accelerate.state import AcceleratorState
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from knowledge_distillation import Callback, KnowledgeDistiller, student_from_teacher
+from knowledge_distillation import Callback, KnowledgeDistiller, features, student_from_teacher
 from knowledge_distillation.data.token_budget import TokenBudgetBatchSampler
 from knowledge_distillation.evaluators import TaskEvaluator
 
@@ -51,6 +51,20 @@ def models(dropout: float, wide: bool = True) -> tuple[torch.nn.Module, torch.nn
         return teacher, student_from_teacher(teacher, [2, 4])
     narrow = BertConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, **sizes)
     return teacher, BertForSequenceClassification(narrow)
+
+
+def language_models() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The student's head is its embedding."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
+    teacher = LlamaForCausalLM(LlamaConfig(hidden_size=24, num_hidden_layers=2, **sizes))
+    narrow = LlamaConfig(hidden_size=16, num_hidden_layers=1, tie_word_embeddings=True, **sizes)
+    return teacher, LlamaForCausalLM(narrow)
+
+
+def collate_text(batch: list[dict]) -> dict[str, torch.Tensor]:
+    made = collate(batch)
+    return made | {"labels": made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)}
 
 
 def rows(number: int = 37) -> list[dict[str, list[int] | int]]:
@@ -170,20 +184,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--balance", default="none")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--cache", help="a folder for the teacher's features")
+    parser.add_argument("--language-model", choices=["held", "deferred"], help="and what becomes of its logits")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    teacher, student = models(options.dropout)
-    train: dict = {"train_dataset": rows(), "data_collator": collate}
+    teacher, student = language_models() if options.language_model else models(options.dropout)
+    as_batch = collate_text if options.language_model else collate
+    if options.language_model == "deferred":
+        features.LARGE_VOCABULARY = 1
+    train: dict = {"train_dataset": rows(), "data_collator": as_batch}
     if options.loader:
         loader = torch.utils.data.DataLoader(rows(), batch_size=options.batch, shuffle=True, collate_fn=collate)
         train = {"train_dataloader": loader}
     if options.list:
         all_rows = rows()
-        batches = [collate(all_rows[i : i + options.batch]) for i in range(0, len(all_rows), options.batch)]
+        batches = [as_batch(all_rows[i : i + options.batch]) for i in range(0, len(all_rows), options.batch)]
         train = {"train_dataloader": batches}
     if options.in_turn:
         train = {"train_dataloader": InTurn(options.max_tokens)}
-    config, more = CONFIG, {}
+    config, more = CONFIG[2:] if options.language_model else CONFIG, {}
     peer = models(options.dropout, wide=False)[1] if options.peer or options.stages else None
     if peer:
         config = IN_STAGES if options.stages else [*CONFIG, IN_STAGES[2]]
@@ -201,7 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
         peer_model=peer,
         balance=options.balance,
         balance_steps=3,
-        dev_dataloader=[collate(rows(11))],
+        dev_dataloader=[as_batch(rows(11))],
         evaluator=TaskEvaluator(),
         callbacks=[*[Slow()][: options.slow], *([StopAt(options.stop_at)] if options.stop_at else [])],
         output_dir=options.output_dir,

@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import ConfigError, nearest
 from .activation import MarginReLU, activation_boundary
 from .attention import attention_cross_entropy, attention_kl, attention_mse, qkv_relation, value_relation
+from .causal_lm import FUSED_WITH_HEAD
 from .contrastive import CRD
 from .ensemble import Adversarial, ensemble_cross_entropy, ensemble_kl
 from .factor import FactorTransfer, Paraphraser
@@ -137,14 +138,18 @@ SEVERAL: frozenset[Loss] = frozenset({BertEMD, ensemble_cross_entropy, ensemble_
 
 # Losses that can work from what a feature is computed from (a `Deferred`), and the function that does so:
 # fused(student, teacher, rows, keys, **arguments) -> the sum over all values of their row's weight times the value.
-#   student: Deferred; teacher: Deferred, or the feature as a tensor of any precision
+#   student: Deferred; teacher: Deferred, the feature as a tensor of any precision, or labels
 #   rows: (batch, length), the weights of query rows or tokens, 0 for what does not count
 #   keys: (batch, keys), True for the keys of an attention map that count; None for all
 FUSED: Mapping[Loss, Loss] = {
     attention_mse: fused_attention_mse,
     attention_kl: fused_attention_kl,
     attention_cross_entropy: fused_attention_cross_entropy,
+    **FUSED_WITH_HEAD,
 }
+
+# Arguments with which a loss looks at more than one item's logits: its features are then not deferred.
+BEYOND_ONE_ITEM = frozenset({"sample_temperature", "temperature_spread", "temperature_power", "probability_shift"})
 
 # Losses on attention maps that are probabilities: `attention`, and not `attention_scores`.
 PROBABILITIES: frozenset[Loss] = frozenset({attention_kl, attention_cross_entropy})
