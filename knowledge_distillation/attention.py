@@ -145,6 +145,11 @@ def implementation(model: nn.Module) -> Iterator[bool]:
         restore()
 
 
+def is_used(model: nn.Module) -> bool:
+    """Whether `model` runs with this implementation now."""
+    return model in _users
+
+
 def use(model: PreTrainedModel) -> Callable[[], None]:
     """Switch `model` to this implementation and return what puts its own setting back, once the last user is done."""
     config = model.config

@@ -21,6 +21,7 @@ from .balance import Balance, gradient_norms
 from .cached_teacher import CachedTeacher, Keyed, estimated, open_caches
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
 from .cohort import cohort_of
+from .compiling import compile_layers
 from .config import Entry, Feature
 from .context import batch_size, make_context
 from .data.loading import TrainBatches, choose, loader_of, seeded
@@ -188,6 +189,8 @@ class KnowledgeDistiller:
             name: FrozenTeacher(model, dtype, self.accelerator.device, nn.ModuleList(self.students.values()))
             for name, model in teachers.items()
         }
+        for frozen in self.teachers.values() if self.settings.teacher_stream else ():
+            frozen.run_beside()
         if self.settings.balance != "none":
             self.loss_model.balance = Balance(self.loss_model.config.entries).to(self.accelerator.device)
 
@@ -377,8 +380,7 @@ class KnowledgeDistiller:
             if name in self._caches:
                 answers.append(self._caches[name].ask(inputs, batch.keyed[name]))
             else:
-                taken = self.teachers[name].features(source.features, inputs)
-                answers.append(lambda taken=taken: taken)  # type: ignore[misc]
+                answers.append(self.teachers[name].begin(source.features, inputs))
         return answers
 
     def _gradient_norms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -550,6 +552,8 @@ class KnowledgeDistiller:
             self._check_vocabulary()
             plan = bind(self.loss_model, self.students, self.teachers, students, teachers, entries)
         self._undo.callback(plan.close)
+        if self.settings.torch_compile:
+            self._compile(plan)
         if cached:
             stage = self.stages[self.progress.stage].name
             self._caches = open_caches(self.settings, self.teachers, plan.teachers, teachers, stage)
@@ -575,6 +579,15 @@ class KnowledgeDistiller:
         caches, self._caches = self._caches, {}
         for cache in caches.values():
             cache.close()
+
+    def _compile(self, plan: Plan) -> None:
+        models = {
+            f"teacher {name}".strip(): self.teachers[name].model for name in plan.teachers if name in self.teachers
+        }
+        models |= {name or "student": self.students[name] for name in plan.students}
+        notes, restore = compile_layers(models, self.accelerator.device)
+        self._undo.callback(restore)
+        plan.notes += notes
 
     def _check_vocabulary(self) -> None:
         models = {"student": self.student, **{f"teacher {n}".strip(): t for n, t in self.teachers.items()}}
