@@ -18,7 +18,7 @@ from ..deferred import AttentionMap
 from .attention import check_floor
 
 # Values of a map computed at a time: on a processor as many as stay in its cache.
-AT_ONCE = {"cpu": 1 << 18}
+AT_ONCE = {"cpu": 1 << 19}
 AT_ONCE_ELSEWHERE = 1 << 25
 
 Part = tuple[slice, slice, slice]  # samples, heads and rows of a map
@@ -142,9 +142,9 @@ def _run(
     theirs = _Given(teacher, rows) if isinstance(teacher, Tensor) else _Side(teacher, rows, keys)
     left_out = None if keys is None else ~keys[:, None, None]
     value = rows.new_zeros(())
-    sources = (ours.query, ours.key, student.position_bias)
+    sources = (student.query, ours.key, student.position_bias)
     gradients = [
-        torch.zeros_like(source, dtype=rows.dtype) if want and source is not None else None
+        torch.zeros(source.shape, dtype=rows.dtype, device=rows.device) if want and source is not None else None
         for source, want in zip(sources, wanted, strict=True)
     ]
     for part in _parts(student.shape, AT_ONCE.get(rows.device.type, AT_ONCE_ELSEWHERE)):
@@ -191,21 +191,25 @@ class _Side:
     """A map by parts, and the way of a slope back."""
 
     def __init__(self, source: AttentionMap, rows: Tensor, keys: Tensor | None) -> None:
-        self.source, self.dtype = source, rows.dtype
-        padding = (rows == 0)[:, None, :, None]
-        self.query = source.query.detach().masked_fill(padding, 0.0).contiguous()
+        self.source, self.counts, self.dtype = source, rows != 0, rows.dtype
         self.key = source.key.detach()
         if keys is not None:
             self.key = torch.where(keys[:, None, :, None], self.key, self.key.nan_to_num(0.0, 0.0, 0.0))
-        self.key = self.key.repeat_interleave(self.query.shape[1] // self.key.shape[1], dim=1).contiguous()
+        if self.key.shape[1] != source.query.shape[1]:
+            self.key = self.key.repeat_interleave(source.query.shape[1] // self.key.shape[1], dim=1)
+
+    def products(self, part: Part) -> tuple[Tensor, Tensor]:
+        """The queries of a part, 0 in padding, and its keys: (samples * heads, length, width)."""
+        samples, heads, places = part
+        query = torch.where(self.counts[samples, None, places, None], self.source.query[part].detach(), 0.0)
+        return query.flatten(0, 1), self.key[samples, heads].flatten(0, 1)
 
     def map(self, part: Part) -> tuple[Tensor, Tensor | None]:
         """A part of the map, and which of its rows attend to anything; None where all do."""
-        samples, heads, _ = part
-        query, key = self.query[part].flatten(0, 1), self.key[samples, heads].flatten(0, 1)
+        query, key = self.products(part)
         nothing = query.new_empty(1, 1, 1)
         scores = torch.baddbmm(nothing, query, key.mT, beta=0, alpha=self.source.scale).to(self.dtype)
-        scores = scores.unflatten(0, self.query[part].shape[:2])
+        scores = scores.unflatten(0, self.source.query[part].shape[:2])
         if self.source.position_bias is not None:
             scores += _part(self.source.position_bias.detach(), part)
         if self.source.scores:
@@ -215,15 +219,15 @@ class _Side:
             scores += _part(mask, part).clamp(min=torch.finfo(mask.dtype).min)  # a row may attend to nothing
         elif mask is not None or self.source.causal:
             closed = self._after(part) if mask is None else ~_part(mask, part)
-            scores.masked_fill_(closed, torch.finfo(self.query.dtype).min)
+            scores.masked_fill_(closed, torch.finfo(self.key.dtype).min)
             attends = ~closed.all(-1)
         return torch.softmax(scores, dim=-1), attends
 
     def _after(self, part: Part) -> Tensor:
         """The keys after a query's own place."""
         length, keys = self.source.shape[2:]
-        places = torch.arange(length, device=self.query.device)[part[2], None] + keys - length
-        return torch.arange(keys, device=self.query.device) > places
+        places = torch.arange(length, device=self.key.device)[part[2], None] + keys - length
+        return torch.arange(keys, device=self.key.device) > places
 
     def pull(self, part: Part, slope: Tensor, weight: Tensor, gradients: list[Tensor | None]) -> None:
         """Add to the gradients of query, key and bias what comes of the slope of a part of the scores."""
@@ -231,15 +235,15 @@ class _Side:
         if to_bias is not None:
             own = _part(to_bias, part)
             own += (slope * weight[..., None]).sum_to_size(own.shape)
-        slope = slope.to(self.query.dtype).flatten(0, 1)
-        samples, heads, _ = part
+        query, key = self.products(part)
+        slope = slope.to(key.dtype).flatten(0, 1)
         weight = (weight * self.source.scale)[..., None]
         if to_query is not None:
-            key = self.key[samples, heads].flatten(0, 1)
-            to_query[part] = torch.bmm(slope, key).unflatten(0, to_query[part].shape[:2]) * weight
+            own = to_query[part]
+            torch.mul(torch.bmm(slope, key).unflatten(0, own.shape[:2]), weight, out=own)
         if to_key is not None:
-            own = to_key[samples, heads]
-            query = (self.query[part] * weight).to(slope.dtype).flatten(0, 1)
+            own = to_key[part[:2]]
+            query = (query.unflatten(0, (len(own), -1)) * weight).to(slope.dtype).flatten(0, 1)
             own += torch.bmm(slope.mT, query).unflatten(0, own.shape[:2])
 
 
