@@ -152,18 +152,21 @@ def test_logits_that_another_entry_needs_whole_are_there(monkeypatch, entry):
     assert_near(there, plain)
 
 
-def test_a_head_whose_logits_are_changed_afterwards_is_not_deferred(monkeypatch):
-    def gemma(layers, seed, **options):
-        sizes = {**SIZES, "hidden_size": 16, "num_key_value_heads": 2, "head_dim": 8, **options}
-        torch.manual_seed(seed)
-        return Gemma2ForCausalLM(Gemma2Config(num_hidden_layers=layers, **sizes))
+def gemma(layers, seed, cap):
+    """A model whose logits are its head's, softly capped, or just its head's."""
+    sizes = {**SIZES, "hidden_size": 16, "num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": cap}
+    torch.manual_seed(seed)
+    return Gemma2ForCausalLM(Gemma2Config(num_hidden_layers=layers, **sizes))
 
-    for cap, deferred in ((0.05, False), (None, True)):
-        student, teacher = (gemma(*which, final_logit_softcapping=cap) for which in ((1, 1), (2, 0)))
-        monkeypatch.setattr(features, "LARGE_VOCABULARY", 1)
-        made = distiller(CONFIG, teacher, student, train_dataloader=text())
-        assert ("50 classes are compared" in str(made.plan())) is deferred
-        made.train()
+
+@pytest.mark.parametrize("caps", [(0.05, 0.05), (0.05, None), (None, 0.05), (None, None)])
+def test_a_head_whose_logits_are_changed_afterwards_is_not_deferred(monkeypatch, caps):
+    """Beside one that is, on either side."""
+    plain = run(gemma(1, 1, caps[0]), gemma(2, 0, caps[1]))
+    there = run(gemma(1, 1, caps[0]), gemma(2, 0, caps[1]), monkeypatch=monkeypatch)
+    for who, cap in zip(("student", "teacher"), caps, strict=True):
+        assert (f"{who}: output.logits: 50 classes are compared" in str(there[2])) is (cap is None)
+    assert_near(there, plain)
 
 
 def test_small_vocabularies_are_held():

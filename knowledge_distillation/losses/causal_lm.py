@@ -32,7 +32,9 @@ from .logits import (
 )
 from .slopes import slope_of
 
-ELEMENTS = 1 << 24  # of one buffer of (chunk, classes)
+# Values of one buffer of (chunk, classes). With few items at once a GPU would wait for the weights.
+ELEMENTS = {"cpu": 1 << 24}
+ELEMENTS_ELSEWHERE = 1 << 26
 SMALLEST_CHUNK = 16
 
 
@@ -86,7 +88,7 @@ def head_loss(student: HeadLogits, parts: Sequence[Part], chunk: int | None = No
     Args:
         student: hidden states, weight and bias each get a gradient.
         parts: losses, one or more.
-        chunk: how many items are taken at once; None for as many as `ELEMENTS` allows.
+        chunk: how many items are taken at once; None for as many as `ELEMENTS` allow.
 
     Returns:
         (), the sum over parts of factor times sum; and (parts,) the sums themselves, without gradient.
@@ -135,7 +137,8 @@ class _HeadLoss(torch.autograd.Function):
 def _summed(head: _Head, parts: Sequence[Part], chunk: int | None) -> Tensor:
     """The sum of each part; the gradients of their own sum go to the head."""
     items, classes = len(head.hidden), len(head.weight)
-    size = min(items, chunk or max(SMALLEST_CHUNK, ELEMENTS // classes))
+    at_once = ELEMENTS.get(head.hidden.device.type, ELEMENTS_ELSEWHERE)
+    size = max(1, min(items, chunk or max(SMALLEST_CHUNK, at_once // classes)))
     workspace = Workspace(size, classes, head.hidden.device)
     weights = [part.weights().to(head.precision)[:, None] for part in parts]
     kept = torch.stack([weight != 0 for weight in weights]).any(0)

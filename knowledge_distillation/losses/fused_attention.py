@@ -6,9 +6,10 @@ pass, up to that number's own gradient: nothing is computed a second time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +19,13 @@ from ..deferred import AttentionMap
 from .attention import check_floor
 
 # Values of a map computed at a time: on a processor as many as stay in its cache.
-AT_ONCE = {"cpu": 1 << 18}
+AT_ONCE = {"cpu": 1 << 19}
 AT_ONCE_ELSEWHERE = 1 << 25
 
 Part = tuple[slice, slice, slice]  # samples, heads and rows of a map
-# (student, teacher, left out) -> the value of each row, and the slope of the student's scores. Pairs that are left out
-# do not count: both maps are 0 there. The maps may be overwritten.
-Compare = Callable[[Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]]
+# (student, teacher, left out, epsilon) -> the value of each row, and the slope of the student's scores. Pairs that are
+# left out do not count: both maps are 0 there. The maps may be overwritten.
+Compare = Callable[[Tensor, Tensor, "Tensor | None", float], tuple[Tensor, Tensor]]
 
 
 def fused_attention_mse(
@@ -38,16 +39,7 @@ def fused_attention_mse(
         rows: (batch, length) the weight of each row.
         keys: (batch, keys) keys that count; None for all.
     """
-    return _Sum.apply(
-        student.query,
-        student.key,
-        student.position_bias,
-        student,
-        teacher,
-        rows,
-        keys,
-        _squares if student.scores else _squares_of_probabilities,
-    )
+    return _summed(student, teacher, rows, keys, Measure("squares" if student.scores else "squares_of_probabilities"))
 
 
 def fused_attention_kl(
@@ -55,8 +47,7 @@ def fused_attention_kl(
 ) -> Tensor:
     """The weighted sum of `attention_kl`; arguments as for `fused_attention_mse`."""
     check_floor("attention_kl", epsilon)
-    compare = partial(_divergence, epsilon=epsilon, entropy=True)
-    return _Sum.apply(student.query, student.key, student.position_bias, student, teacher, rows, keys, compare)
+    return _summed(student, teacher, rows, keys, Measure("divergence", epsilon))
 
 
 def fused_attention_cross_entropy(
@@ -64,18 +55,33 @@ def fused_attention_cross_entropy(
 ) -> Tensor:
     """The weighted sum of `attention_cross_entropy`; arguments as for `fused_attention_mse`."""
     check_floor("attention_cross_entropy", epsilon)
-    compare = partial(_divergence, epsilon=epsilon, entropy=False)
-    return _Sum.apply(student.query, student.key, student.position_bias, student, teacher, rows, keys, compare)
+    return _summed(student, teacher, rows, keys, Measure("cross_entropy", epsilon))
 
 
-def _squares(student: Tensor, teacher: Tensor, left_out: Tensor | None) -> tuple[Tensor, Tensor]:
+class Measure(NamedTuple):
+    """What a pair of maps is compared by: a name of `_COMPARED`, and the floor of probabilities in logarithms."""
+
+    name: str
+    epsilon: float = 0.0
+
+
+def _summed(
+    student: AttentionMap, teacher: AttentionMap | Tensor, rows: Tensor, keys: Tensor | None, measure: Measure
+) -> Tensor:
+    parts = (student.query, student.key, student.position_bias)
+    return _Sum.apply(*parts, student, teacher, rows, keys, measure)
+
+
+def _squares(student: Tensor, teacher: Tensor, left_out: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
     error = student.sub_(teacher)
     if left_out is not None:
         error.masked_fill_(left_out, 0.0)
     return torch.linalg.vector_norm(error, dim=-1).square_(), error.mul_(2)
 
 
-def _squares_of_probabilities(student: Tensor, teacher: Tensor, left_out: Tensor | None) -> tuple[Tensor, Tensor]:
+def _squares_of_probabilities(
+    student: Tensor, teacher: Tensor, left_out: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor]:
     error = torch.sub(student, teacher, out=teacher)
     if left_out is not None:
         error.masked_fill_(left_out, 0.0)
@@ -86,7 +92,7 @@ def _squares_of_probabilities(student: Tensor, teacher: Tensor, left_out: Tensor
 
 
 def _divergence(
-    student: Tensor, teacher: Tensor, left_out: Tensor | None, epsilon: float, entropy: bool
+    student: Tensor, teacher: Tensor, left_out: Tensor | None, epsilon: float, entropy: bool = True
 ) -> tuple[Tensor, Tensor]:
     if left_out is not None:
         teacher.masked_fill_(left_out, 0.0)
@@ -96,6 +102,14 @@ def _divergence(
     value = ratio.log_().mul_(teacher).sum(-1).neg_()
     teacher.masked_fill_(student <= epsilon, 0.0)  # no slope below the floor
     return value, student.mul_(teacher.sum(-1, keepdim=True)).sub_(teacher)
+
+
+_COMPARED: Mapping[str, Compare] = {
+    "squares": _squares,
+    "squares_of_probabilities": _squares_of_probabilities,
+    "divergence": _divergence,
+    "cross_entropy": partial(_divergence, entropy=False),
+}
 
 
 class _Sum(torch.autograd.Function):
@@ -111,10 +125,14 @@ class _Sum(torch.autograd.Function):
         teacher: AttentionMap | Tensor,
         rows: Tensor,
         keys: Tensor | None,
-        compare: Compare,
+        measure: Measure,
     ) -> Tensor:
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        value, *gradients = _run(student, teacher, rows.to(dtype), keys, compare, ctx.needs_input_grad[:3])
+        rows, wanted = rows.to(torch.promote_types(query.dtype, torch.float32)), ctx.needs_input_grad[:3]
+        kernels = None if isinstance(teacher, Tensor) else _kernels(student, teacher)
+        if kernels is None:
+            value, *gradients = _run(student, teacher, rows, keys, measure, wanted)
+        else:
+            value, *gradients = kernels.run(student, teacher, rows, keys, *measure, wanted)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [None if part is None else part.dtype for part in (query, key, position_bias)]
         return value
@@ -129,22 +147,34 @@ class _Sum(torch.autograd.Function):
         return *gradients, None, None, None, None, None
 
 
+def _kernels(student: AttentionMap, teacher: AttentionMap) -> Any:
+    """The module of kernels, where there is a GPU (or Triton's interpreter) and they know such maps; else None."""
+    if not student.query.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    try:
+        from . import attention_triton
+    except ImportError:
+        return None
+    return attention_triton if attention_triton.suits(student, teacher) else None
+
+
 def _run(
     student: AttentionMap,
     teacher: AttentionMap | Tensor,
     rows: Tensor,
     keys: Tensor | None,
-    compare: Compare,
+    measure: Measure,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The weighted sum, and its gradients to the student's query, key and position bias, where wanted."""
+    compare = _COMPARED[measure.name]
     ours = _Side(student, rows, keys)
     theirs = _Given(teacher, rows) if isinstance(teacher, Tensor) else _Side(teacher, rows, keys)
     left_out = None if keys is None else ~keys[:, None, None]
     value = rows.new_zeros(())
-    sources = (ours.query, ours.key, student.position_bias)
+    sources = (student.query, ours.key, student.position_bias)
     gradients = [
-        torch.zeros_like(source, dtype=rows.dtype) if want and source is not None else None
+        torch.zeros(source.shape, dtype=rows.dtype, device=rows.device) if want and source is not None else None
         for source, want in zip(sources, wanted, strict=True)
     ]
     for part in _parts(student.shape, AT_ONCE.get(rows.device.type, AT_ONCE_ELSEWHERE)):
@@ -152,7 +182,7 @@ def _run(
         mine, attends = ours.map(part)
         other, _ = theirs.map(part)
         weight = rows[samples, None, places]
-        values, slope = compare(mine, other, None if left_out is None else left_out[samples])
+        values, slope = compare(mine, other, None if left_out is None else left_out[samples], measure.epsilon)
         value += (values * weight).sum()
         if any(wanted):
             if attends is not None:
@@ -191,21 +221,25 @@ class _Side:
     """A map by parts, and the way of a slope back."""
 
     def __init__(self, source: AttentionMap, rows: Tensor, keys: Tensor | None) -> None:
-        self.source, self.dtype = source, rows.dtype
-        padding = (rows == 0)[:, None, :, None]
-        self.query = source.query.detach().masked_fill(padding, 0.0).contiguous()
+        self.source, self.counts, self.dtype = source, rows != 0, rows.dtype
         self.key = source.key.detach()
         if keys is not None:
             self.key = torch.where(keys[:, None, :, None], self.key, self.key.nan_to_num(0.0, 0.0, 0.0))
-        self.key = self.key.repeat_interleave(self.query.shape[1] // self.key.shape[1], dim=1).contiguous()
+        if self.key.shape[1] != source.query.shape[1]:
+            self.key = self.key.repeat_interleave(source.query.shape[1] // self.key.shape[1], dim=1)
+
+    def products(self, part: Part) -> tuple[Tensor, Tensor]:
+        """The queries of a part, 0 in padding, and its keys: (samples * heads, length, width)."""
+        samples, heads, places = part
+        query = torch.where(self.counts[samples, None, places, None], self.source.query[part].detach(), 0.0)
+        return query.flatten(0, 1), self.key[samples, heads].flatten(0, 1)
 
     def map(self, part: Part) -> tuple[Tensor, Tensor | None]:
         """A part of the map, and which of its rows attend to anything; None where all do."""
-        samples, heads, _ = part
-        query, key = self.query[part].flatten(0, 1), self.key[samples, heads].flatten(0, 1)
+        query, key = self.products(part)
         nothing = query.new_empty(1, 1, 1)
         scores = torch.baddbmm(nothing, query, key.mT, beta=0, alpha=self.source.scale).to(self.dtype)
-        scores = scores.unflatten(0, self.query[part].shape[:2])
+        scores = scores.unflatten(0, self.source.query[part].shape[:2])
         if self.source.position_bias is not None:
             scores += _part(self.source.position_bias.detach(), part)
         if self.source.scores:
@@ -215,15 +249,15 @@ class _Side:
             scores += _part(mask, part).clamp(min=torch.finfo(mask.dtype).min)  # a row may attend to nothing
         elif mask is not None or self.source.causal:
             closed = self._after(part) if mask is None else ~_part(mask, part)
-            scores.masked_fill_(closed, torch.finfo(self.query.dtype).min)
+            scores.masked_fill_(closed, torch.finfo(self.key.dtype).min)
             attends = ~closed.all(-1)
         return torch.softmax(scores, dim=-1), attends
 
     def _after(self, part: Part) -> Tensor:
         """The keys after a query's own place."""
         length, keys = self.source.shape[2:]
-        places = torch.arange(length, device=self.query.device)[part[2], None] + keys - length
-        return torch.arange(keys, device=self.query.device) > places
+        places = torch.arange(length, device=self.key.device)[part[2], None] + keys - length
+        return torch.arange(keys, device=self.key.device) > places
 
     def pull(self, part: Part, slope: Tensor, weight: Tensor, gradients: list[Tensor | None]) -> None:
         """Add to the gradients of query, key and bias what comes of the slope of a part of the scores."""
@@ -231,15 +265,17 @@ class _Side:
         if to_bias is not None:
             own = _part(to_bias, part)
             own += (slope * weight[..., None]).sum_to_size(own.shape)
-        slope = slope.to(self.query.dtype).flatten(0, 1)
-        samples, heads, _ = part
+        query, key = self.products(part)
+        slope = slope.to(key.dtype).flatten(0, 1)
         weight = (weight * self.source.scale)[..., None]
         if to_query is not None:
-            key = self.key[samples, heads].flatten(0, 1)
-            to_query[part] = torch.bmm(slope, key).unflatten(0, to_query[part].shape[:2]) * weight
+            own = to_query[part]
+            torch.mul(torch.bmm(slope, key).unflatten(0, own.shape[:2]), weight, out=own)
         if to_key is not None:
-            own = to_key[samples, heads]
-            query = (self.query[part] * weight).to(slope.dtype).flatten(0, 1)
+            own = to_key[part[:2]]
+            if slope.dtype == torch.float16:  # weights are too small for it
+                slope = slope.float()
+            query = (query.unflatten(0, (len(own), -1)) * weight).to(slope.dtype).flatten(0, 1)
             own += torch.bmm(slope.mT, query).unflatten(0, own.shape[:2])
 
 

@@ -19,7 +19,7 @@ def closed_to_padding(rows, keys):
     return keys[:, None, None].expand(-1, 1, rows.shape[1], -1)
 
 
-def additive(rows, keys, lowest=torch.finfo(torch.float32).min):
+def additive(rows, keys, lowest=-3.4e38):
     return torch.zeros(len(rows), 1, rows.shape[1], keys.shape[1]).masked_fill(~keys[:, None, None], lowest)
 
 
