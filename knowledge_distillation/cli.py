@@ -31,6 +31,9 @@ Student = Annotated[
 OutputDir = Annotated[Optional[str], typer.Option("--output-dir", "-o", help="Where the run goes.")]
 Epochs = Annotated[Optional[int], typer.Option("--epochs", help="training.num_train_epochs")]
 Seed = Annotated[Optional[int], typer.Option("--seed", help="training.seed")]
+Cache = Annotated[
+    Optional[str], typer.Option("--teacher-cache", help="Folder for the teacher's features: each sample runs once.")
+]
 MaxTrain = Annotated[Optional[int], typer.Option("--max-train-samples", help="A fixed random part of the train set.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the output directory.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the output directory.")]
@@ -51,6 +54,7 @@ def run(
     epochs: Epochs = None,
     seed: Seed = None,
     max_train_samples: MaxTrain = None,
+    teacher_cache: Cache = None,
     output_dir: OutputDir = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train the same student without the teacher, for the table.")
@@ -75,7 +79,7 @@ def run(
         overwrite=overwrite,
         tensorboard=tensorboard,
     )
-    given |= {"alpha": alpha, "temperature": temperature, "method": method}
+    given |= {"alpha": alpha, "temperature": temperature, "method": method, "training.teacher_cache": teacher_cache}
     with _errors(), _quiet():
         read = load_recipe(recipe, [*_for_method(method), *overrides], given)
         if read.own_entries() is not None and (alpha is not None or temperature is not None):
@@ -165,6 +169,36 @@ def check(
         distiller = ready.distiller(student, ready.entries(student), None)
         _say(ready.why)
         _print(distiller.plan())
+
+
+@app.command()
+def cache(
+    recipe: RecipeArgument = None,
+    overrides: Override = [],  # noqa: B006
+    teacher: Teacher = None,
+    student: Student = None,
+    task: TaskOption = None,
+    data_dir: DataDir = None,
+    method: Annotated[Optional[str], typer.Option("--method", help="A preset: see `distill presets`.")] = None,
+    seed: Seed = None,
+    max_train_samples: MaxTrain = None,
+    teacher_cache: Cache = None,
+) -> None:
+    """Fill a recipe's teacher cache ahead of time, or go on with one: the teacher runs once over the training data."""
+    from .recipe import Ingredients, load_recipe
+    from .teacher_cache import shown
+
+    given = _given(teacher, student, task, data_dir, seed=seed, max_train_samples=max_train_samples)
+    given |= {"method": method, "training.teacher_cache": teacher_cache}
+    with _errors(), _quiet():
+        ready = Ingredients.of(load_recipe(recipe, [*_for_method(method), *overrides], given))
+        small = ready.student()
+        distiller = ready.distiller(small, ready.entries(small), None)
+        for note in distiller.plan().notes:
+            if note.startswith("teacher cache"):
+                _say(note)
+        for folder, samples in distiller.cache_teachers().items():
+            _say(f"{folder}: {samples:,} samples, {shown(_size(folder))}")
 
 
 @app.command()
@@ -279,6 +313,10 @@ def _final(
     _print_table(final_table(rows, metric, len(next(iter(batch.values())))))
     if "eval_agreement" in metrics:
         _say(f"student and teacher agree on {metrics['eval_agreement']:.1%} of the rows")
+
+
+def _size(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).iterdir())
 
 
 def _print(plan: Any) -> None:

@@ -6,16 +6,19 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from . import checkpoint, keeping, placement
 from .adaptors import adapted, named, same_inputs, with_context
 from .balance import Balance, gradient_norms
+from .cached_teacher import CachedTeacher, Keyed, estimated, open_caches
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
 from .cohort import cohort_of
 from .config import Entry, Feature
@@ -36,11 +39,15 @@ logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """One batch, ready: what each student and each teacher takes by name, and all that losses may ask for."""
+    """One batch, ready: what each student and each teacher takes by name, and all that losses may ask for.
+
+    `keyed` is what cached teachers know its samples by.
+    """
 
     students: dict[str, dict[str, Any]]
     teachers: dict[str, dict[str, Any]]
     context: dict[str, Any]
+    keyed: dict[str, Keyed]
 
 
 class StudentAndProjections(nn.Module):
@@ -153,6 +160,7 @@ class KnowledgeDistiller:
         self._optimizer, self._scheduler = optimizer, lr_scheduler
         self._undo = ExitStack()
         self._plan: Plan | None = None
+        self._caches: dict[str, CachedTeacher] = {}
         self._ready = self._optimizer_ready = self._stop_asked = False
         self.metrics: dict[str, float] = {}
         self._losses: dict[str, float] = {}
@@ -245,6 +253,9 @@ class KnowledgeDistiller:
     def _epoch(self, managed: bool) -> dict[str, float]:
         """The rest of the present epoch. A managed one evaluates and saves as the settings say."""
         self.module.train()
+        for cache in self._caches.values():
+            cache.begin_epoch()
+        fresh = self.progress.batches == 0
         whole = Running()
         size = self.settings.gradient_accumulation_steps
         for window in self.batches.windows(self.progress.epoch, size, skip=self.progress.batches):
@@ -256,11 +267,63 @@ class KnowledgeDistiller:
         else:
             self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
             self.progress.fraction = float(self.progress.epoch)
+            self._end_epoch_of_caches(fresh)
             self._agree_to_stop()
         if self._finished() and not self.progress.stopped and self._is_followed():
             self.progress.end_epoch()
         self._log()
         return whole.read(self.accelerator)
+
+    def _end_epoch_of_caches(self, whole: bool) -> None:
+        """Write what is left; after a whole pass over the data every sample is there, for all processes to see."""
+        for cache in self._caches.values():
+            cache.end_epoch()
+        if self._caches:
+            self.accelerator.wait_for_everyone()
+            for cache in self._caches.values() if whole and self.accelerator.is_main_process else ():
+                cache.mark_complete()
+            self.accelerator.wait_for_everyone()
+
+    def cache_teachers(self) -> dict[str, int]:
+        """Fill the caches of `teacher_cache` ahead of time: one pass of every teacher over the training data.
+
+        What is there already is not computed again, so a fill that was broken off goes on.
+
+        Returns:
+            The number of samples in the cache of each folder.
+
+        Raises:
+            ConfigError: there is no `teacher_cache`, or no entry has a teacher that could be cached.
+            CacheError: the folder is of something else, or the disk or the limit would not hold it.
+        """
+        if self.settings.teacher_cache is None:
+            raise ConfigError("teacher_cache is missing: the folder in which the teacher's features are kept")
+        filled: dict[str, int] = {}
+        before = replace(self.progress)
+        try:
+            for number in range(len(self.stages)):
+                self._enter(number)
+                filled |= self._fill_caches()
+        finally:
+            self._leave(unless=before.stage)
+            self.close()
+            self.progress = before
+        if not filled:
+            raise ConfigError("no entry has a teacher of its own, so there is nothing to cache")
+        return filled
+
+    def _fill_caches(self) -> dict[str, int]:
+        for cache in self._caches.values():
+            cache.begin_epoch(judged=False)
+        windows = self.batches.windows(0, 1) if self._caches else iter(())
+        steps = self._steps_per_epoch or None
+        quiet = self.settings.disable_tqdm or not self.accelerator.is_main_process
+        for window in tqdm(windows, total=steps, desc="teacher cache", unit="batch", disable=quiet, leave=False):
+            for batch in map(self._batch, window):
+                for answer in self._ask_teachers(batch):
+                    answer()
+        self._end_epoch_of_caches(whole=True)
+        return {str(cache.store.folder): len(cache.store) for cache in self._caches.values()}
 
     def _step(self, window: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step on an accumulation window. Returns this process's share of the loss and of its terms."""
@@ -272,9 +335,10 @@ class KnowledgeDistiller:
             batches = batches + [self._idle_batch] * missing
         for number, batch in enumerate(batches, start=1):
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.module):
-                teacher = self._teacher_features(batch)
+                answers = self._ask_teachers(batch)
                 projected, own = self.module(batch.students)
-                terms = self.loss_model.terms(projected, {**own, **teacher}, batch.context, counts)
+                taught = {feature: tensor for answer in answers for feature, tensor in answer().items()}
+                terms = self.loss_model.terms(projected, {**own, **taught}, batch.context, counts)
                 share = 1.0 if number <= len(window) else 0.0
                 if number == 1:
                     sizes = self._gradient_norms(terms.attached)
@@ -302,12 +366,18 @@ class KnowledgeDistiller:
         reduced = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
         return dict(zip(sums, reduced, strict=True))
 
-    def _teacher_features(self, batch: Batch) -> dict[Any, Tensor]:
+    def _ask_teachers(self, batch: Batch) -> list[Callable[[], Mapping[Any, Tensor]]]:
+        """Let every teacher begin on a batch: its answer is waited for when the student is done with it."""
         assert self._plan is not None
-        taken: dict[Any, Tensor] = {}
+        answers: list[Callable[[], Mapping[Any, Tensor]]] = []
         for name, source in self._plan.teachers.items():
-            taken |= self.teachers[name].features(source.features, batch.teachers[name])
-        return taken
+            inputs = batch.teachers[name]
+            if name in self._caches:
+                answers.append(self._caches[name].ask(inputs, batch.keyed[name]))
+            else:
+                taken = self.teachers[name].features(source.features, inputs)
+                answers.append(lambda taken=taken: taken)  # type: ignore[misc]
+        return answers
 
     def _gradient_norms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every `balance_steps` steps, where terms are balanced by their gradients: the norms of these."""
@@ -365,8 +435,21 @@ class KnowledgeDistiller:
         taught = {name: with_context(inputs, self.teachers[name].model) for name, inputs in teachers.items()}
         everything = {k: v for _, whole in reversed(list(taught.values())) for k, v in whole.items()}
         context = make_context(told[""][1], everything or told[""][1], self.loss_model.shift_labels)
+        keyed = self._keyed(raw, taught)
         students, teachers = ({name: inputs for name, (inputs, _) in side.items()} for side in (told, taught))
-        return Batch(students, teachers, context)
+        return Batch(students, teachers, context, keyed)
+
+    def _keyed(self, raw: Any, taught: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Keyed]:
+        """What cached teachers know a batch's samples by: on the CPU, where looking at it waits for nothing."""
+        if not self._caches:
+            return {}
+        if self.accelerator.device.type != "cpu":
+            given, _ = adapted(self.train_data_adaptor, torch.device("cpu"), raw)
+            models = {name: self.teachers[name].model for name in self._caches}
+            taught = {
+                n: with_context(named(given, model, f"teacher {n}".strip()), model) for n, model in models.items()
+            }
+        return {name: Keyed(taught[name][0], make_context(taught[name][1])) for name in self._caches}
 
     # --- measuring -----------------------------------------------------------------------------------------------
 
@@ -452,21 +535,39 @@ class KnowledgeDistiller:
                 raise ConfigError("train_dataloader or train_dataset is missing")
             if not hasattr(self, "batches"):
                 self.batches = TrainBatches(self._train_loader, self.settings.seed, self.accelerator)
-            self._plan = self._bound(self.loss_model.config.entries)
+            self._plan = self._bound(self.loss_model.config.entries, cached=len(self.stages) == 1)
             for note in self._plan.notes:
                 if note.startswith("warning: "):
                     logger.warning(note.removeprefix("warning: "))
         return self._plan
 
-    def _bound(self, entries: Sequence[Entry]) -> Plan:
+    def _bound(self, entries: Sequence[Entry], cached: bool) -> Plan:
         with seeded(self.settings.seed):  # projections begin alike on every process
             raw = self.batches.peek()
             students, teachers = self._sides(raw)
             self._check_vocabulary()
             plan = bind(self.loss_model, self.students, self.teachers, students, teachers, entries)
         self._undo.callback(plan.close)
+        if cached:
+            stage = self.stages[self.progress.stage].name
+            self._caches = open_caches(self.settings, self.teachers, plan.teachers, teachers, stage)
+            self._undo.callback(self._close_caches)
         self._idle_batch = self._batch(raw)
+        for name, cache in self._caches.items():
+            plan.notes.append(estimated(cache, *self._sizes(), self._idle_batch.keyed[name]))
         return plan
+
+    def _sizes(self) -> tuple[Any, int | None]:
+        """The length of every training sample, and how many there are, as far as it is known."""
+        lengths = getattr(getattr(self._train_loader, "batch_sampler", None), "lengths", None)
+        rows: Any = getattr(self._train_loader, "dataset", None)
+        samples = len(lengths) if lengths is not None else len(rows) if hasattr(rows, "__len__") else None
+        return lengths, samples
+
+    def _close_caches(self) -> None:
+        caches, self._caches = self._caches, {}
+        for cache in caches.values():
+            cache.close()
 
     def _check_vocabulary(self) -> None:
         models = {"student": self.student, **{f"teacher {n}".strip(): t for n, t in self.teachers.items()}}
@@ -486,7 +587,7 @@ class KnowledgeDistiller:
         plan, stage = self.plan(), self.stages[self.progress.stage]
         if len(self.stages) > 1:
             self._undo.close()
-            self._plan = plan = self._bound(stage.entries)
+            self._plan = plan = self._bound(stage.entries, cached=True)
         for parameter in plan.idle:
             parameter.requires_grad_(False)
             self._undo.callback(parameter.requires_grad_, True)
@@ -689,6 +790,8 @@ class KnowledgeDistiller:
         if directory is None:
             return
         self._end_if_not_finite()
+        for cache in self._caches.values():
+            cache.flush()
         saved = keeping.save_checkpoint(self, directory)
         self._call("on_save", saved)
         self.accelerator.wait_for_everyone()

@@ -32,6 +32,7 @@ class Source:
     kinds: dict[Feature, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     ran: str = ""  # how deep the model runs
+    shapes: dict[Feature, Tensor] = field(default_factory=dict)  # on the probe batch, without values
 
     def close(self) -> None:
         self.features.close()

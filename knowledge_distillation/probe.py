@@ -69,7 +69,9 @@ def bind(
                 adaptor = loss_model.teacher_output_adaptor
                 taken["teacher"][name] = source = _source(teacher.model, run, wanted, who, adaptor, problems)
                 with _first_batch(who, run):
-                    found["teacher"] |= teacher.features(source.features, run)
+                    given = teacher.features(source.features, run)
+                source.shapes = {feature: tensor.to("meta") for feature, tensor in given.items()}
+                found["teacher"] |= given
         for name, model in students.items():
             model.train()
             who = name or "student"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
+from .cache_forms import DTYPES
 from .errors import ConfigError, nearest
 
 _PRECISIONS = ("auto", "no", "bf16", "fp16")
@@ -37,6 +39,13 @@ class TrainingSettings:
         seed: of data order, dropout and projections.
         mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 where the machine has it.
         teacher_dtype: `float32`, `bfloat16`, `float16`, or `auto`: as `mixed_precision`.
+        teacher_cache: folder in which the teacher's mapped features are kept, so that each sample is computed once;
+            None keeps none.
+        teacher_cache_dtype: `bfloat16`, `float16`, `float32`, `int8`, or `auto`: bf16 for a teacher that computes in
+            it, else fp16.
+        teacher_cache_top_k: logits of a sample or token to keep, the largest, with what the others had together; None
+            keeps all.
+        teacher_cache_limit: GB that a cache may take; None for what the disk holds.
         group_by_length: batches of rows of similar length (with `train_dataset`).
         metric_for_best_model: metric by which the best student is kept; None for the evaluator's primary metric.
         greater_is_better: None for the evaluator's own.
@@ -67,6 +76,10 @@ class TrainingSettings:
     seed: int = 42
     mixed_precision: str = "auto"
     teacher_dtype: str = "auto"
+    teacher_cache: str | None = None
+    teacher_cache_dtype: str = "auto"
+    teacher_cache_top_k: int | None = None
+    teacher_cache_limit: float | None = None
     group_by_length: bool = True
     metric_for_best_model: str | None = None
     greater_is_better: bool | None = None
@@ -98,18 +111,21 @@ class TrainingSettings:
     def _out_of_range(self) -> list[str]:
         positive: tuple[str, ...] = ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
         positive += ("gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps", "save_total_limit")
-        positive += ("balance_steps",)
+        positive += ("balance_steps", "teacher_cache_top_k")
         problems = [f"{n} is 1 or more; found {getattr(self, n)}" for n in positive if (getattr(self, n) or 1) < 1]
         problems += [f"{n} is 1 or more; found 0" for n in positive if getattr(self, n) == 0]
         not_negative = ("learning_rate", "weight_decay", "max_grad_norm", "seed")
         if self.seed >= 1 << 32:
             problems.append(f"seed is below 2**32; found {self.seed}")
         problems += [f"{n} is 0 or more; found {getattr(self, n)}" for n in not_negative if getattr(self, n) < 0]
+        if self.teacher_cache_limit is not None and self.teacher_cache_limit <= 0:
+            problems.append(f"teacher_cache_limit is above 0, in GB; found {self.teacher_cache_limit}")
         if not 0 <= self.warmup_ratio <= 1:
             problems.append(f"warmup_ratio is in [0, 1]; found {self.warmup_ratio}")
         choices: dict[str, tuple[str, ...]] = {
             "mixed_precision": _PRECISIONS,
             "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
+            "teacher_cache_dtype": ("auto", *DTYPES),
         }
         choices["balance"] = BALANCES
         for name, allowed in choices.items():
@@ -156,6 +172,12 @@ def _convert(name: str, value: Any, default: Any) -> Any:
         return 0.0 if name == "max_grad_norm" else None
     if name == "metric_for_best_model":
         return str(value)
+    if name == "teacher_cache":
+        if not isinstance(value, (str, os.PathLike)) or not str(value):
+            raise TypeError
+        return str(value)
+    if name == "teacher_cache_limit":
+        default = 0.0
     if name == "greater_is_better" or isinstance(default, bool):
         if not isinstance(value, bool):
             raise TypeError
@@ -176,7 +198,9 @@ def _convert(name: str, value: Any, default: Any) -> Any:
 def _wanted(name: str, default: Any) -> str:
     if default is not None:
         return type(default).__name__
-    return {"greater_is_better": "bool", "metric_for_best_model": "str"}.get(name, "int") + " or None"
+    told = {"greater_is_better": "bool", "metric_for_best_model": "str", "teacher_cache": "path"}
+    told["teacher_cache_limit"] = "float"
+    return told.get(name, "int") + " or None"
 
 
 def machine_precision(device: torch.device) -> str:

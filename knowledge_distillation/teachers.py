@@ -33,6 +33,7 @@ class FrozenTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.model = _frozen_copy(model, dtype, device, apart_from)
+        self.device = device or next((p.device for p in self.model.parameters()), torch.device("cpu"))
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -49,8 +50,19 @@ class FrozenTeacher(nn.Module):
         """Stays without gradient, whatever `requires_grad` is."""
         return super().requires_grad_(False)
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The floating-point type of the weights."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+
+    def rest(self) -> None:
+        """Leave the device to others: the weights wait on the CPU until the next pass."""
+        self.to("cpu")
+
     def hold_still(self) -> None:
         """Undo what anyone may have done to a part of the teacher since the last pass."""
+        if any(p.device != self.device for p in self.parameters()):
+            self.to(self.device)
         if any(module.training for module in self.modules()):
             self.eval()
 
@@ -62,7 +74,7 @@ class FrozenTeacher(nn.Module):
 
     def cast(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Floating-point inputs in the type of the weights."""
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        dtype = self.dtype
         return {
             key: value.to(dtype) if dtype and isinstance(value, Tensor) and value.is_floating_point() else value
             for key, value in inputs.items()

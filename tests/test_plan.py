@@ -158,7 +158,7 @@ def test_the_teacher_runs_as_deep_as_the_plan_says(feature: str) -> None:
     assert notes_of(plan, "teacher: ") == [f"BertForSequenceClassification, 9.36k parameters in float32, runs {said}"]
     assert notes_of(plan, "student: ")[0].endswith(f"runs {said}")
     batch = run._batch(batches(1)[0])
-    begun = layers_begun(run.teacher.model, "bert.encoder.layer", lambda: run._teacher_features(batch))
+    begun = layers_begun(run.teacher.model, "bert.encoder.layer", lambda: run._ask_teachers(batch))
     assert begun == layers
     run.close()
 
