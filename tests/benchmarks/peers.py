@@ -9,8 +9,8 @@ which sees the packages of the environment this runs in: torch and transformers 
 beside that is in PEERS. The loops are in peer_loops/, one file each.
 
 Before anything is timed every tool makes one step on one batch without padding, without dropout, in float32: their
-losses have to be the same. Then each trains twice, as its own examples do (padded to 128, float32) and with our batches
-(rows of similar length together) and our precision. Ours has its defaults both times, without and, where there is one,
+losses have to be the same. Then each trains twice, as its own examples do (padded to 128, float32) and with our
+batches (rows of similar length together) and our precision. Ours has its defaults both times, once without and once
 with a cache of the teacher, filled in the first epoch. Steps are timed in turns (interleaved.py) and scaled to three
 epochs: of our batches, whose costs differ, those in the middle of equal parts of an epoch, sorted by size, stand for
 it.
@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 from interleaved import Worker, machine, spread, table, take_turns
-from sides import VOCABULARY, has_cache, own_precision
+from sides import VOCABULARY, has_cache, own_precision, settings_of
 
 LOOPS = Path(__file__).parent / "peer_loops"
 BATCH_SIZE, PAD_TO, EPOCHS = 32, 128, 3
@@ -80,7 +80,7 @@ def worker(name: str, job: Path, envs: Path) -> Worker:
     """Ours and the loop by hand run in this environment; a peer must not see this project, whose name one shares."""
     here = name in ("ours", "plain")
     python = sys.executable if here else environment(name, envs)
-    path = [str(LOOPS.parent), *([str(LOOPS.parents[1]), os.environ.get("PYTHONPATH", "")] if here else [])]
+    path = [str(LOOPS.parent), os.environ.get("PYTHONPATH", "") if here else ""]
     given = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "TRANSFORMERS_VERBOSITY": "error"}
     given |= {"OMP_NUM_THREADS": str(json.loads((job / "job.json").read_text())["threads"]), "HF_HUB_OFFLINE": "1"}
     return Worker([str(python), str(LOOPS / f"with_{name}.py"), str(job)], given, job / f"{name}.log")
@@ -193,7 +193,7 @@ def speed(names: Sequence[str], models: Path, rows: dict[str, Any], options: Any
     ours = sample(grouped(lengths, 0, 1), lengths, options.steps)
     equal = write_job(options.work / "equal", models, plan=[ours], precision=precision)
     theirs = write_job(options.work / "theirs", models, plan=[shuffled(len(lengths), 0, 1)[:1]], pad_to=PAD_TO)
-    settings = dict(text.split("=", 1) for text in options.set)
+    settings = settings_of(options.set)
     live = write_job(options.work / "ours", models, plan=[ours], precision=precision, own=settings)
     steps = len(lengths) / BATCH_SIZE
     cached = None

@@ -19,13 +19,14 @@ import atexit
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 from interleaved import Meter
 from torch import Tensor, nn
 
@@ -194,6 +195,11 @@ def cached(job: Job, device: torch.device) -> Pass:
     folder = tempfile.TemporaryDirectory(prefix="teacher-cache-")
     atexit.register(folder.cleanup)
     return ours(job, device, teacher_cache=folder.name)
+
+
+def settings_of(texts: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as settings; a value is read as YAML."""
+    return {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in texts)}
 
 
 def own_precision() -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from interleaved import Cost, Worker, machine, ratios, spread, table, take_turns
-from sides import Job, first_loss, has_cache, own_precision
+from sides import Job, first_loss, has_cache, own_precision, settings_of
 
 MAPPED = {"hidden": (4, 8, 12), "maps": (4, 8, 12), "hidden-8": (3, 6, 8), "maps-8": (3, 6, 8)}
 SHAPES = ("16x64", "8x512")
@@ -99,7 +99,7 @@ def cells(found: dict[str, Any]) -> list[str]:
 
 def jobs(options: argparse.Namespace) -> list[tuple[str, str, Job]]:
     models = {"layers": options.layers, "width": options.width, "heads": options.heads, "threads": options.threads}
-    settings = dict(text.split("=", 1) for text in options.set)
+    settings = settings_of(options.set)
     made = []
     for shape in options.shape:
         rows, length = map(int, shape.split("x"))
