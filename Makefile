@@ -5,6 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 WORKERS ?= 2
+TEACHER ?= runs/bench/sst2/teacher/student
 
 .PHONY: demo test check docs bench clean
 
@@ -23,11 +24,16 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/pip install -q -c constraints.txt mkdocs
 	$(BIN)/mkdocs build --strict
 
-# Losses at small shapes (the table of docs/benchmarks.md needs the full ones: tests/benchmarks/losses.py without
-# options, half an hour), then the tables of docs/results.md. DATA: a folder in GLUE's TSV layout; hours, not minutes.
+# All of tests/benchmarks/, each in its turn: hours, with nothing else running. DATA: a folder in GLUE's TSV layout.
+# Only peers.py needs the network, to install the other tools by pip. TEACHER: a BERT fine-tuned on SST-2, for the scores
+# they reach. The table of losses in docs/benchmarks.md needs full shapes: tests/benchmarks/losses.py without options.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/losses.py --small --repeat 1
+	$(BIN)/python tests/benchmarks/step.py
+	$(BIN)/python tests/benchmarks/growth.py --plots runs/bench/plots
+	$(BIN)/python tests/benchmarks/peers.py --data $(DATA)
 	GLUE_DATA_DIR=$(DATA) $(BIN)/python tests/benchmarks/results.py examples/glue_sst2.yaml runs/bench/sst2
+	$(BIN)/python tests/benchmarks/peers.py --data $(DATA) --parity --teacher $(TEACHER) --rows 8000
 	GLUE_DATA_DIR=$(DATA) $(BIN)/python tests/benchmarks/results.py examples/glue_qqp.yaml runs/bench/qqp
 
 $(VENV)/.torch:
