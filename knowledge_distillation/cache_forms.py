@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .config import Feature
 from .context import mask_keys, mask_of
+from .deferred import Deferred, TopKLogits, whole
 from .errors import DataError
 
 DTYPES = ("bfloat16", "float16", "float32", "int8")
@@ -53,31 +54,36 @@ class Form:
             parts |= {"classes": (values, torch.int32), "rest": (self.dims[:-1], torch.float32)}
         return parts
 
-    def encode(self, feature: Tensor) -> dict[str, Tensor]:
-        """The stored parts of a batch, on the feature's device."""
-        parts: dict[str, Tensor] = {}
-        if self.top_k is not None:
-            feature = feature.float()
-            values, classes = feature.topk(self.top_k, dim=-1)
-            others = feature.scatter(-1, classes, -torch.inf).logsumexp(-1)
-            parts = {"classes": classes.int(), "rest": others - np.log(feature.shape[-1] - self.top_k)}
-            feature = values
-        if self.dtype != "int8":
-            return {"": feature.to(getattr(torch, self.dtype)), **parts}
-        feature = feature.float()
-        scale = feature.abs().amax(-1) / 127
-        steps = feature / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
-        return {"": steps.round().to(torch.int8), "scale": scale, **parts}
+    def encode(self, feature: Tensor | Deferred, spans: Mapping[str, Span]) -> dict[str, Tensor]:
+        """The stored parts of a batch, on the feature's device, with 0 outside its samples."""
+        if self.top_k is None:
+            (tensor,) = whole([feature])
+            return self._rounded(blanked_outside(tensor, self.dims, spans))
+        likeliest = TopKLogits.of(feature, self.top_k)
+        parts = {**self._rounded(likeliest.values), "classes": likeliest.indices.int(), "rest": likeliest.rest.float()}
+        return {name: blanked_outside(part, self.parts[name][0], spans) for name, part in parts.items()}
 
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The feature of a batch: what the losses get, from the cache and before it is filled alike."""
+    def _rounded(self, values: Tensor) -> dict[str, Tensor]:
+        if self.dtype != "int8":
+            return {"": values.to(getattr(torch, self.dtype))}
+        values = values.float()
+        scale = values.abs().amax(-1) / 127
+        steps = values / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
+        return {"": steps.round().to(torch.int8), "scale": scale}
+
+    def decode(self, parts: Mapping[str, Tensor], deferred: bool = False) -> Tensor | Deferred:
+        """The feature of a batch: what the losses get, from the cache and before it is filled alike.
+
+        Args:
+            deferred: leave logits as the likeliest and the rest.
+        """
         values = parts[""]
         if self.dtype == "int8":
             values = values.float() * parts["scale"][..., None]
         if self.top_k is None:
             return values
-        dense = parts["rest"][..., None].expand(*values.shape[:-1], int(self.dims[-1]))
-        return dense.scatter(-1, parts["classes"].long(), values.float())
+        logits = TopKLogits(values, parts["classes"], parts["rest"], int(self.dims[-1]))
+        return logits if deferred else logits.tensor()
 
     def to_dict(self) -> dict[str, Any]:
         return {"dims": list(self.dims), "dtype": self.dtype, "top_k": self.top_k}

@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .cache_forms import Span, blanked_outside, form_of, sample_keys, spans_of
+from .cache_forms import Span, form_of, sample_keys, spans_of
 from .config import Feature
 from .context import make_context
-from .deferred import whole
+from .deferred import Deferred
 from .errors import DataError
 from .plan import Source
 from .settings import TrainingSettings
 from .teacher_cache import Identity, Store, shown
 from .teachers import FrozenTeacher
 
-Features = dict[Feature, Tensor]
+Features = dict[Feature, Tensor | Deferred]
 ENOUGH_FOUND = 0.9  # of the samples, where all should be there
 SAMPLES_TO_JUDGE = 1000
 MOST_UNWRITTEN = 4  # batches on their way to the disk
@@ -121,21 +121,23 @@ class CachedTeacher:
             }
         else:
             parts = self._live(inputs, found)
-        return {feature: self.store.forms[name].decode(parts[name]) for name, feature in self.features.items()}
+        return {
+            feature: self.store.forms[name].decode(parts[name], feature in self.source.heads)
+            for name, feature in self.features.items()
+        }
 
     def _live(self, inputs: dict[str, Any], found: _Found) -> dict[str, dict[str, Tensor]]:
         taken = self.teacher.features(self.source.features, inputs)
         parts = {}
         for name, feature in self.features.items():
-            form = self.store.forms[name]
-            (tensor,) = whole([taken[feature]])
+            form, one = self.store.forms[name], taken[feature]
             sizes = tuple(found.spans[dim].size if isinstance(dim, str) else dim for dim in form.dims)
-            if tensor.shape[1:] != sizes:
+            if one.shape[1:] != sizes:
                 raise DataError(
-                    f"teacher cache: {name} is {tuple(tensor.shape[1:])} in this batch and was {form.dims} in the "
-                    "first: give the batch a mask that says how long it is"
+                    f"teacher cache: {name} is {tuple(one.shape[1:])} in this batch and was {form.dims} in the first: "
+                    "give the batch a mask that says how long it is"
                 )
-            parts[name] = form.encode(blanked_outside(tensor, form.dims, found.spans))
+            parts[name] = form.encode(one, found.spans)
         while len(self._unwritten) >= MOST_UNWRITTEN:
             self._unwritten.pop(0).result()
         self._unwritten.append(self._thread.submit(self._write, found, parts))

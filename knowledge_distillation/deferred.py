@@ -153,8 +153,8 @@ class TopKLogits(Deferred):
     classes: int
 
     @classmethod
-    def of(cls, logits: Tensor, k: int) -> TopKLogits:
-        """The k likeliest classes of (batch, length, classes) logits.
+    def of(cls, logits: Tensor | Deferred, k: int) -> TopKLogits:
+        """The k likeliest classes of (batch, length, classes) logits; those of a head sample by sample.
 
         Raises:
             ConfigError: k is not below the number of classes.
@@ -162,6 +162,11 @@ class TopKLogits(Deferred):
         classes = logits.shape[-1]
         if not 0 < k < classes:
             raise ConfigError(f"k lies between 1 and {classes - 1}, the number of classes less one; found {k!r}")
+        if isinstance(logits, HeadLogits):
+            found = [cls.of(replace(logits, hidden=one[None]).tensor(), k) for one in logits.hidden]
+            values, indices, rest = (torch.cat([one.parts[n] for one in found]) for n in ("values", "indices", "rest"))
+            return cls(values, indices, rest, classes)
+        (logits,) = whole([logits])
         values, indices = logits.topk(k, dim=-1)
         others = logits.to(torch.promote_types(logits.dtype, torch.float32)).scatter(-1, indices, float("-inf"))
         return cls(values, indices, others.logsumexp(-1) - math.log(classes - k), classes)

@@ -371,10 +371,10 @@ class KnowledgeDistiller:
         reduced = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
         return dict(zip(sums, reduced, strict=True))
 
-    def _ask_teachers(self, batch: Batch) -> list[Callable[[], Mapping[Any, Tensor]]]:
+    def _ask_teachers(self, batch: Batch) -> list[Callable[[], Mapping[Feature, Any]]]:
         """Let every teacher begin on a batch: its answer is waited for when the student is done with it."""
         assert self._plan is not None
-        answers: list[Callable[[], Mapping[Any, Tensor]]] = []
+        answers: list[Callable[[], Mapping[Feature, Any]]] = []
         for name, source in self._plan.teachers.items():
             inputs = batch.teachers[name]
             if name in self._caches:

@@ -238,7 +238,7 @@ def _source(
         if (head := known[feature].head) and all(takes_deferred(entry, kinds[feature]) for entry in asked[feature])
     }
     places |= heads
-    source = Source(Capture(model, places, deferred=deferred), kinds, list(names.notes))
+    source = Source(Capture(model, places, deferred=deferred), kinds, list(names.notes), heads=frozenset(heads))
     for feature in heads:
         classes = known[feature].shape[-1]
         source.notes.append(

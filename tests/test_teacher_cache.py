@@ -19,7 +19,7 @@ from training_script import collate, forked, rows
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from knowledge_distillation import KnowledgeDistiller, student_from_teacher
-from knowledge_distillation.cache_forms import Form, sample_keys
+from knowledge_distillation.cache_forms import Form, Span, sample_keys
 from knowledge_distillation.context import make_context
 from knowledge_distillation.errors import ConfigError, DataError
 from knowledge_distillation.teacher_cache import CacheError, Identity, Store
@@ -117,12 +117,16 @@ def test_a_data_set_grouped_by_length_is_read_from_a_cache(tmp_path: Path) -> No
     assert same(filled, read) and furthest(plain, read) < 1e-6
 
 
-def test_the_cache_of_a_language_model_keeps_the_likeliest_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("deferred", [False, True], ids=["logits", "hidden states and head"])
+def test_the_cache_of_a_language_model_keeps_the_likeliest_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deferred: bool
+) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 40, "n_positions": 32, "n_embd": 16, "n_head": 2, "resid_pdrop": 0, "embd_pdrop": 0}
     teacher = GPT2LMHeadModel(GPT2Config(n_layer=4, attn_pdrop=0, **sizes))
     data = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches()]
     values = {}
+    monkeypatch.setattr("knowledge_distillation.features.LARGE_VOCABULARY", 10 if deferred else 1000)
     for top in (None, 39, 4):
         run = distiller(
             SOFT,
@@ -142,10 +146,14 @@ def test_the_cache_of_a_language_model_keeps_the_likeliest_words(tmp_path: Path)
     assert size[4] < size[None]
 
 
+def whole(batch: int, length: int) -> dict[str, Span]:
+    return {"attention_mask": Span(np.zeros(batch, int), np.full(batch, length), length)}
+
+
 def test_logits_come_back_with_the_mass_of_what_was_left_out() -> None:
     logits = 3 * torch.randn(5, 7, 50)
     form = Form(("attention_mask", 50), "float32", top_k=6)
-    back = form.decode(form.encode(logits))
+    back = form.decode(form.encode(logits, whole(5, 7)))
     kept = logits.topk(6, -1).indices
     expected, found = (side.softmax(-1) for side in (logits, back))
     torch.testing.assert_close(found.gather(-1, kept), expected.gather(-1, kept))
@@ -158,10 +166,10 @@ def test_logits_come_back_with_the_mass_of_what_was_left_out() -> None:
 def test_eight_bits_are_within_half_a_step_of_each_row() -> None:
     feature = torch.randn(4, 6, 33) * torch.logspace(-3, 3, 6)[:, None]
     form = Form(("attention_mask", 33), "int8")
-    error = (form.decode(form.encode(feature)) - feature).abs().amax(-1)
+    error = (form.decode(form.encode(feature, whole(4, 6))) - feature).abs().amax(-1)
     assert (error <= 0.5001 * feature.abs().amax(-1) / 127).all()
     zeros = torch.zeros(2, 3, 33)
-    assert torch.equal(form.decode(form.encode(zeros)), zeros)
+    assert torch.equal(form.decode(form.encode(zeros, whole(2, 3))), zeros)
 
 
 # --- what a sample is ------------------------------------------------------------------------------------------------
