@@ -46,6 +46,7 @@ setup(
             "scikit-learn>=1.4",
             "scipy>=1.11",
             "tensorboard>=2.16",
+            "triton>=3.2; platform_system == 'Linux'",
         ],
     },
     entry_points={"console_scripts": ["distill = knowledge_distillation.cli:main"]},

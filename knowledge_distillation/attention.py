@@ -23,7 +23,7 @@ from .deferred import AttentionMap, Deferred, attention_scores, masked_scores
 IMPLEMENTATION = "sdpa_with_maps"
 MAPS = ("attention", "attention_scores")
 STATES = ("query", "key", "value")
-SMALL = 1 << 20  # values of a map up to which it is built, although it might be deferred
+SMALL = 1 << 23  # values of a map up to which it is built, although it might be deferred
 
 Take = Callable[[nn.Module, Mapping[str, Any]], None]
 

@@ -25,11 +25,12 @@ class Deferred(ABC):
     @property
     @abstractmethod
     def shape(self) -> torch.Size:
-        """Of the feature, as are its `dtype` and `device`."""
+        """Of the feature."""
 
     @property
     @abstractmethod
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """As losses take it: at least float32, whatever the parts have."""
 
     @abstractmethod
     def tensor(self) -> Tensor:
@@ -92,8 +93,7 @@ class AttentionMap(Deferred):
     def dtype(self) -> torch.dtype:
         if not self.scores:
             return torch.float32
-        bias = self.position_bias
-        return self.query.dtype if bias is None else torch.promote_types(self.query.dtype, bias.dtype)
+        return torch.promote_types(self.query.dtype, torch.float32)
 
     @property
     def scale(self) -> float:
@@ -102,7 +102,7 @@ class AttentionMap(Deferred):
     def tensor(self) -> Tensor:
         scores = attention_scores(self.query, self.key, self.scaling, self.position_bias)
         if self.scores:
-            return scores
+            return scores.to(self.dtype)
         return torch.softmax(masked_scores(scores, self.mask, self.causal), dim=-1, dtype=torch.float32)
 
 

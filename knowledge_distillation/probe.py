@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .adaptors import AdaptedOutput, Inputs, accepted, predicts_next_token, with_context
-from .attention import SMALL
 from .binding import argument_problem, takes_deferred
 from .capture import Capture, Location, forward_parameters
 from .config import PEER, SELF, Entry, Feature
@@ -60,7 +59,7 @@ def bind(
     modes = {name: model.training for name, model in students.items()} | {None: loss_model.training}
     loss_model.eval()  # what a loss remembers begins with the run, not with the probe
     taken: dict[str, dict[str, Source]] = {"student": {}, "teacher": {}}
-    found: dict[str, dict[Feature, Tensor]] = {"student": {}, "teacher": {}}
+    found: dict[str, dict[Feature, Any]] = {"student": {}, "teacher": {}}
     runs: dict[str, dict[str, Any]] = {}
     try:
         for name, teacher in teachers.items():
@@ -110,8 +109,16 @@ def bind(
         loss_model.train(modes[None])
     unreached = [n for n, p in student.named_parameters() if p.requires_grad and id(p) not in reached]
     idle = [p for p in trained.parameters() if p.requires_grad and id(p) not in reached]
+    for side, sources in taken.items():
+        for source in sources.values():
+            source.notes += _said_of_deferred(source, found[side])
     notes = notes_of(taken, students, teachers, loss_model, unreached)
     return Plan(taken["student"], taken["teacher"], rows, notes, unreached, idle)
+
+
+def _said_of_deferred(source: Source, features: Mapping[Feature, Any]) -> list[str]:
+    deferred = [str(feature) for feature in source.kinds if isinstance(features.get(feature), Deferred)]
+    return [f"{', '.join(deferred)}: compared part by part, never kept whole"] if deferred else []
 
 
 def _frozen_projections(
@@ -244,9 +251,6 @@ def _source(
         source.notes.append(
             f"{feature}: {classes} classes are compared some tokens at a time, and the logits not kept"
         )
-    if deferred:
-        named = ", ".join(map(str, deferred))
-        source.notes.append(f"{named}: a map of more than {SMALL / 2**20:g} Mi values is compared without being kept")
     source.ran = _depth(names, places, source.features.stop_early) if places else "not at all"  # type: ignore[union-attr]
     return source
 
@@ -302,7 +306,7 @@ def _depth(names: Catalogue, places: Mapping[Feature, Location], stops_early: bo
 def _bind_entries(
     loss_model: MultiLayerBasedDistillationLoss,
     entries: Iterable[Entry],
-    found: Mapping[str, Mapping[Feature, Tensor]],
+    found: Mapping[str, Mapping[Feature, Any]],
     taken: Mapping[str, Mapping[str, Source]],
     context: Mapping[str, Any],
     problems: list[tuple[int, str]],

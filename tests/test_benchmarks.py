@@ -10,6 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+import attention  # noqa: E402
 import vocabulary  # noqa: E402
 from losses import Side, cases, check, peak_memory, sides  # noqa: E402
 
@@ -52,3 +53,19 @@ def test_large_vocabularies_take_less_memory_chunk_by_chunk(monkeypatch, capsys,
     for line in lines:
         assert line["seconds"] > 0 and line["seconds_plain"] > 0
         assert 8 * (line["mib"] - line["gradients_mib"]) < line["mib_plain"] - line["gradients_mib"]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("loss", attention.LOSSES)
+def test_a_loss_on_long_attention_maps_takes_an_eighth_of_the_memory_from_their_parts(loss, layers):
+    shape = (1, 4, 2048, 16)
+    plain, fused = attention.sides(loss, shape, layers, torch.float32, "cpu")
+    assert peak_memory(fused) <= peak_memory(plain) / 8
+
+
+def test_the_benchmark_of_attention_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["attention.py", "--small", "--repeat", "1"])
+    attention.main()
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 + len(attention.LOSSES) * len(attention.SMALL)
+    assert all(float(row.split("|")[-2]) > 0 for row in rows[2:])

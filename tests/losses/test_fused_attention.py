@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +49,17 @@ LOSSES = {
     "kl-high-floor": (attention_kl, {"epsilon": 0.15}, False),
     "cross-entropy": (attention_cross_entropy, {}, False),
 }
+
+
+INTERPRETED = [
+    ("mse", "masked"),
+    ("mse", "more-rows-than-keys"),
+    ("mse-of-scores", "grouped"),
+    ("kl", "minus-infinity"),
+    ("kl", "biased"),
+    ("kl-high-floor", "causal-cross"),
+    ("cross-entropy", "additive"),
+]
 
 
 def masks(keys=LENGTH):
@@ -103,3 +118,111 @@ def test_values_and_gradients_are_those_of_whole_maps(monkeypatch, loss, case, a
         same(found.detach(), expected.detach())
         for ours, plain in zip(gradients_of(found, student), by_autograd, strict=True):
             same(ours, plain)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_stands_in_padding_reaches_nothing(loss):
+    function, args, scores = LOSSES[loss]
+    student, teacher = maps(scores, mask=closed_to_padding), maps(scores, mask=closed_to_padding)
+    rows, keys = masks()
+    weights = rows * torch.rand(BATCH, LENGTH)
+    clean = FUSED[function](student, teacher.tensor().detach(), weights, keys, **args)
+    expected = gradients_of(clean, student)
+    for garbage in (7.0, torch.inf, torch.nan):
+        spoilt = [side.detach() for side in (student, teacher)]
+        for side in spoilt:
+            side.query[:] = torch.where(rows[:, None, :, None], side.query, garbage)
+            side.key[:] = torch.where(keys[:, None, :, None], side.key, garbage)
+        learner = spoilt[0]
+        learner.query.requires_grad_(), learner.key.requires_grad_()
+        counts = rows[:, None, :, None] & keys[:, None, None]
+        for target in (spoilt[1], torch.where(counts, teacher.tensor(), garbage).detach()):
+            value = FUSED[function](learner, target, weights, keys, **args)
+            same(value.detach(), clean.detach())
+            for found, gradient in zip(gradients_of(value, learner), expected, strict=True):
+                same(found, gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss", ["mse", "mse-of-scores", "kl", "cross-entropy"])
+def test_half_precision_is_that_of_its_inputs_alone(loss, dtype):
+    """The teacher's map as a cache holds it; and queries and keys as autocast gives them, with small weights."""
+    function, args, scores = LOSSES[loss]
+    student, teacher = maps(scores), maps(scores).detach()
+    weights = torch.full((BATCH, LENGTH), 1e-7)
+    stored = teacher.tensor().to(dtype)
+    value = FUSED[function](student, stored, weights, None, **args)
+    same(value.detach(), FUSED[function](student, stored.float(), weights, None, **args).detach())
+    half = AttentionMap(student.query.detach().to(dtype), student.key.detach().to(dtype), scores=scores)
+    wide = AttentionMap(half.query.float().requires_grad_(), half.key.float().requires_grad_(), scores=scores)
+    half.query.requires_grad_(), half.key.requires_grad_()
+    found, expected = (FUSED[function](side, teacher, weights, None, **args) for side in (half, wide))
+    assert found.dtype == torch.float32
+    same(found.detach(), expected.detach(), 2e-2)
+    for ours, plain in zip(gradients_of(found * 1e7, half), gradients_of(expected * 1e7, wide), strict=True):
+        assert ours.dtype == dtype
+        same(ours.float(), plain, 3e-2)
+
+
+def test_a_gradient_goes_where_it_is_wanted():
+    student, teacher, rows = maps(), maps().detach(), torch.ones(BATCH, LENGTH)
+    frozen = AttentionMap(student.query.detach(), student.key)
+    (found,) = torch.autograd.grad(FUSED[attention_mse](frozen, teacher, rows, None), [student.key])
+    both = torch.autograd.grad(3 * FUSED[attention_mse](student, teacher, rows, None), [student.query, student.key])
+    same(3 * found, both[1])
+    assert not FUSED[attention_mse](student.detach(), teacher, rows, None).requires_grad
+
+
+def test_an_empty_selection_is_zero_and_attached():
+    student = maps()
+    value = FUSED[attention_kl](student, maps().detach(), torch.zeros(BATCH, LENGTH), None)
+    value.backward()
+    assert value.item() == 0 and student.query.grad.eq(0).all()
+
+
+def test_kernels_are_used_where_they_fit_and_agree():
+    """Through Triton's interpreter, in a process of its own: the variable is read when Triton is imported."""
+    pytest.importorskip("triton")
+    program = """
+import sys, torch
+sys.path[:0] = [{tests!r}]
+import test_fused_attention as here
+from knowledge_distillation.losses import attention_triton, fused_attention
+launched, run = [], attention_triton.run
+attention_triton.run = lambda *given: (launched.append(given[4]), run(*given))[1]
+plain = fused_attention._kernels
+for name, case in here.INTERPRETED:
+    function, args, scores = here.LOSSES[name]
+    given, before = here.CASES[case], len(launched)
+    student, teacher = here.maps(scores, **given), here.maps(scores, **given, width=9).detach()
+    rows, keys = here.masks(student.shape[-1])
+    weights = rows * torch.rand(rows.shape)
+    found = here.FUSED[function](student, teacher, weights, keys, **args)
+    assert len(launched) == before + (case != "biased"), (name, case)
+    fused_attention._kernels = lambda *sides: None
+    expected = here.FUSED[function](student, teacher, weights, keys, **args)
+    fused_attention._kernels = plain
+    here.same(found.detach(), expected.detach())
+    for ours, theirs in zip(here.gradients_of(found, student), here.gradients_of(expected, student), strict=True):
+        here.same(ours, theirs, 2e-6)
+for dtype, tolerance in ((torch.float32, 2e-6), (torch.float16, 1e-2)):  # more than one block of rows and keys
+    query, key = (torch.randn(1, heads, 70, 8).to(dtype).requires_grad_() for heads in (2, 1))
+    student = here.AttentionMap(query, key, causal=True)
+    teacher = here.AttentionMap(torch.randn(1, 2, 70, 4), torch.randn(1, 2, 70, 4), causal=True)
+    found = here.FUSED[here.attention_kl](student, teacher, torch.ones(1, 70), None)
+    expected = here.by_hand(here.attention_kl, student, teacher.tensor(), torch.ones(1, 70), None)
+    here.same(found.detach(), expected.detach(), tolerance)
+    for ours, theirs in zip(here.gradients_of(found, student), here.gradients_of(expected, student), strict=True):
+        here.same(ours.float(), theirs.float(), 3 * tolerance)
+print(len(launched), sorted(set(launched)))
+"""
+    path = Path(__file__)
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(tests=str(path.parent))],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    measures = ["cross_entropy", "divergence", "squares", "squares_of_probabilities"]
+    assert done.stdout.strip() == f"{len(INTERPRETED) + 1} {measures}"
