@@ -11,7 +11,7 @@ beside that is in PEERS. The loops are in peer_loops/, one file each.
 Before anything is timed every tool makes one step on one batch without padding, without dropout, in float32: their
 losses have to be the same. Then each trains twice, as its own examples do (padded to 128, float32) and with our
 batches (rows of similar length together) and our precision. Ours has its defaults both times, once without and once
-with a cache of the teacher, filled in the first epoch. Steps are timed in turns (interleaved.py) and scaled to three
+with a cache of the teacher, which the first epoch fills. Steps are timed in turns (interleaved.py) and scaled to three
 epochs: of our batches, whose costs differ, those in the middle of equal parts of an epoch, sorted by size, stand for
 it.
 
@@ -201,13 +201,15 @@ def speed(names: Sequence[str], models: Path, rows: dict[str, Any], options: Any
         shutil.rmtree(options.work / "teacher-cache", ignore_errors=True)
         own = {**settings, "teacher_cache": str(options.work / "teacher-cache")}
         cached = write_job(options.work / "cached", models, plan=[ours], precision=precision, own=own)
-    filling = 0.0
+    filling: float | None = None  # seconds that writing adds to an epoch
     lines: dict[str, dict[str, Any]] = {}
     for name in names or [""]:  # one peer at a time: all together would need 20 GB
         workers = {"ours": worker("ours", live, options.envs)}
         if cached is not None:
             workers["ours, cached"] = worker("ours", cached, options.envs)
-            filling = filling or workers["ours, cached"]()["seconds"] * steps / options.steps
+            if filling is None:  # both first passes also prepare the run
+                live_first, first = (one()["seconds"] for one in workers.values())
+                filling = max(0.0, first - live_first) * steps / options.steps
         if name:
             workers[name] = worker(name, theirs, options.envs)
             workers[f"{name}, our batches and precision"] = worker(name, equal, options.envs)
@@ -221,8 +223,9 @@ def speed(names: Sequence[str], models: Path, rows: dict[str, Any], options: Any
             for side, found in costs.items()
         }
         run = {side: [EPOCHS * seconds for seconds in found] for side, found in epoch.items()}
-        if cached is not None:
-            run["ours, cached"] = [filling + (EPOCHS - 1) * seconds for seconds in epoch["ours, cached"]]
+        if filling is not None:
+            both = zip(epoch["ours"], epoch["ours, cached"], strict=True)
+            run["ours, cached"] = [live + filling + (EPOCHS - 1) * read for live, read in both]
         best = run["ours" if cached is None else "ours, cached"]
         for side, found in run.items():
             ratios = [theirs / mine for theirs, mine in zip(found, best, strict=True)]
