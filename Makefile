@@ -1,4 +1,4 @@
-# make demo | test | check | docs | bench | clean
+# make demo | test | test-slow | check | docs | bench | clean
 # TORCH chooses another build of torch: make test TORCH="torch --index-url https://download.pytorch.org/whl/cu128"
 VENV ?= .venv
 PYTHON ?= python3
@@ -7,13 +7,16 @@ BIN = $(VENV)/bin
 WORKERS ?= 2
 TEACHER ?= runs/bench/sst2/teacher/student
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test test-slow check docs bench clean
 
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/distill demo --output-dir runs/demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) tests
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow tests
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

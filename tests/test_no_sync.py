@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from losses.cases import CASES, each
 from runs import HARD, SOFT, batches, bert, distiller
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_script import collate, rows
 
-import knowledge_distillation
-from knowledge_distillation import Callback, KnowledgeDistiller
+sys.path.append(str(Path(__file__).parent / "losses"))
+from cases import CASES, each  # noqa: E402
+
+import knowledge_distillation  # noqa: E402
+from knowledge_distillation import Callback, KnowledgeDistiller  # noqa: E402
 
 OURS = str(Path(knowledge_distillation.__file__).parent)
 # What these ask for is theirs to answer for; collators work on the host, before a batch is anywhere else.
