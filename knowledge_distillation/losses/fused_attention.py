@@ -6,9 +6,10 @@ pass, up to that number's own gradient: nothing is computed a second time.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +19,13 @@ from torch.autograd.function import once_differentiable
 from ..deferred import AttentionMap
 from .attention import check_floor
 
+logger = logging.getLogger(__name__)
+
 # Values of a map computed at a time: on a processor as many as stay in its cache.
 AT_ONCE = {"cpu": 1 << 19}
 AT_ONCE_ELSEWHERE = 1 << 25
 
+_QUERY_AND_KEY = (True, True, False)  # of which a gradient is wanted
 Part = tuple[slice, slice, slice]  # samples, heads and rows of a map
 # (student, teacher, left out, epsilon) -> the value of each row, and the slope of the student's scores. Pairs that are
 # left out do not count: both maps are 0 there. The maps may be overwritten.
@@ -155,7 +159,35 @@ def _kernels(student: AttentionMap, teacher: AttentionMap) -> Any:
         from . import attention_triton
     except ImportError:
         return None
-    return attention_triton if attention_triton.suits(student, teacher) else None
+    if not attention_triton.suits(student, teacher) or not _are_right(student.query.device, student.query.dtype):
+        return None
+    return attention_triton
+
+
+@lru_cache(maxsize=16)
+def _are_right(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels give on this device what the plain form gives, tried once on small maps."""
+    from . import attention_triton
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(1, 2, 40, 16, generator=generator).to(device, dtype) for _ in range(4)]
+    kept = torch.arange(40, device=device)[None] < 33
+    mask = kept[:, None, None]
+    query, key, their_query, their_key = drawn
+    student, teacher = AttentionMap(query, key, mask), AttentionMap(their_query, their_key, mask)
+    asked = (student, teacher, kept.float(), kept)
+    try:
+        for measure in (Measure("squares_of_probabilities"), Measure("divergence", 1e-12)):
+            plain = _run(*asked, measure, _QUERY_AND_KEY)[:3]
+            fast = attention_triton.run(*asked, *measure, _QUERY_AND_KEY)[:3]
+            for one, other in zip(plain, fast, strict=True):
+                assert one is not None
+                torch.testing.assert_close(other, one, rtol=2e-2, atol=2e-2 * float(one.abs().max()))
+    except Exception as error:  # whatever a compiler or a driver raises
+        first = str(error).strip().split("\n")[0]
+        logger.warning("attention losses take the form without kernels on %s: %s", device, first)
+        return False
+    return True
 
 
 def _run(
