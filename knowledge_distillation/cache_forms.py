@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import Feature
-from .context import mask_keys, mask_of
+from .context import batch_size, mask_keys, mask_of
 from .deferred import Deferred, TopKLogits, whole
 from .errors import DataError
 
@@ -155,19 +155,19 @@ def sample_keys(inputs: Mapping[str, Any], context: Mapping[str, Any]) -> NDArra
         (batch, 2).
 
     Raises:
-        DataError: an input is neither a tensor nor a plain value.
+        DataError: an input is neither a plain value nor a tensor with a row for each sample.
     """
-    masks = {name: mask_of(context, name) for name in ("attention_mask", "decoder_attention_mask") if name in context}
-    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dim()}
-    batch = max((len(value) for value in tensors.values()), default=0)
+    batch = batch_size(context)
     digests = [xxhash.xxh3_128() for _ in range(batch)]
     for name in sorted(inputs):
         value = inputs[name]
-        if name in tensors and len(value) == batch:
-            mask = masks.get("decoder_attention_mask" if name.startswith("decoder_") else "attention_mask")
-            if mask is not None and mask.shape != value.shape[:2]:
-                mask = None
-            _update(digests, name, value, None if mask is None else span_of(mask))
+        if isinstance(value, Tensor) and value.dim():
+            if len(value) != batch:
+                raise DataError(
+                    f"the teacher's input {name!r} has {len(value)} rows in a batch of {batch} samples: a teacher "
+                    "cache cannot tell which are whose"
+                )
+            _update(digests, name, value, _cut(name, value, inputs, context))
         elif isinstance(value, (Tensor, str, int, float, bool, type(None))):
             plain = value.tolist() if isinstance(value, Tensor) else value
             for digest in digests:
@@ -176,8 +176,26 @@ def sample_keys(inputs: Mapping[str, Any], context: Mapping[str, Any]) -> NDArra
             raise DataError(
                 f"the teacher's input {name!r} is a {type(value).__name__}, of which a teacher cache can make no key"
             )
+    labelled = None if "decoder_attention_mask" in inputs else context.get("decoder_attention_mask")
+    if labelled is not None:  # the labels say which places of a decoder count
+        span = span_of(labelled)
+        for digest, start, length in zip(digests, span.start.tolist(), span.length.tolist(), strict=True):
+            digest.update(f"labels {start} {length};".encode())
     words = b"".join(digest.digest() for digest in digests)
     return np.frombuffer(words, dtype=np.uint64).reshape(batch, 2)
+
+
+def _cut(name: str, value: Tensor, inputs: Mapping[str, Any], context: Mapping[str, Any]) -> Span | None:
+    """Which part of each row a teacher looks at: by a mask it is given, or up to the last label a decoder is for."""
+    decodes = name.startswith("decoder_")
+    key = "decoder_attention_mask" if decodes else "attention_mask"
+    mask = inputs.get(key, context.get(key) if decodes else None)
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape != value.shape[:2]:
+        return None
+    span = span_of(mask)
+    if key in inputs:
+        return span
+    return Span(np.zeros_like(span.start), span.start + span.length, span.size)
 
 
 def _update(digests: list[Any], name: str, value: Tensor, span: Span | None) -> None:
@@ -188,7 +206,7 @@ def _update(digests: list[Any], name: str, value: Tensor, span: Span | None) -> 
         if span is not None:
             start = int(span.start[sample])
             row = row[start : start + int(span.length[sample])]
-            if name.endswith("attention_mask") and row.all():
+            if name in ("attention_mask", "decoder_attention_mask") and row.all():
                 continue  # says nothing that the others do not: it may as well not be there
         digest.update(f"{name} {row.dtype} {row.shape} {start};".encode())
         digest.update(np.ascontiguousarray(row))

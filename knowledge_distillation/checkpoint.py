@@ -36,6 +36,7 @@ _FREE = (
     "max_steps",
     "logging_steps",
     "save_total_limit",
+    "teacher_cache_limit",
     "report_to",
     "disable_tqdm",
     "overwrite_output_dir",

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import checkpoint, keeping, placement
 from .adaptors import adapted, named, same_inputs, with_context
 from .balance import Balance, gradient_norms
-from .cached_teacher import CachedTeacher, Keyed, estimated, open_caches
+from .cached_teacher import Keyed
+from .caches import TeacherCaches, estimated, open_caches
 from .callbacks import Callback, History, NonFiniteGuard, ProgressBar
 from .cohort import cohort_of
 from .compiling import compile_layers
@@ -161,7 +162,7 @@ class KnowledgeDistiller:
         self._optimizer, self._scheduler = optimizer, lr_scheduler
         self._undo = ExitStack()
         self._plan: Plan | None = None
-        self._caches: dict[str, CachedTeacher] = {}
+        self._caches = TeacherCaches()
         self._ready = self._optimizer_ready = self._stop_asked = False
         self.metrics: dict[str, float] = {}
         self._losses: dict[str, float] = {}
@@ -256,8 +257,7 @@ class KnowledgeDistiller:
     def _epoch(self, managed: bool) -> dict[str, float]:
         """The rest of the present epoch. A managed one evaluates and saves as the settings say."""
         self.module.train()
-        for cache in self._caches.values():
-            cache.begin_epoch()
+        self._caches.begin_epoch()
         fresh = self.progress.batches == 0
         whole = Running()
         size = self.settings.gradient_accumulation_steps
@@ -270,22 +270,12 @@ class KnowledgeDistiller:
         else:
             self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
             self.progress.fraction = float(self.progress.epoch)
-            self._end_epoch_of_caches(fresh)
+            self._caches.end_epoch(self.accelerator, whole=fresh)
             self._agree_to_stop()
         if self._finished() and not self.progress.stopped and self._is_followed():
             self.progress.end_epoch()
         self._log()
         return whole.read(self.accelerator)
-
-    def _end_epoch_of_caches(self, whole: bool) -> None:
-        """Write what is left; after a whole pass over the data every sample is there, for all processes to see."""
-        for cache in self._caches.values():
-            cache.end_epoch()
-        if self._caches:
-            self.accelerator.wait_for_everyone()
-            for cache in self._caches.values() if whole and self.accelerator.is_main_process else ():
-                cache.mark_complete()
-            self.accelerator.wait_for_everyone()
 
     def cache_teachers(self) -> dict[str, int]:
         """Fill the caches of `teacher_cache` ahead of time: one pass of every teacher over the training data.
@@ -316,17 +306,20 @@ class KnowledgeDistiller:
         return filled
 
     def _fill_caches(self) -> dict[str, int]:
-        for cache in self._caches.values():
-            cache.begin_epoch(judged=False)
-        windows = self.batches.windows(0, 1) if self._caches else iter(())
-        steps = self._steps_per_epoch or None
+        caches = self._caches
+        if not caches:
+            return {}
+        caches.begin_epoch(judged=False)
         quiet = self.settings.disable_tqdm or not self.accelerator.is_main_process
-        for window in tqdm(windows, total=steps, desc="teacher cache", unit="batch", disable=quiet, leave=False):
-            for batch in map(self._batch, window):
-                for answer in self._ask_teachers(batch):
-                    answer()
-        self._end_epoch_of_caches(whole=True)
-        return {str(cache.store.folder): len(cache.store) for cache in self._caches.values()}
+        total = self._steps_per_epoch * self.settings.gradient_accumulation_steps
+        bar = {"desc": "teacher cache", "unit": "batch", "disable": quiet, "leave": False}
+        with self.batches.unmoved():
+            for window in tqdm(self.batches.windows(0, 1), total=total or None, **bar):
+                for batch in map(self._batch, window):
+                    for answer in self._ask_teachers(batch):
+                        answer()
+        caches.end_epoch(self.accelerator, whole=True)
+        return caches.sizes()
 
     def _step(self, window: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step on an accumulation window. Returns this process's share of the loss and of its terms."""
@@ -424,8 +417,12 @@ class KnowledgeDistiller:
             self._save_checkpoint()
 
     def _sides(self, raw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the data adaptor makes of a batch, for each student and each teacher, each by its own names."""
-        for_teacher, for_student = adapted(self.train_data_adaptor, self.accelerator.device, raw)
+        """What the data adaptor makes of a batch, for each student and each teacher, each by its own names.
+
+        With caches it is on the CPU, where looking at it waits for nothing.
+        """
+        device = torch.device("cpu") if self._caches else self.accelerator.device
+        for_teacher, for_student = adapted(self.train_data_adaptor, device, raw)
         students = {name: named(for_student, model, name or "student") for name, model in self.students.items()}
         teachers = {
             name: named(for_teacher, teacher.model, f"teacher {name}".strip())
@@ -435,25 +432,18 @@ class KnowledgeDistiller:
 
     def _batch(self, raw: Any) -> Batch:
         students, teachers = self._sides(raw)
+        keyed = {}
+        if self._caches:
+            given = {name: with_context(teachers[name], self.teachers[name].model) for name in self._caches}
+            keyed = {name: Keyed(inputs, make_context(whole)) for name, (inputs, whole) in given.items()}
+            device = self.accelerator.device
+            students, teachers = send_to_device((students, teachers), device, non_blocking=device.type == "cuda")
         told = {name: with_context(inputs, self.students[name]) for name, inputs in students.items()}
         taught = {name: with_context(inputs, self.teachers[name].model) for name, inputs in teachers.items()}
         everything = {k: v for _, whole in reversed(list(taught.values())) for k, v in whole.items()}
         context = make_context(told[""][1], everything or told[""][1], self.loss_model.shift_labels)
-        keyed = self._keyed(raw, taught)
         students, teachers = ({name: inputs for name, (inputs, _) in side.items()} for side in (told, taught))
         return Batch(students, teachers, context, keyed)
-
-    def _keyed(self, raw: Any, taught: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Keyed]:
-        """What cached teachers know a batch's samples by: on the CPU, where looking at it waits for nothing."""
-        if not self._caches:
-            return {}
-        if self.accelerator.device.type != "cpu":
-            given, _ = adapted(self.train_data_adaptor, torch.device("cpu"), raw)
-            models = {name: self.teachers[name].model for name in self._caches}
-            taught = {
-                n: with_context(named(given, model, f"teacher {n}".strip()), model) for n, model in models.items()
-            }
-        return {name: Keyed(taught[name][0], make_context(taught[name][1])) for name in self._caches}
 
     # --- measuring -----------------------------------------------------------------------------------------------
 
@@ -552,15 +542,19 @@ class KnowledgeDistiller:
             self._check_vocabulary()
             plan = bind(self.loss_model, self.students, self.teachers, students, teachers, entries)
         self._undo.callback(plan.close)
-        if self.settings.torch_compile:
-            self._compile(plan)
-        if cached:
-            stage = self.stages[self.progress.stage].name
-            self._caches = open_caches(self.settings, self.teachers, plan.teachers, teachers, stage)
-            self._undo.callback(self._close_caches)
-        self._idle_batch = self._batch(raw)
-        for name, cache in self._caches.items():
-            plan.notes.append(estimated(cache, *self._sizes(), self._idle_batch.keyed[name]))
+        try:
+            if self.settings.torch_compile:
+                self._compile(plan)
+            if cached:
+                stage, adaptor = self.stages[self.progress.stage].name, self.loss_model.teacher_output_adaptor
+                self._caches = open_caches(self.settings, self.teachers, plan.teachers, teachers, stage, adaptor)
+                self._undo.callback(self._caches.close)
+            self._idle_batch = self._batch(raw)
+            for name, cache in self._caches.items():
+                plan.notes.append(estimated(cache, *self._sizes(), self._idle_batch.keyed[name]))
+        except BaseException:
+            self.close()
+            raise
         return plan
 
     def _sizes(self) -> tuple[Any, int | None]:
@@ -574,11 +568,6 @@ class KnowledgeDistiller:
         except TypeError:
             return None, None
         return None, batches * batch_size(self._idle_batch.context)
-
-    def _close_caches(self) -> None:
-        caches, self._caches = self._caches, {}
-        for cache in caches.values():
-            cache.close()
 
     def _compile(self, plan: Plan) -> None:
         models = {
@@ -742,8 +731,10 @@ class KnowledgeDistiller:
 
     def close(self) -> None:
         """Take every hook off the models, and let frozen parameters train again."""
-        self._undo.close()
-        self._plan, self._ready = None, False
+        try:
+            self._undo.close()
+        finally:
+            self._plan, self._ready = None, False
 
     # --- keeping -------------------------------------------------------------------------------------------------
 
@@ -812,8 +803,7 @@ class KnowledgeDistiller:
         if directory is None:
             return
         self._end_if_not_finite()
-        for cache in self._caches.values():
-            cache.flush()
+        self._caches.flush()
         saved = keeping.save_checkpoint(self, directory)
         self._call("on_save", saved)
         self.accelerator.wait_for_everyone()

@@ -33,6 +33,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     ran: str = ""  # how deep the model runs
     shapes: dict[Feature, Tensor] = field(default_factory=dict)  # on the probe batch, without values
+    canonical: dict[Feature, Feature] = field(default_factory=dict)  # the one name of a feature that has several
     heads: frozenset[Feature] = frozenset()  # logits that losses take as hidden states and weight
 
     def close(self) -> None:

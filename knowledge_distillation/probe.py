@@ -246,6 +246,9 @@ def _source(
     }
     places |= heads
     source = Source(Capture(model, places, deferred=deferred), kinds, list(names.notes), heads=frozenset(heads))
+    source.canonical = {
+        feature: names.canonical(feature) for feature in places if names.canonical(feature) in names.known
+    }
     for feature in heads:
         classes = known[feature].shape[-1]
         source.notes.append(

@@ -78,7 +78,8 @@ def identity(
     ]
     return {
         "distill_config": entries,
-        "settings": settings.to_dict(),
+        # Where a cache lies does not matter to what is learnt; that its values are the stored ones does.
+        "settings": settings.to_dict() | {"teacher_cache": settings.teacher_cache is not None},
         "models": {
             who: None
             if model is None

@@ -12,9 +12,10 @@ import errno
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .cache_forms import Form, Span
+from .cache_identity import Identity
 from .errors import CheckpointError
 
 FORMAT = 1
@@ -35,31 +37,6 @@ _KEYS, _LENGTHS = "sample_keys", "sample_lengths"
 
 class CacheError(CheckpointError):
     """A teacher cache is of something else, damaged, or cannot grow."""
-
-
-class Identity(NamedTuple):
-    """Whose features a cache holds; a change of any of them makes them other features."""
-
-    teacher: str
-    weights: str
-    computed_in: str
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Identity:
-        """Of a teacher with the weights it computes with."""
-        digest = xxhash.xxh3_128()
-        for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        config: Any = getattr(model, "config", None)
-        settings = config.to_dict() if hasattr(config, "to_dict") else {}
-        kept = {key: value for key, value in settings.items() if key not in _OF_NO_CONSEQUENCE}
-        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        return cls(type(model).__name__, digest.hexdigest(), str(dtype).removeprefix("torch."))
-
-
-_OF_NO_CONSEQUENCE = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
 class Store:
@@ -85,7 +62,7 @@ class Store:
         self._shards: list[_Shard] = []
         self._known: set[str] = set()
         self._pending: list[tuple[NDArray[np.uint64], NDArray[np.int32], dict[str, Tensor]]] = []
-        self._pending_keys: set[bytes] = set()
+        self._pending_places: dict[bytes, int] = {}
         self._pending_bytes = 0
         self._index: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
         self._open()
@@ -107,19 +84,39 @@ class Store:
         return (self.folder / "complete.json").exists()
 
     def mark_complete(self) -> None:
-        self._write("complete.json", {"samples": len(self)})
+        self.refresh()
+        if self.writable:
+            self._write("complete.json", {"samples": len(self)})
+
+    def claim(self) -> None:
+        """Make the folder one of these features, before anything goes into it or comes out of it.
+
+        Raises:
+            CacheError: another run was first, with something else.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        marker = self.folder / "cache.json"
+        if not marker.exists():
+            self._write(marker.name, self._description(), replace=False)
+        self.refresh()
 
     def refresh(self) -> None:
-        """See the shards that were written since the last look, by whomever."""
+        """See the shards that were written since the last look, by whomever; their samples are of this teacher.
+
+        Raises:
+            CacheError: the folder is of something else.
+        """
+        if (self.folder / "cache.json").exists():
+            self._agree()
         files = sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
         for path in files:
             if path.name not in self._known:
                 self._known.add(path.name)
-                self._shards.append(_Shard(path, self.stored, self.names_stored))
+                self._shards.append(_Shard(path, self.names_stored))
                 self._index = None
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The place of each sample, -1 where it is not there.
+        """The place of each sample, on disk or on its way there; -1 where it is not there.
 
         Args:
             keys: (samples, 2).
@@ -129,25 +126,34 @@ class Store:
             order = np.argsort(every[:, 0], kind="stable")
             self._index = every[order], order
         known, order = self._index
-        if not len(known):
-            return np.full(len(keys), -1)
-        at = np.minimum(np.searchsorted(known[:, 0], keys[:, 0]), len(known) - 1)
-        return np.where((known[at] == keys).all(1), order[at], -1)
+        places = np.full(len(keys), -1)
+        if len(known):
+            at = np.minimum(np.searchsorted(known[:, 0], keys[:, 0]), len(known) - 1)
+            places = np.where((known[at] == keys).all(1), order[at], -1)
+        for sample in np.flatnonzero(places < 0) if self._pending else ():
+            pending = self._pending_places.get(keys[sample].tobytes())
+            places[sample] = -1 if pending is None else len(self) + pending
+        return places
 
     def read(self, places: NDArray[np.int64], spans: Mapping[str, Span]) -> dict[str, dict[str, Tensor]]:
-        """Feature -> its stored parts for one batch, each sample where its span says, 0 around it."""
+        """Feature -> its stored parts for one batch, each sample where its span says; 0 around it, and at -1."""
         begins = np.cumsum([0, *(len(shard.keys) for shard in self._shards)])
-        numbers = np.searchsorted(begins, places, side="right") - 1
-        rows = places - begins[numbers]
+        numbers = (np.searchsorted(begins, places, side="right") - 1).tolist()
+        rows = (places - begins[numbers]).tolist()
+        present = np.flatnonzero(places >= 0).tolist()
         taken: dict[str, dict[str, Tensor]] = {}
         for feature, form in self.forms.items():
             taken[feature] = {}
             for part, (dims, dtype) in form.parts.items():
                 sizes = [spans[dim].size if isinstance(dim, str) else dim for dim in dims]
-                batch = torch.zeros(len(places), *sizes, dtype=dtype)
-                for sample, (number, row) in enumerate(zip(numbers, rows, strict=True)):
-                    record = self._shards[number].record(_tensor_name(feature, part), dims, int(row))
-                    batch[sample][window(dims, spans, sample)] = record
+                batch, name = torch.zeros(len(places), *sizes, dtype=dtype), _tensor_name(feature, part)
+                for sample in present:
+                    number, row, at = numbers[sample], rows[sample], window(dims, spans, sample)
+                    if number < len(self._shards):
+                        batch[sample][at] = self._shards[number].record(name, dims, row)
+                    else:
+                        record = self._pending[row][2][name]
+                        batch[sample][at] = record.view(batch[sample][at].shape)
                 taken[feature][part] = batch
         return taken
 
@@ -161,23 +167,23 @@ class Store:
         Args:
             parts: feature -> its stored parts, on the CPU, padded as the batch was.
         """
-        if not self.writable:
-            return
         for sample in np.flatnonzero(self.find(keys) < 0).tolist():
             name = keys[sample].tobytes()
-            if name in self._pending_keys:
+            if name in self._pending_places:
                 continue
             record = {
-                _tensor_name(feature, part): parts[feature][part][sample][window(dims, spans, sample)].reshape(-1)
+                _tensor_name(feature, part): parts[feature][part][sample][window(dims, spans, sample)].flatten()
                 for feature, form in self.forms.items()
                 for part, (dims, _) in form.parts.items()
             }
+            record = {name: tensor.clone() for name, tensor in record.items()}  # a view would hold its whole batch
             self._check_range(record)
             lengths = np.array([spans[name].length[sample] for name in self.names], np.int32)
+            if not self.writable:
+                continue
+            self._pending_places[name] = len(self._pending)
             self._pending.append((keys[sample], lengths, record))
-            self._pending_keys.add(name)
             self._pending_bytes += sum(tensor.nbytes for tensor in record.values())
-        # Records are views of the batch they came with: it is kept until they are written.
         if self._pending_bytes >= SHARD_BYTES:
             self.flush()
 
@@ -188,18 +194,24 @@ class Store:
                     f"teacher cache {self.folder}: {name} has values beyond float16, above 65,504: set "
                     "teacher_cache_dtype: bfloat16"
                 )
+            if name.endswith(":scale") and not torch.isfinite(tensor).all():
+                raise CacheError(
+                    f"teacher cache {self.folder}: {name.removesuffix(':scale')} has values that are no finite "
+                    "numbers, of which int8 can keep none: set teacher_cache_dtype: bfloat16"
+                )
 
     def flush(self) -> None:
         """Write what was taken in; all of it or nothing."""
         if not self._pending:
             return
+        self.claim()
+        if not self.writable:
+            return self._drop()
         self._check_room(self._pending_bytes)
         keys, lengths, records = zip(*self._pending, strict=True)
         tensors = {name: torch.cat([record[name] for record in records]) for name in records[0]}
         tensors[_KEYS] = torch.from_numpy(np.stack(keys).view(np.int64))
         tensors[_LENGTHS] = torch.from_numpy(np.stack(lengths))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._claim()
         unfinished = self._unfinished()
         try:
             save_file(tensors, str(unfinished))
@@ -212,9 +224,11 @@ class Store:
         except SafetensorError as error:
             unfinished.unlink(missing_ok=True)
             raise self._full(f"a shard cannot be written ({error})") from error
-        self._pending, self._pending_bytes = [], 0
-        self._pending_keys.clear()
+        self._drop()
         self.refresh()
+
+    def _drop(self) -> None:
+        self._pending, self._pending_places, self._pending_bytes = [], {}, 0
 
     def bytes_of(self, lengths: Mapping[str, NDArray[Any]], samples: int) -> int:
         """What so many samples take, given the lengths of each by the mask that tells them."""
@@ -257,28 +271,31 @@ class Store:
         forms = {name: form.to_dict() for name, form in self.forms.items()}
         return {"format": FORMAT, **self.identity._asdict(), "features": forms}
 
-    def _claim(self) -> None:
-        marker = self.folder / "cache.json"
-        if not marker.exists():
-            self._write(marker.name, self._description())
-        self._agree()
-
-    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+    def _write(self, name: str, content: Mapping[str, Any], replace: bool = True) -> None:
+        """Write a file whole; without `replace` the first of several writers wins."""
         unfinished = self._unfinished()
         unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
-        unfinished.replace(self.folder / name)
+        if replace:
+            unfinished.replace(self.folder / name)
+            return
+        try:
+            os.link(unfinished, self.folder / name)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            shutil.copyfile(unfinished, self.folder / name)
+        unfinished.unlink()
 
     def _unfinished(self) -> Path:
         """A name that no other writer uses, for a file until it is whole."""
-        return self.folder / f"{os.uname().nodename}-{os.getpid()}.unfinished"
+        return self.folder / f"{os.getpid()}-{uuid.uuid4().hex}.unfinished"
 
     def _open(self) -> None:
         self.stored, self.names_stored = self.forms, self.names
         if self.folder.exists() and not self.folder.is_dir():
             raise CacheError(f"teacher_cache {self.folder} is a file; a directory is needed")
-        if (self.folder / "cache.json").exists():
-            self._agree()
-        elif self.folder.is_dir() and any(not p.name.endswith(".unfinished") for p in self.folder.iterdir()):
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        if "cache.json" not in names and any(not name.endswith(".unfinished") for name in names):
             raise CacheError(f"teacher_cache {self.folder} holds files and no cache.json: choose an empty folder")
         self.refresh()
 
@@ -313,7 +330,7 @@ class Store:
 class _Shard:
     """One file of samples: keys and lengths in memory, features mapped from the file when first read."""
 
-    def __init__(self, path: Path, forms: Mapping[str, Form], names: Sequence[str]) -> None:
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path, self.names, self.nbytes = path, list(names), path.stat().st_size
         self._tensors: dict[str, Tensor] = {}
         self._ends: dict[str, NDArray[np.int64]] = {}

@@ -15,14 +15,16 @@ import pytest
 import torch
 from runs import HARD, SOFT, batches, bert, contents, distill, distiller, same, weights, written
 from test_distributed import furthest, in_two
+from torch.utils.data import DataLoader
 from training_script import collate, forked, rows
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from knowledge_distillation import KnowledgeDistiller, student_from_teacher
 from knowledge_distillation.cache_forms import Form, Span, sample_keys
+from knowledge_distillation.cache_identity import Identity
 from knowledge_distillation.context import make_context
-from knowledge_distillation.errors import ConfigError, DataError
-from knowledge_distillation.teacher_cache import CacheError, Identity, Store
+from knowledge_distillation.errors import CheckpointError, ConfigError, DataError
+from knowledge_distillation.teacher_cache import CacheError, Store
 
 EVERY_KIND = [
     {"teacher": "layer{2,4}.hidden_states", "student": "layer{1,2}.hidden_states", "loss": "mse"},
@@ -197,6 +199,26 @@ def test_a_key_does_not_see_padding_or_integer_types_and_sees_all_else() -> None
     assert not set(keys({"input_ids": ids, "inputs_embeds": ids[..., None].float()})) & set(plain)
 
 
+def test_a_decoder_is_known_by_its_whole_prompt_and_by_what_of_it_counts() -> None:
+    def decoder(prompt: int, labels: list[int], more: int = 0) -> list[bytes]:
+        pad = torch.nn.functional.pad
+        ids, labelled = torch.tensor([[1, prompt, 9, 9]]), torch.tensor([labels])
+        inputs = {"input_ids": torch.tensor([[5, 6]]), "decoder_input_ids": pad(ids, (0, more))}
+        context = make_context({**inputs, "labels": pad(labelled, (0, more), value=-100)})
+        return [key.tobytes() for key in sample_keys(inputs, context)]
+
+    one = decoder(2, [-100, -100, 9, 4])
+    assert decoder(2, [-100, -100, 8, 3], more=3) == one  # labels are nothing to a teacher
+    assert decoder(3, [-100, -100, 9, 4]) != one
+    assert decoder(2, [-100, 9, 9, 4]) != one
+
+
+def test_only_the_mask_by_which_rows_are_cut_goes_without_saying() -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert keys({**inputs, "global_attention_mask": torch.ones_like(ids)}) != keys(inputs)
+
+
 def test_images_are_their_own_keys() -> None:
     images = torch.randn(3, 3, 8, 8)
     one = keys({"pixel_values": images})
@@ -298,6 +320,52 @@ def test_settings_out_of_range(settings: dict[str, Any], said: str) -> None:
         distiller(SOFT, **settings)
 
 
+def test_of_two_runs_on_one_empty_folder_the_second_is_refused_before_it_reads_or_writes(tmp_path: Path) -> None:
+    """Also where both looked at the folder while it was empty."""
+    for other, config, said in (
+        (bert(seed=1), SOFT, "weights: it holds"),
+        (bert(), EVERY_KIND, "is not in it; it holds output.logits"),
+    ):
+        folder = tmp_path / str(len(config))
+        first = distiller(SOFT, teacher_cache=folder)
+        second = distiller(config, other, teacher_cache=folder)
+        first.plan(), second.plan()
+        first.train()
+        before = contents(folder)
+        with pytest.raises(CacheError, match=said):
+            second.train()
+        assert contents(folder) == before
+
+
+def test_a_reader_of_fewer_features_writes_none_and_calls_nothing_complete(tmp_path: Path) -> None:
+    half = distiller(EVERY_KIND, teacher_cache=tmp_path, teacher_cache_dtype="float32", max_steps=1)
+    half.train()
+    _, live, _ = trained(SOFT)
+    _, metrics, passed = trained(SOFT, teacher_cache=tmp_path, teacher_cache_dtype="float32")
+    assert metrics == live and sum(passed) == 3 * 8
+    assert not (tmp_path / "complete.json").exists()
+
+
+def test_another_output_adaptor_or_another_structure_is_another_teacher() -> None:
+    def adaptor(layer: int) -> Any:
+        return lambda output: {"hidden": {"h": output.hidden_states[layer]}}
+
+    assert Identity.of(bert(), adaptor(1)) == Identity.of(bert(), adaptor(1))
+    assert Identity.of(bert(), adaptor(1)) != Identity.of(bert(), adaptor(2))
+    line = torch.nn.Linear(2, 2)
+    one, other = (torch.nn.Sequential(line, last) for last in (torch.nn.ReLU(), torch.nn.Tanh()))
+    assert Identity.of(one) != Identity.of(other)
+
+
+def test_one_feature_under_two_names_is_kept_once(tmp_path: Path) -> None:
+    config = [{**EVERY_KIND[0], "teacher": name, "student": "layer1.hidden_states"} for name in
+              ("layer4.hidden_states", "bert_layer4.hidden_states", "layer-1.hidden_states")]  # fmt: skip
+    trained(config[:1], teacher_cache=tmp_path, teacher_cache_dtype="float32")
+    read, _, none = trained(config, teacher_cache=tmp_path, teacher_cache_dtype="float32")
+    live, _, _ = trained(config)
+    assert same(read, live) and not none
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -356,7 +424,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(tmp_path: Path, monkey
         distiller(SOFT, **options).plan()
     with pytest.raises(CacheError, match="the disk has 10 B to spare"):  # a loader of one's own has no length
         distiller(SOFT, train_dataloader=iter(batches()), max_steps=3, teacher_cache=tmp_path / "cache").train()
-    assert not (tmp_path / "cache").exists()
+    assert list(contents(tmp_path / "cache")) == ["cache.json"]
 
 
 def test_a_value_beyond_float16_is_an_error_not_an_infinity(tmp_path: Path) -> None:
@@ -400,6 +468,68 @@ def test_a_run_killed_while_it_fills_goes_on_to_the_same_weights(tmp_path: Path)
     assert (whole / student).read_bytes() == (tmp_path / "killed" / student).read_bytes()
 
 
+def test_a_sample_that_is_there_is_the_stored_one_in_any_batch(tmp_path: Path) -> None:
+    """Sentences come twice, in batches of different lengths: filled and read runs are the same to the last bit."""
+    twice = rows(9) + rows(9)[::-1]
+    options = {"train_dataset": twice, "data_collator": collate, "group_by_length": False, "num_train_epochs": 2}
+    options |= {"per_device_train_batch_size": 4, "teacher_cache": tmp_path, "teacher_cache_dtype": "float32"}
+    filled, metrics, _ = trained(**options)
+    read, metrics_read, none = trained(**options)
+    assert same(filled, read) and metrics == metrics_read and not none
+
+
+def test_a_loss_that_works_in_place_changes_nothing_on_disk(tmp_path: Path) -> None:
+    def careless(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        difference = (student - teacher).square().mean(-1)
+        teacher.zero_()
+        return difference
+
+    config = [{**EVERY_KIND[0], "loss": careless}]
+    options = {"student": bert(2, seed=3), "teacher_cache": tmp_path, "teacher_cache_dtype": "float32"}
+    _, filled, _ = trained(config, **options, learning_rate=0.0)
+    _, read, none = trained(config, **options, learning_rate=0.0)
+    assert filled == read and not none
+
+
+def test_labels_alone_are_enough_for_an_encoder_decoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "dropout_rate": 0.0}
+    sizes |= {"decoder_start_token_id": 0}
+    teacher = T5ForConditionalGeneration(T5Config(num_layers=2, num_decoder_layers=2, **sizes))
+    student = T5ForConditionalGeneration(T5Config(num_layers=1, num_decoder_layers=1, **sizes))
+    data = []
+    for length in (4, 6, 3):
+        labels = torch.randint(2, 40, (2, length))
+        labels[0, length - 1 :] = -100
+        data.append({"input_ids": torch.randint(2, 40, (2, length + 1)), "labels": labels})
+    config = [{"teacher": "decoder_layer2.hidden_states", "student": "decoder_layer1.hidden_states", "loss": "mse"}]
+    options = {"train_dataloader": data, "num_train_epochs": 2, "learning_rate": 0.0}
+    _, live, _ = trained([*config, *SOFT], teacher=teacher, student=student, **options)
+    cache = {"teacher_cache": tmp_path, "teacher_cache_dtype": "float32"}
+    _, read, _ = trained([*config, *SOFT], teacher=teacher, student=student, **options, **cache)
+    assert read == pytest.approx(live, rel=1e-6)
+
+
+def test_a_cache_may_move_and_grow_when_a_run_goes_on(tmp_path: Path) -> None:
+    options = {"output_dir": tmp_path / "run", "teacher_cache_dtype": "float32", "num_train_epochs": 2}
+    distiller(SOFT, **options, teacher_cache=tmp_path / "one", teacher_cache_limit=1).train()
+    again = {**options, "num_train_epochs": 3, "teacher_cache": tmp_path / "other"}
+    distiller(SOFT, **again).train(resume_from_checkpoint=True)
+    with pytest.raises(CheckpointError, match="settings.teacher_cache: it has true, asked is false"):
+        distiller(SOFT, **options).train(resume_from_checkpoint=True)
+
+
+def test_nothing_stays_on_the_models_where_a_cache_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    student = bert(2)
+    run = distiller(EVERY_KIND, student=student, teacher_cache=tmp_path)
+    with pytest.raises(CacheError):
+        run.plan()
+    assert student.config._attn_implementation == "sdpa"
+    hooks = [hook for m in student.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    assert not [hook for hook in hooks if "knowledge_distillation" in hook.__module__]
+
+
 # --- ahead of time, by command ---------------------------------------------------------------------------------------
 
 
@@ -422,6 +552,24 @@ def test_caches_are_filled_ahead_of_time_and_a_fill_goes_on_where_it_broke_off(t
     seen = passes(again)
     again.cache_teachers()
     assert not seen and (tmp_path / "cache" / "complete.json").exists()
+
+
+def test_filling_ahead_moves_no_order(tmp_path: Path) -> None:
+    def shuffling() -> Any:
+        generator = torch.Generator().manual_seed(3)
+        return DataLoader(rows(), batch_size=4, shuffle=True, collate_fn=collate, generator=generator)
+
+    live, _, _ = trained(train_dataloader=shuffling())
+    run = distiller(
+        EVERY_KIND,
+        train_dataloader=shuffling(),
+        num_train_epochs=3,
+        teacher_cache=tmp_path,
+        teacher_cache_dtype="float32",
+    )
+    run.cache_teachers()
+    run.train()
+    assert furthest(live, weights(run.student)) < 1e-3  # samples were computed in other batches
 
 
 def test_each_teacher_and_each_stage_has_a_folder_of_its_own(tmp_path: Path) -> None:

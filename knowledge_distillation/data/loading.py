@@ -116,6 +116,17 @@ class TrainBatches:
             )
         yield from iterator if skip else itertools.chain([drawn], iterator)
 
+    @contextmanager
+    def unmoved(self) -> Iterator[None]:
+        """Go through the data within the context, and leave the loader's own generators as they were."""
+        states = [generator.get_state() for generator in self._generators()]
+        kept = self.generator_states
+        try:
+            yield
+        finally:
+            self._set(states)
+            self.generator_states = kept
+
     def states(self, batches: int) -> list[torch.Tensor]:
         """What to save of the loader's own generators after so many batches of an epoch, for `restore`."""
         within = self._within(batches)

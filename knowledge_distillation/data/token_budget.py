@@ -67,6 +67,7 @@ class TokenBudgetBatchSampler:
             )
         if not 0 <= process_index < num_processes:
             raise ConfigError(f"process_index is {process_index}; it must be from 0 to {num_processes - 1}")
+        self.lengths = given
         self.padded = edges(given, 1, longest, _FINE) if multiple is None else edges(given, multiple, longest)
         self.max_tokens = max_tokens
         self.seed = seed
