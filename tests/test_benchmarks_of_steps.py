@@ -125,6 +125,7 @@ def test_a_step_is_timed_from_the_command_line(run):
     assert len(line["ratios"]) == 2 and line["ratio"] > 0 and min(line["mib"]) > 0
 
 
+@pytest.mark.slow
 def test_the_job_of_the_peers_is_timed_and_scored_from_the_command_line(run, tmp_path):
     given = ("--peers", "--work", tmp_path, "--envs", tmp_path / "envs")
     found = run(peers.main, *given)
