@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import checkpoint, keeping, placement
+from . import attention, checkpoint, keeping, placement
 from .adaptors import adapted, named, same_inputs, with_context
 from .balance import Balance, gradient_norms
 from .cached_teacher import Keyed
@@ -545,6 +545,8 @@ class KnowledgeDistiller:
         try:
             if self.settings.torch_compile:
                 self._compile(plan)
+            else:
+                self._speed_up_attention()
             if cached:
                 stage, adaptor = self.stages[self.progress.stage].name, self.loss_model.teacher_output_adaptor
                 self._caches = open_caches(self.settings, self.teachers, plan.teachers, teachers, stage, adaptor)
@@ -556,6 +558,11 @@ class KnowledgeDistiller:
             self.close()
             raise
         return plan
+
+    def _speed_up_attention(self) -> None:
+        for model in self.students.values():
+            if attention.pays(model, self.accelerator.mixed_precision):
+                self._undo.callback(attention.use(model))  # type: ignore[arg-type]
 
     def _sizes(self) -> tuple[Any, int | None]:
         """The length of every training sample, and about how many there are, as far as it is known."""

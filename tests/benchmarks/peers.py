@@ -192,6 +192,8 @@ def speed(names: Sequence[str], models: Path, rows: dict[str, Any], options: Any
     precision = options.precision
     ours = sample(grouped(lengths, 0, 1), lengths, options.steps)
     equal = write_job(options.work / "equal", models, plan=[ours], precision=precision)
+    switched = "float32" if precision == "float32" else "autocast"
+    cast = write_job(options.work / "cast", models, plan=[ours], precision=switched)
     theirs = write_job(options.work / "theirs", models, plan=[shuffled(len(lengths), 0, 1)[:1]], pad_to=PAD_TO)
     settings = settings_of(options.set)
     live = write_job(options.work / "ours", models, plan=[ours], precision=precision, own=settings)
@@ -212,7 +214,8 @@ def speed(names: Sequence[str], models: Path, rows: dict[str, Any], options: Any
                 filling = max(0.0, first - live_first) * steps / options.steps
         if name:
             workers[name] = worker(name, theirs, options.envs)
-            workers[f"{name}, our batches and precision"] = worker(name, equal, options.envs)
+            workers[f"{name}, our batches"] = worker(name, cast, options.envs)
+            workers[f"{name}, our batches, bf16 teacher"] = worker(name, equal, options.envs)
         try:
             costs = take_turns(workers, options.rounds)
         finally:

@@ -31,7 +31,8 @@ class Job:
         pairs: (teacher layer, student layer), whose hidden states and attention maps are compared; logits always are.
         plan: of each pass its batches, each a list of rows; after the last pass comes the first again.
         pad_to: length of every batch; None for that of its longest row.
-        precision: `float32`; or `bf16`: bf16 weights of the teacher, autocast for the student.
+        precision: `float32`; `autocast`: both models under bf16 autocast, as by one switch; or `bf16`: bf16 weights of
+            the teacher as well.
         total_steps: of the learning rate's schedule, linear after a warm-up of a tenth; 0 keeps it constant.
         dropout: None for the models' own.
         evaluate: tell the accuracy on the development rows after each pass.
@@ -77,10 +78,12 @@ class Job:
         """Teacher and student for a loop that is not ours, in the job's precision."""
         teacher, student = (self.model(who, **flags) for who in ("teacher", "student"))
         teacher.eval()
+        if self.precision == "autocast":
+            self.cast_forward(teacher)
         return teacher.bfloat16() if self.precision == "bf16" else teacher, student.train()
 
     def autocast(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision != "float32" else nullcontext()
 
     def cast_forward(self, model: Any) -> None:
         """For a tool that calls the model itself: its forward pass in the job's precision."""
