@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,12 @@ def compile_layers(models: Mapping[str, nn.Module], device: torch.device) -> tup
     changed: list[nn.Module] = []
     notes = []
     for who, model in models.items():
-        layers = list(repeated_layers(model))
+        layers = list(dict.fromkeys(repeated_layers(model)))
         free = [layer for layer in layers if not _is_watched(layer)] if _can_be_compiled(model) else []
         for layer in free:
-            layer.forward = torch.compile(layer.forward, backend=BACKEND, dynamic=True)
-        changed += free
+            if layer not in changed:  # of a model that teaches and learns
+                layer.forward = _Compiled(layer)
+                changed.append(layer)
         notes.append(f"{who}: {len(free)} of {len(layers)} layers are compiled{_reason(model, layers, free)}")
 
     def restore() -> None:
@@ -40,6 +42,20 @@ def compile_layers(models: Mapping[str, nn.Module], device: torch.device) -> tup
             del layer.forward
 
     return notes, restore
+
+
+class _Compiled:
+    """The compiled forward of a layer. A copy of the layer has its own forward, as it is without compiling."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.forward = torch.compile(layer.forward, backend=BACKEND, dynamic=True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.layer, "forward")
 
 
 def repeated_layers(model: nn.Module) -> Iterator[nn.Module]:

@@ -71,8 +71,8 @@ class BoundEntry:
     kind: str  # of the feature as the loss gets it
     rows: str | None  # the context key of the mask of rows, and of keys; None where the feature has no length
     keys: str | None
-    sizes: tuple[int, int]  # rows and keys where nothing masks them
     layout: Layout = field(default=Layout("batch"))
+    sizes: tuple[int, int] = (1, 1)  # rows and keys where nothing masks them
     labelled: bool = False  # items labelled -100 do not count
     classes: int = 0  # width of what the loss gets
     samples: int = 0  # rows of the probe batch
@@ -251,13 +251,12 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             kind,
             rows,
             rows if kind == "tokens" else keys,
-            (shape[1], shape[1]) if kind == "tokens" else (shape[2], shape[-1]) if len(shape) == 4 else (1, 1),
             labelled=entry.hard or needs_labels(function),
             classes=shape[-1],
             samples=shape[0],
         )
         values, layout = self._values(bound, projected, target, context, args)
-        bound = replace(bound, layout=layout)
+        bound = replace(bound, layout=layout, sizes=sizes_of(values.shape, layout))
         self.bound[entry.name] = bound
         for name, course in entry.schedule.items():
             for extreme in (course.lowest, course.highest) if name != "weight" and not callable(entry.loss) else ():

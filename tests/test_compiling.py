@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -81,6 +83,39 @@ def test_a_student_that_recomputes_is_left_alone(quick: None) -> None:
     student.gradient_checkpointing_enable()
     notes = distiller(CONFIG, student=student, torch_compile=True).plan().notes
     assert "student: 0 of 2 layers are compiled: it recomputes them" in notes
+
+
+def test_a_layer_that_stands_several_times_is_compiled_once(quick: None) -> None:
+    student = bert(3)
+    student.bert.encoder.layer[2] = student.bert.encoder.layer[0]
+    run = distiller(CONFIG, student=student, torch_compile=True)
+    assert "student: 2 of 2 layers are compiled" in run.plan().notes
+    run.close()
+    assert not any("forward" in module.__dict__ for module in student.modules())
+
+
+def test_a_model_under_two_names_is_compiled_once(quick: None) -> None:
+    model = bert(2)
+    notes, restore = compiling.compile_layers({"teacher": model, "student": model}, torch.device("cpu"))
+    assert [note.split(": ")[1] for note in notes] == ["2 of 2 layers are compiled"] * 2
+    restore()
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_computes_with_weights_of_its_own(quick: None, copied: Any) -> None:
+    student, inputs = bert(2).eval(), batches(1, labels=False)[0]
+    _, restore = compiling.compile_layers({"student": student}, torch.device("cpu"))
+    before = student(**inputs).logits
+    other = copied(student)
+    for parameter in student.bert.encoder.parameters():
+        parameter.data.add_(0.1)
+    assert not torch.allclose(student(**inputs).logits, before, atol=1e-3)
+    for model in (other, copied(other)):
+        torch.testing.assert_close(model(**inputs).logits, before)
+        layer = model.bert.encoder.layer[0]
+        assert layer.forward.__self__ is layer
+    restore()
 
 
 def test_other_shapes_are_not_compiled_anew(quick: None) -> None:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from families import tiny
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -119,6 +120,39 @@ def test_a_step_without_labels_has_a_hard_loss_of_zero():
     weights, values, _ = trained(batches(16, 8)[1:], 1)
     assert values["hard"] == 0 and values["soft"] > 0
     assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_features_of_images_are_counted_without_a_mask():
+    """Their length is always the same, so that one batch of 8 is two of 4."""
+    config = [
+        {"teacher": f"layer3.{output}", "student": f"layer2.{output}", "loss": loss, "name": f"{output}-{loss}"}
+        for output, loss in (
+            *(("hidden_states", "mse"), ("value", "mse"), ("value", "value_relation")),
+            *(("attention", "attention_kl"), ("attention", "mse"), ("attention_scores", "mse")),
+        )
+    ]
+    pixels = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for size, accumulate in ((8, 1), (4, 2)):
+        teacher, student = (tiny("vit", 0.0, seed).model.double() for seed in (0, 1))
+        distiller = KnowledgeDistiller(
+            teacher,
+            student,
+            config,
+            train_dataloader=[{"pixel_values": some} for some in pixels.split(size)],
+            optimizer=torch.optim.SGD(student.parameters(), lr=0.2),
+            gradient_accumulation_steps=accumulate,
+            device="cpu",
+            mixed_precision="no",
+            disable_tqdm=True,
+        )
+        values = distiller.train_epoch()
+        distiller.close()
+        found.append((values, student.state_dict()))
+    (values, whole), (part_values, parts) = found
+    assert furthest(whole, tiny("vit", 0.0, 1).model.double().state_dict()) > 1e-3
+    assert furthest(whole, parts) < 1e-7  # attention is in float32
+    assert part_values == pytest.approx(values, rel=1e-5)
 
 
 def test_equal_models_give_zero_and_stay_where_they_are():

@@ -34,14 +34,18 @@ def default_collator(processing_class: Any, row: Any) -> Collator:
 
 @dataclass(frozen=True)
 class ToEdge:
-    """Pads each batch to the next of `edges(…, multiple, longest)`, so that batches come in few shapes."""
+    """Pads each batch to the next of `edges(…, multiple, longest)`, so that batches come in few shapes.
+
+    Labels, which have a length of their own for models with a decoder, are padded to the same one.
+    """
 
     collator: Any  # of transformers, which pads up to a max_length
     multiple: int
     longest: int
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
-        longest = max(len(row["input_ids"]) for row in rows)
+        padded = ("input_ids", "labels") if _labels_tokens(rows[0]) else ("input_ids",)
+        longest = max(len(row[name]) for row in rows for name in padded)
         edge = int(edges([longest], self.multiple, self.longest)[0])
         return replace(self.collator, padding="max_length", max_length=edge)(rows)
 

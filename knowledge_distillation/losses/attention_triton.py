@@ -165,6 +165,15 @@ def _slope(student, whole, teacher, centre, epsilon, MEASURE: tl.constexpr):
 
 
 @triton.jit
+def _pulled(slope, others, PRECISION: tl.constexpr):
+    """A tile of slopes times queries or keys; for float16, which they are too small for, as parts of their largest."""
+    if others.dtype != tl.float16:
+        return tl.dot(slope.to(others.dtype), others, input_precision=PRECISION)
+    largest = tl.maximum(tl.max(tl.abs(slope), 1), 1e-30)[:, None]
+    return tl.dot((slope / largest).to(tl.float16), others, input_precision=PRECISION) * largest
+
+
+@triton.jit
 def _rows_kernel(
     q_s, k_s, scale_s, mask_s, b_s, h_s, r_s, c_s,
     q_t, k_t, scale_t, mask_t, b_t, h_t, r_t, c_t,
@@ -251,7 +260,7 @@ def _rows_kernel(
                                      length, columns, SCORES_S, MASK_S, LOWEST_S, PRECISION)  # fmt: skip
             whole = _map(scores, high_s, sum_s, SCORES_S)
             slope = _slope(tl.where(counts, whole, 0.0), whole, teacher, centre, epsilon, MEASURE)
-            gradient += tl.dot(slope.to(k.dtype), k, input_precision=PRECISION)
+            gradient += _pulled(slope, k, PRECISION)
         wide = tl.arange(0, SPACE_S)
         inside = (places < length)[:, None] & (wide < WIDTH_S)[None, :]
         tl.store(to_query + at[:, None] * WIDTH_S + wide[None, :], gradient * pull[:, None], mask=inside)
@@ -300,9 +309,7 @@ def _keys_kernel(
         whole = _map(scores, high_s, sum_s, SCORES_S)
         slope = _slope(tl.where(counts, whole, 0.0), whole, teacher, centre, epsilon, MEASURE)
         slope = tl.where(kept[:, None], slope * pull[:, None], 0.0)
-        if ours.dtype == tl.float16:  # weights are too small for it
-            ours = ours.to(tl.float32)
-        gradient += tl.dot(tl.trans(slope).to(ours.dtype), ours, input_precision=PRECISION)
+        gradient += _pulled(tl.trans(slope), ours, PRECISION)
     wide = tl.arange(0, SPACE_S)
     inside = (others < columns)[:, None] & (wide < WIDTH_S)[None, :]
     at = (which.to(tl.int64) * columns + others)[:, None] * WIDTH_S + wide[None, :]

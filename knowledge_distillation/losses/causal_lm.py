@@ -173,10 +173,14 @@ class _Head:
         self.hidden, self.weight = hidden.detach().flatten(0, -2), weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.precision = torch.promote_types(dtype, torch.float32)
-        self.by_hidden = torch.empty_like(self.hidden) if wanted[0] else None
+        own = self.precision if self.hidden.dtype == torch.float16 else self.hidden.dtype
+        self.by_hidden = torch.empty_like(self.hidden, dtype=own) if wanted[0] else None
         self.by_weight = torch.zeros_like(self.weight, dtype=self.precision) if wanted[1] else None
         self.by_bias = torch.zeros_like(self.weight[:, 0], dtype=self.precision) if wanted[2] else None
         self._of_chunk = torch.empty_like(self.weight) if wanted[1] and dtype != self.precision else None
+        self._largest = self.weight.new_ones(())
+        if dtype == torch.float16 and any(wanted):
+            self._largest = torch.linalg.vector_norm(self.weight, torch.inf).clamp(min=1)
 
     def logits(self, span: slice, kept: Tensor, workspace: Workspace, into: Tensor) -> Tensor:
         dtype = self.weight.dtype
@@ -190,17 +194,37 @@ class _Head:
     def add(self, span: slice, kept: Tensor, gradient: Tensor, workspace: Workspace) -> None:
         if self.by_bias is not None:
             self.by_bias += gradient.sum(0)
-        if gradient.dtype != self.weight.dtype:
-            gradient = workspace("product", len(gradient), self.weight.dtype).copy_(gradient)
+        rows, dtype = self._rows(span, kept), self.weight.dtype
+        if dtype == torch.float16:
+            largest = torch.linalg.vector_norm(rows, torch.inf).clamp(min=1)
+            rows, scale = rows / largest, _scale(gradient, self._largest)
+            gradient.mul_(scale)
+        if gradient.dtype != dtype:
+            gradient = workspace("product", len(gradient), dtype).copy_(gradient)
         if self.by_hidden is not None:
             self.by_hidden[span] = gradient @ self.weight
+            if dtype == torch.float16:
+                self.by_hidden[span] /= scale
         if self.by_weight is not None and self._of_chunk is None:
-            self.by_weight.addmm_(gradient.T, self._rows(span, kept))
-        elif self.by_weight is not None:  # sums of half precision would lose what chunks add
-            self.by_weight += torch.mm(gradient.T, self._rows(span, kept), out=self._of_chunk)
+            self.by_weight.addmm_(gradient.T, rows)
+        elif self.by_weight is not None and self._of_chunk is not None:  # half precision would lose what chunks add
+            torch.mm(gradient.T, rows, out=self._of_chunk)
+            if dtype == torch.float16:
+                self.by_weight.addcdiv_(self._of_chunk, scale / largest)
+            else:
+                self.by_weight += self._of_chunk
 
     def _rows(self, span: slice, kept: Tensor) -> Tensor:
         return torch.where(kept, self.hidden[span], 0.0).to(self.weight.dtype)
+
+
+def _scale(gradient: Tensor, weight: Tensor) -> Tensor:
+    """By what a gradient is multiplied for float16, (): weights of a mean are too small for it, and sums too large.
+
+    Its products, with a head whose largest value is `weight` and with inputs up to 1, stay within the range.
+    """
+    by_item, by_class = (torch.linalg.vector_norm(gradient, 1, dim=dim).max() for dim in (1, 0))
+    return 2.0**15 / torch.maximum(by_item * weight, by_class).clamp(min=2.0**-80)
 
 
 # --- the reference of a span of items ------------------------------------------------------------------------------

@@ -298,6 +298,8 @@ class _Side:
             own = _part(to_bias, part)
             own += (slope * weight[..., None]).sum_to_size(own.shape)
         query, key = self.products(part)
+        if key.dtype == torch.float16:  # slopes and weights are too small for it
+            query, key = query.float(), key.float()
         slope = slope.to(key.dtype).flatten(0, 1)
         weight = (weight * self.source.scale)[..., None]
         if to_query is not None:
@@ -305,8 +307,6 @@ class _Side:
             torch.mul(torch.bmm(slope, key).unflatten(0, own.shape[:2]), weight, out=own)
         if to_key is not None:
             own = to_key[part[:2]]
-            if slope.dtype == torch.float16:  # weights are too small for it
-                slope = slope.float()
             query = (query.unflatten(0, (len(own), -1)) * weight).to(slope.dtype).flatten(0, 1)
             own += torch.bmm(slope.mT, query).unflatten(0, own.shape[:2])
 

@@ -161,6 +161,32 @@ def test_bfloat16_heads_are_near_those_of_float32():
         assert (found - expected).norm() <= 1e-2 * expected.norm()
 
 
+@pytest.mark.parametrize(
+    ("loss", "most", "leaf"),
+    [
+        (kl_divergence, 1.0, torch.float32),
+        (kl_divergence, 1.0, torch.float16),
+        (hard_cross_entropy, 1.0, torch.float16),
+        (hard_cross_entropy, 1000.0, torch.float32),
+    ],
+)
+def test_a_mean_in_float16_neither_vanishes_nor_overflows(loss, most, leaf):
+    """Its weights are below what the type can hold, and sums without them above; the scale of a loss comes later."""
+    torch.manual_seed(0)
+    hidden, weight = most * states(1, 512, 16).abs().half(), (states(4096, 16) / 16 / most).half()
+    teacher = HeadLogits(hidden.float() + most * states(1, 512, 16).float() / 2, weight.float())
+    reference = teacher if loss is kl_divergence else torch.full((1, 512), 7)
+    for factor, scale in ((2.0**-20, 2.0**17), (1.0, 1.0 / 8)):
+        results = []
+        for dtype in (torch.float16, torch.float32):
+            leaves = [one.to(leaf if dtype == torch.float16 else dtype).requires_grad_() for one in (hidden, weight)]
+            part = Part(loss, reference, torch.ones(1, 512), factor=factor)
+            value, _ = head_loss(HeadLogits(*leaves, precision=dtype), [part], 512)
+            results.append([one.float() for one in torch.autograd.grad(value * scale, leaves)])
+        for found, expected in zip(*results, strict=True):
+            assert (found - expected).norm() <= 2e-3 * expected.norm()
+
+
 def test_weights_of_half_precision_get_sums_of_float32():
     """Many chunks: a sum in bfloat16 would stand still after some hundred of them."""
     torch.manual_seed(0)

@@ -164,6 +164,23 @@ def test_half_precision_is_that_of_its_inputs_alone(loss, dtype):
         same(ours.float(), plain, 3e-2)
 
 
+def long_in_float16(length=1024):
+    """The gradients of squared probabilities of long maps, of float16 and of the same numbers in float32."""
+    drawn = [torch.randn(1, 1, length, 16).half() / 2 for _ in range(4)]
+    teacher = AttentionMap(*(side.float() for side in drawn[2:]))
+    gradients = []
+    for dtype in (torch.float16, torch.float32):
+        student = AttentionMap(*(side.to(dtype).requires_grad_() for side in drawn[:2]))
+        value = FUSED[attention_mse](student, teacher, torch.full((1, length), 1 / length), None)
+        gradients.append([one.float() for one in gradients_of(value * 2.0**20, student)])
+    return zip(*gradients, strict=True)
+
+
+def test_slopes_of_long_maps_do_not_vanish_in_float16():
+    for found, expected in long_in_float16():
+        assert (found - expected).norm() <= 1e-3 * expected.norm()
+
+
 def test_a_gradient_goes_where_it_is_wanted():
     student, teacher, rows = maps(), maps().detach(), torch.ones(BATCH, LENGTH)
     frozen = AttentionMap(student.query.detach(), student.key)
@@ -215,6 +232,8 @@ for dtype, tolerance in ((torch.float32, 2e-6), (torch.float16, 1e-2)):  # more 
     here.same(found.detach(), expected.detach(), tolerance)
     for ours, theirs in zip(here.gradients_of(found, student), here.gradients_of(expected, student), strict=True):
         here.same(ours.float(), theirs.float(), 3 * tolerance)
+for found, expected in here.long_in_float16(512):
+    assert (found - expected).norm() <= 1e-3 * expected.norm(), (found - expected).norm() / expected.norm()
 attention_triton.run = lambda *given: [part if part is None else part + 1 for part in run(*given)]
 fused_attention._are_right.cache_clear()
 tried.append(fused_attention._are_right(torch.device("cpu"), torch.float32))  # kernels that are wrong are not used
@@ -229,4 +248,4 @@ print(len(launched), sorted(set(launched)), tried)
     )
     assert done.returncode == 0, done.stderr
     measures = ["cross_entropy", "divergence", "squares", "squares_of_probabilities"]
-    assert done.stdout.strip() == f"{len(INTERPRETED) + 1} {measures} [True, True, False]"
+    assert done.stdout.strip() == f"{len(INTERPRETED) + 3} {measures} [True, True, False]"
