@@ -560,9 +560,10 @@ class KnowledgeDistiller:
         return plan
 
     def _speed_up_attention(self) -> None:
-        for model in self.students.values():
-            if attention.pays(model, self.accelerator.mixed_precision):
-                self._undo.callback(attention.use(model))  # type: ignore[arg-type]
+        models = [teacher.model for teacher in self.teachers.values() if teacher.dtype is torch.bfloat16]
+        models += self.students.values() if self.accelerator.mixed_precision == "bf16" else ()
+        for model in filter(attention.pays, models):
+            self._undo.callback(attention.use(model))  # type: ignore[arg-type]
 
     def _sizes(self) -> tuple[Any, int | None]:
         """The length of every training sample, and about how many there are, as far as it is known."""
