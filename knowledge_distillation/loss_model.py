@@ -1,16 +1,17 @@
-"""Entries and features in, loss and named terms out. Precision, masking, averaging and weights are settled here."""
+"""Entries and features in, loss and named terms out: every entry that is on, with its weight."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .adaptors import Inputs, OutputAdaptor, flatten, readable, ready_made_output
+from .averaging import BoundEntry, average, called, count_of, fused_average, values_of, weights_of
 from .balance import Balance
 from .binding import (
     MASK_WORDS,
@@ -25,13 +26,11 @@ from .binding import (
     takes_deferred,
 )
 from .config import DistillConfig, Entry, Feature, parse_config
-from .context import batch_size, keeps_all, kind_by_name, make_context, mask_keys, mask_of, once
+from .context import batch_size, kind_by_name, make_context, mask_keys
 from .deferred import Deferred, HeadLogits, whole
 from .errors import ConfigError, nearest, raise_all
 from .losses import (
-    FUSED,
     HARD_LOSSES,
-    SEVERAL,
     SOFT_LOSSES,
     SUMMED,
     constructor_parameters,
@@ -40,9 +39,8 @@ from .losses import (
     parameters_of,
 )
 from .losses.causal_lm import Part, head_loss
-from .losses.logits import IGNORED_LABEL
-from .losses.reduction import Layout, Masks, blanked, count, layout_of, per_sample, row_weights, sizes_of, total
-from .projections import apply_projections, at_least_float32, key_of, kind_after
+from .losses.reduction import sizes_of
+from .projections import apply_projections, key_of, kind_after
 
 Features = Mapping[Feature, Any]  # tensors, large ones perhaps Deferred
 WITH_ROWS = ("tokens", "heads", "attention")
@@ -58,24 +56,6 @@ class Terms(NamedTuple):
     loss: Tensor
     values: dict[str, Tensor]
     attached: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class BoundEntry:
-    """An entry that knows its loss function and what its features look like."""
-
-    entry: Entry
-    function: Callable[..., Any]
-    args: Mapping[str, Any]  # of the loss's call
-    asks_for: tuple[str, ...]
-    kind: str  # of the feature as the loss gets it
-    rows: str | None  # the context key of the mask of rows, and of keys; None where the feature has no length
-    keys: str | None
-    layout: Layout = field(default=Layout("batch"))
-    sizes: tuple[int, int] = (1, 1)  # rows and keys where nothing masks them
-    labelled: bool = False  # items labelled -100 do not count
-    classes: int = 0  # width of what the loss gets
-    samples: int = 0  # rows of the probe batch
 
 
 class MultiLayerBasedDistillationLoss(nn.Module):
@@ -255,17 +235,17 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             classes=shape[-1],
             samples=shape[0],
         )
-        values, layout = self._values(bound, projected, target, context, args)
+        values, layout = values_of(bound, projected, target, context, args)
         bound = replace(bound, layout=layout, sizes=sizes_of(values.shape, layout))
         self.bound[entry.name] = bound
         for name, course in entry.schedule.items():
             for extreme in (course.lowest, course.highest) if name != "weight" and not callable(entry.loss) else ():
                 with torch.no_grad():
-                    self._values(bound, projected, target, context, {**args, name: extreme})
+                    values_of(bound, projected, target, context, {**args, name: extreme})
         if isinstance(projected[0], Deferred):
-            value = self._fused(bound, projected[0], target, context, args, None)
+            value = fused_average(bound, projected[0], target, context, args, None)
         else:
-            value = self._average(bound, values, context, None)
+            value = average(bound, values, context, None)
         if not torch.isfinite(value.detach()).all():
             raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch")
         return Terms(value * entry.weight, {entry.name: value.detach()}, {entry.name: value})
@@ -306,22 +286,22 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 target = apply_projections(self.projections, bound.entry, target, "teacher")
             given = student[name][0]
             if isinstance(given, HeadLogits) and self.balance is None:
-                rows, _, number = self._weights(bound, given, context, counts)
+                rows, _, number = weights_of(bound, given, context, counts)
                 reference = context["labels"] if bound.entry.hard else target[0]
                 part = Part(bound.function, reference, rows, args, weight / number)
                 heads.setdefault(given, []).append((bound, number, part))
                 continue
             if isinstance(given, Deferred) or (bound.function in SUMMED and bound.kind in WITH_ROWS):
-                value = self._fused(bound, given, target, context, args, counts)
+                value = fused_average(bound, given, target, context, args, counts)
             else:
-                values, _ = self._values(bound, student[name], target, context, args)
-                value = self._average(bound, values, context, counts)
+                values, _ = values_of(bound, student[name], target, context, args)
+                value = average(bound, values, context, counts)
             weighted = value * (weight if self.balance is None else weight * self.balance[name])
             loss = weighted if loss is None else loss + weighted
             attached[name] = value
         for logits, entries in heads.items():  # one pass over a head for all that look at its logits
             parts = [part for _, _, part in entries]
-            weighted, sums = _called(entries[0][0], head_loss, logits.device, logits, parts)
+            weighted, sums = called(entries[0][0], head_loss, logits.device, logits, parts)
             loss = weighted if loss is None else loss + weighted
             for (bound, number, _), summed in zip(entries, sums, strict=True):
                 attached[bound.entry.name] = summed / number
@@ -332,7 +312,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def counts(self, context: Mapping[str, Any]) -> dict[str, Tensor | int]:
         """How many values of each entry one batch will have: known from its inputs, before any forward pass."""
         size = batch_size(context)
-        return {name: _count(b, self._masks(b, context), context, size, b.sizes) for name, b in self.bound.items()}
+        return {name: count_of(b, context, size) for name, b in self.bound.items()}
 
     def _now(self) -> list[tuple[BoundEntry, Any, Mapping[str, Any]]]:
         """The entries with their weights and arguments at the present progress, without those whose schedule is at 0.
@@ -378,187 +358,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def _told(self) -> dict[str, Any]:
         return {} if self.num_samples is None else {"num_samples": self.num_samples}
 
-    def _masks(self, bound: BoundEntry, context: Mapping[str, Any]) -> Masks:
-        asked = (bound.rows, bound.keys, bound.labelled)
-        return once(context, asked, lambda: self._made_masks(bound, context))  # type: ignore[no-any-return]
-
-    def _made_masks(self, bound: BoundEntry, context: Mapping[str, Any]) -> Masks:
-        named = (None if keeps_all(context, key) else key for key in (bound.rows, bound.keys))
-        rows, keys = (mask_of(context, key) for key in named)
-        if bound.labelled and not context["labels"].is_floating_point():
-            labelled = context["labels"] != IGNORED_LABEL
-            if rows is None or rows.shape[: labelled.dim()] != labelled.shape:
-                rows = labelled
-            else:
-                rows = rows.bool() & labelled[(...,) + (None,) * (rows.dim() - labelled.dim())]
-        return Masks(rows, keys)
-
-    def _values(
-        self, bound: BoundEntry, student: Any, teacher: Any, context: Mapping[str, Any], args: Mapping[str, Any]
-    ) -> tuple[Tensor, Layout]:
-        if isinstance(student[0], Deferred):  # its values are never there at once: their shape has to do
-            compared = (student[0], context["labels"] if bound.entry.hard else teacher[0])
-            shapes = [torch.empty(side.shape, dtype=side.dtype, device="meta") for side in compared]
-            values = _called(bound, bound.function, torch.device("cpu"), *shapes, **args)
-            return values, layout_of(bound.kind, student[0].shape, values.shape)
-        for_ready_made = not callable(bound.entry.loss)  # they take None for a mask that keeps all
-        named = (None if for_ready_made and keeps_all(context, key) else key for key in (bound.rows, bound.keys))
-        mask, key_mask = (mask_of(context, key) for key in named)
-        taught = context.get(f"teacher_{bound.rows}")
-        masks = {"mask": mask, "key_mask": key_mask, "teacher_mask": mask if taught is None else taught.bool()}
-        asked = {name: masks[name] if name in MASK_WORDS else context.get(name) for name in bound.asks_for}
-        counted = self._masks(bound, context)
-        if bound.labelled and "mask" in asked and counted.rows is not None:
-            asked["mask"] = counted.rows
-        given, target = (
-            tuple(at_least_float32(blanked(feature, bound.kind, _left_out(bound, counted))) for feature in whole(side))
-            for side in (student, teacher)
-        )
-        reference = (context["labels"],) if bound.entry.hard else target
-        several = bound.entry.many or type(bound.function) in SEVERAL or bound.function in SEVERAL
-        sides = (given, reference) if several else (given[0], reference[0])
-        values = _called(bound, bound.function, given[0].device, *sides, **args, **asked)
-        if not isinstance(values, Tensor):
-            raise ConfigError(f"loss {bound.entry.loss_name} returned {type(values).__name__}; a tensor is needed")
-        return values, layout_of(bound.kind, given[0].shape, values.shape)
-
-    def _average(
-        self, bound: BoundEntry, values: Tensor, context: Mapping[str, Any], counts: Mapping[str, Any] | None
-    ) -> Tensor:
-        masks, sizes = self._counted(bound, values.shape, context, counts)
-        if bound.entry.reduction == "sequence_mean":
-            summed = per_sample(values, bound.layout, masks).sum()
-        else:
-            summed = total(values, bound.layout, masks)
-        return summed / self._number(bound, masks, context, sizes, batch_size(context, values), counts)
-
-    def _fused(
-        self,
-        bound: BoundEntry,
-        student: Deferred | Tensor,
-        teacher: tuple[Any, ...],
-        context: Mapping[str, Any],
-        args: Mapping[str, Any],
-        counts: Mapping[str, Any] | None,
-    ) -> Tensor:
-        """The average by a function that sums on its way, of what the student's feature is computed from or of it."""
-        rows, keys, number = self._weights(bound, student, context, counts)
-        if isinstance(student, Tensor):
-            alike = self._masks(bound, context).rows is None and bound.entry.reduction != "sequence_mean"
-            sides = (student, *whole(teacher), None if alike else rows, keys)
-            return _called(bound, SUMMED[bound.function], student.device, *sides, **args) / number
-        reference = context["labels"] if bound.entry.hard else teacher[0]
-        return _called(bound, FUSED[bound.function], student.device, student, reference, rows, keys, **args) / number
-
-    def _weights(
-        self,
-        bound: BoundEntry,
-        student: Deferred | Tensor,
-        context: Mapping[str, Any],
-        counts: Mapping[str, Any] | None,
-    ) -> tuple[Tensor, Tensor | None, Any]:
-        """What a fused loss is told of rows and keys, and what its sum is divided by."""
-        masks, sizes = self._counted(bound, student.shape, context, counts)
-        batch, by_sample = student.shape[0], bound.entry.reduction == "sequence_mean"
-        dtype = torch.promote_types(student.dtype, torch.float32)
-
-        def weights() -> Tensor:
-            like = torch.empty(0, dtype=dtype, device=student.device)
-            return row_weights(bound.layout, masks, batch, *sizes, like, by_sample)
-
-        asked = ("weights", bound.layout, bound.rows, bound.keys, bound.labelled, student.shape, by_sample, dtype)
-        rows = once(context, asked, weights)
-        keys = None if masks.keys is None or bound.kind != "attention" else masks.keys.bool()
-        return rows, keys, self._number(bound, masks, context, sizes, batch, counts)
-
-    def _counted(
-        self, bound: BoundEntry, values: torch.Size, context: Mapping[str, Any], counts: Mapping[str, Any] | None
-    ) -> tuple[Masks, tuple[int, int]]:
-        """What counts of values of this shape, and their numbers of rows and keys."""
-        sizes = sizes_of(values, bound.layout)
-        masks = _as_long(bound, self._masks(bound, context), sizes)
-        untold = bound.layout.name in ("tokens", "rows", "pairs") and masks.rows is None
-        untold = untold and not keeps_all(context, bound.rows)
-        if counts is not None and untold and (bound.rows is not None or sizes != bound.sizes):
-            raise ConfigError(
-                f"{bound.entry.student[0]} changes its length from batch to batch and no input has that length, so an "
-                "average over several batches cannot be counted: give the batch an attention_mask"
-            )
-        return masks, sizes
-
-    def _number(
-        self,
-        bound: BoundEntry,
-        masks: Masks,
-        context: Mapping[str, Any],
-        sizes: tuple[int, int],
-        batch: int,
-        counts: Mapping[str, Any] | None,
-    ) -> Any:
-        """What a sum of values is divided by."""
-        if bound.entry.reduction == "sum":
-            return 1
-        number: Any = _count(bound, masks, context, batch, sizes) if counts is None else counts[bound.entry.name]
-        return number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
-
-
-def _called(bound: BoundEntry, function: Callable[..., Any], device: torch.device, *sides: Any, **args: Any) -> Any:
-    """What a loss gives, with autocast off; an error it raises says whose it is."""
-    with torch.autocast(device.type, enabled=False):
-        try:
-            return function(*sides, **args)
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"loss {bound.entry.loss_name} failed: {type(error).__name__}: {error}") from error
-
-
-def _left_out(bound: BoundEntry, masks: Masks) -> Masks:
-    """What is set to 0 before a loss sees it: all padding; for a callable only what its average leaves out."""
-    rows = masks.rows
-    if not callable(bound.entry.loss) or "mask" in bound.asks_for:
-        return masks
-    if bound.layout.name in ("batch", "samples"):
-        return Masks(rows if rows is not None and rows.dim() == 1 else None)
-    return masks if bound.layout.name == "pairs" else Masks(rows)
-
 
 def _is_on(bound: BoundEntry, weight: float) -> bool:
     """Whether an entry counts as a term now: not where its schedule is at 0."""
     return bool(weight) or "weight" not in bound.entry.schedule
-
-
-def _count(
-    bound: BoundEntry, masks: Masks, context: Mapping[str, Any], batch: int, sizes: tuple[int, int]
-) -> Tensor | int:
-    """How many values an entry has in a batch; entries with equal masks count once."""
-    masked = ((masks.rows, bound.rows), (masks.keys, bound.keys))
-    rows, keys = (
-        context[key].shape[1] if mask is None and key is not None and keeps_all(context, key) else size
-        for (mask, key), size in zip(masked, sizes, strict=True)
-    )
-    over = _averaged_over(bound)
-    asked = ("count", over, bound.rows, bound.keys, bound.labelled, masks.rows is None, masks.keys is None)
-    return once(context, (*asked, batch, rows, keys), lambda: count(over, masks, batch, rows, keys))  # type: ignore[no-any-return]
-
-
-def _averaged_over(bound: BoundEntry) -> Layout:
-    """The layout of what the average divides by: samples for the reductions that count them."""
-    if bound.entry.reduction in ("sequence_mean", "batch_mean") and bound.layout.name != "batch":
-        return Layout("samples", 1)
-    return bound.layout
-
-
-def _as_long(bound: BoundEntry, masks: Masks, sizes: tuple[int, int]) -> Masks:
-    """The masks, without one made of an input that was as long as the feature by chance, and is not in this batch."""
-    if bound.layout.name not in ("tokens", "rows", "pairs"):
-        return masks
-
-    def fitting(mask: Tensor | None, key: str | None, size: int) -> Tensor | None:
-        chance = mask is not None and mask.dim() == 2 and key is not None and "mask" not in key
-        return None if chance and mask.shape[1] != size else mask  # type: ignore[union-attr]
-
-    return Masks(fitting(masks.rows, bound.rows, sizes[0]), fitting(masks.keys, bound.keys, sizes[1]))
 
 
 def _adapted(adaptor: OutputAdaptor | None, output: Any, who: str) -> dict[Feature, Tensor]:
