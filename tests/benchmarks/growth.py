@@ -85,7 +85,7 @@ def read_batches(folder: Path, samples: int, batch_size: int, rounds: int, batch
 
     width, part = 64, 10_000
     form = {"output.pooler_output": Form((width,), "bfloat16")}
-    store = Store(folder / "cache", Identity("model", "weights", "bfloat16"), form)
+    store = Store(folder / "cache", Identity("model", "weights", "", "bfloat16"), form)
     generator = np.random.default_rng(0)
     keys = generator.integers(0, 1 << 63, (samples, 2), dtype=np.uint64)
     for start in range(0, samples, part):
