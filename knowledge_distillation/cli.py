@@ -34,6 +34,7 @@ Seed = Annotated[Optional[int], typer.Option("--seed", help="training.seed")]
 Cache = Annotated[
     Optional[str], typer.Option("--teacher-cache", help="Folder for the teacher's features: each sample runs once.")
 ]
+Method = Annotated[Optional[str], typer.Option("--method", help="A preset: see `distill presets`.")]
 MaxTrain = Annotated[Optional[int], typer.Option("--max-train-samples", help="A fixed random part of the train set.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the output directory.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the output directory.")]
@@ -48,7 +49,7 @@ def run(
     student: Student = None,
     task: TaskOption = None,
     data_dir: DataDir = None,
-    method: Annotated[Optional[str], typer.Option("--method", help="A preset: see `distill presets`.")] = None,
+    method: Method = None,
     alpha: Annotated[Optional[float], typer.Option("--alpha", help="Weight of the soft part, 0 to 1.")] = None,
     temperature: Annotated[Optional[float], typer.Option("--temperature", help="Of the soft part.")] = None,
     epochs: Epochs = None,
@@ -157,7 +158,7 @@ def check(
     student: Student = None,
     task: TaskOption = None,
     data_dir: DataDir = None,
-    method: Annotated[Optional[str], typer.Option("--method", help="A preset: see `distill presets`.")] = None,
+    method: Method = None,
 ) -> None:
     """Bind a recipe to its models on one batch, report every problem, print the plan. Trains and writes nothing."""
     from .recipe import Ingredients, load_recipe
@@ -179,7 +180,7 @@ def cache(
     student: Student = None,
     task: TaskOption = None,
     data_dir: DataDir = None,
-    method: Annotated[Optional[str], typer.Option("--method", help="A preset: see `distill presets`.")] = None,
+    method: Method = None,
     seed: Seed = None,
     max_train_samples: MaxTrain = None,
     teacher_cache: Cache = None,

@@ -43,7 +43,7 @@ class Store:
     """The samples of one cache folder: find, read, add. Several processes may write to one folder at a time.
 
     Args:
-        folder: made when the first samples are written.
+        folder: made by `claim`.
         identity: of the teacher.
         forms: feature name -> how it is stored. A folder that holds more features serves these and is not added to.
         limit: bytes the folder may grow to; None for what the disk holds.
@@ -57,7 +57,7 @@ class Store:
     ) -> None:
         self.folder, self.identity, self.limit = folder, identity, limit
         self.forms = dict(forms)
-        self.names = sorted({dim for form in forms.values() for dim in form.dims if isinstance(dim, str)})
+        self.names = self._names_stored = _length_names(self.forms)
         self.writable = True
         self._shards: list[_Shard] = []
         self._known: set[str] = set()
@@ -112,7 +112,7 @@ class Store:
         for path in files:
             if path.name not in self._known:
                 self._known.add(path.name)
-                self._shards.append(_Shard(path, self.names_stored))
+                self._shards.append(_Shard(path, self._names_stored))
                 self._index = None
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -291,7 +291,6 @@ class Store:
         return self.folder / f"{os.getpid()}-{uuid.uuid4().hex}.unfinished"
 
     def _open(self) -> None:
-        self.stored, self.names_stored = self.forms, self.names
         if self.folder.exists() and not self.folder.is_dir():
             raise CacheError(f"teacher_cache {self.folder} is a file; a directory is needed")
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
@@ -323,8 +322,7 @@ class Store:
                 "choose another teacher_cache"
             )
         self.writable = stored.keys() == self.forms.keys()
-        self.stored = stored
-        self.names_stored = sorted({d for form in stored.values() for d in form.dims if isinstance(d, str)})
+        self._names_stored = _length_names(stored)
 
 
 class _Shard:
@@ -359,6 +357,11 @@ class _Shard:
             raise _damaged(self.path, "its checksum differs")
         with safe_open(str(self.path), "pt") as file:
             self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def _length_names(forms: Mapping[str, Form]) -> list[str]:
+    """The masks that tell lengths, in the order in which a shard has them."""
+    return sorted({dim for form in forms.values() for dim in form.dims if isinstance(dim, str)})
 
 
 def window(dims: Sequence[int | str], spans: Mapping[str, Span], sample: int) -> tuple[slice, ...]:

@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 from interleaved import Worker, machine, spread, table, take_turns
-from sides import VOCABULARY, has_cache, own_precision, settings_of
+from sides import VOCABULARY, own_precision, settings_of
 
 LOOPS = Path(__file__).parent / "peer_loops"
 BATCH_SIZE, PAD_TO, EPOCHS = 32, 128, 3
@@ -198,20 +198,16 @@ def speed(names: Sequence[str], models: Path, rows: dict[str, Any], options: Any
     settings = settings_of(options.set)
     live = write_job(options.work / "ours", models, plan=[ours], precision=precision, own=settings)
     steps = len(lengths) / BATCH_SIZE
-    cached = None
-    if has_cache():
-        shutil.rmtree(options.work / "teacher-cache", ignore_errors=True)
-        own = {**settings, "teacher_cache": str(options.work / "teacher-cache")}
-        cached = write_job(options.work / "cached", models, plan=[ours], precision=precision, own=own)
+    shutil.rmtree(options.work / "teacher-cache", ignore_errors=True)
+    own = {**settings, "teacher_cache": str(options.work / "teacher-cache")}
+    cached = write_job(options.work / "cached", models, plan=[ours], precision=precision, own=own)
     filling: float | None = None  # seconds that writing adds to an epoch
     lines: dict[str, dict[str, Any]] = {}
     for name in names or [""]:  # one peer at a time: all together would need 20 GB
-        workers = {"ours": worker("ours", live, options.envs)}
-        if cached is not None:
-            workers["ours, cached"] = worker("ours", cached, options.envs)
-            if filling is None:  # both first passes also prepare the run
-                live_first, first = (one()["seconds"] for one in workers.values())
-                filling = max(0.0, first - live_first) * steps / options.steps
+        workers = {"ours": worker("ours", live, options.envs), "ours, cached": worker("ours", cached, options.envs)}
+        if filling is None:  # both first passes also prepare the run
+            live_first, first = (one()["seconds"] for one in workers.values())
+            filling = max(0.0, first - live_first) * steps / options.steps
         if name:
             workers[name] = worker(name, theirs, options.envs)
             workers[f"{name}, our batches"] = worker(name, cast, options.envs)
@@ -226,10 +222,8 @@ def speed(names: Sequence[str], models: Path, rows: dict[str, Any], options: Any
             for side, found in costs.items()
         }
         run = {side: [EPOCHS * seconds for seconds in found] for side, found in epoch.items()}
-        if filling is not None:
-            both = zip(epoch["ours"], epoch["ours, cached"], strict=True)
-            run["ours, cached"] = [live + filling + (EPOCHS - 1) * read for live, read in both]
-        best = run["ours" if cached is None else "ours, cached"]
+        both = zip(epoch["ours"], epoch["ours, cached"], strict=True)
+        best = run["ours, cached"] = [live + filling + (EPOCHS - 1) * read for live, read in both]
         for side, found in run.items():
             ratios = [theirs / mine for theirs, mine in zip(found, best, strict=True)]
             mib = max(cost["mib"] for cost in costs[side])
@@ -251,7 +245,7 @@ def parity(names: Sequence[str], models: Path, rows: dict[str, Any], options: An
         for name in ["ours", *names]:
             plan = plans["ours" if name == "ours" else "theirs"]
             changes: dict[str, Any] = {"precision": options.precision} if name == "ours" else {"pad_to": PAD_TO}
-            if name == "ours" and has_cache():
+            if name == "ours":
                 cache = options.work / "teacher-cache-parity"
                 shutil.rmtree(cache, ignore_errors=True)
                 changes["own"] = {"teacher_cache": str(cache)}

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -207,13 +207,6 @@ def own_precision() -> str:
     from knowledge_distillation.settings import machine_precision
 
     return {"bf16": "bf16", "no": "float32"}[machine_precision(device_of())]
-
-
-def has_cache() -> bool:
-    """Whether this version of the package can keep the teacher's features."""
-    from knowledge_distillation.settings import TrainingSettings
-
-    return "teacher_cache" in {setting.name for setting in fields(TrainingSettings)}
 
 
 SIDES = {side.__name__: side for side in (floor, plain, ours, cached, student)}
