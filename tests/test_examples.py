@@ -7,14 +7,13 @@ import logging
 import os
 import random
 import re
-import runpy
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Forked
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 
@@ -23,6 +22,7 @@ from knowledge_distillation import (
     MultiLayerBasedDistillationEvaluator,
     MultiLayerBasedDistillationLoss,
 )
+from knowledge_distillation.cli import main
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -133,29 +133,16 @@ def shrunk(*models: str) -> list[str]:
     return [part for override in (*narrow, *run) for part in ("--set", override)]
 
 
+def call_distill(*arguments: str) -> None:
+    sys.argv = ["distill", *arguments]
+    main()
+
+
 def distill(*arguments: str, folder: Path) -> str:
-    """`python -m knowledge_distillation ARGUMENTS` in a process of its own that need not import everything again."""
-    log = folder / "log.txt"
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            with log.open("w") as file:
-                os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            sys.argv = ["distill", *arguments]
-            os.environ["COLUMNS"] = "200"
-            runpy.run_module("knowledge_distillation", run_name="__main__", alter_sys=True)
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    output = log.read_text()
+    """`distill ARGUMENTS` in a process of its own."""
+    process = Forked(call_distill, *arguments, log=folder / "log.txt", COLUMNS="200")
+    status = process.wait(timeout=300)
+    output = process.log.read_text()
     assert status == 0, output
     return output
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ def kill_at_step(folder: Path, step: int, *options: str) -> None:
         if any(json.loads(line)["step"] >= step for line in lines if line.endswith("}")):
             break
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     assert process.wait() == -signal.SIGKILL
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -459,7 +457,7 @@ def test_a_run_killed_while_it_fills_goes_on_to_the_same_weights(tmp_path: Path)
     deadline = time.time() + 60
     while not (history.exists() and any(history.iterdir())) and time.time() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (tmp_path / "other" / "complete.json").exists()
     resumed = forked(str(tmp_path / "killed"), *common, "--resume", "--cache", str(tmp_path / "other"))

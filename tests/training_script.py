@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import signal
+import sys
 import time
-import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
+from processes import Forked
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from knowledge_distillation import Callback, KnowledgeDistiller, features, student_from_teacher
@@ -127,45 +126,12 @@ class StopAt(Callback):
             distiller.stop()
 
 
-class Forked:
-    """A process of its own that need not import everything again."""
-
-    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
-        self.status: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                os.environ.update(environment)
-                AcceleratorState._reset_state(reset_partial_state=True)  # of runs before the fork
-                main(list(arguments))
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-
-    def poll(self) -> int | None:
-        if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.status = os.waitstatus_to_exitcode(status) if pid else None
-        return self.status
-
-    def wait(self) -> int:
-        end = time.monotonic() + 180
-        while self.poll() is None:
-            if time.monotonic() > end:
-                os.kill(self.pid, signal.SIGKILL)
-            time.sleep(0.02)
-        assert self.status is not None
-        return self.status
+def forked(output_dir: str, *options: str, **environment: str) -> Forked:
+    """This script as a process of its own; what it writes is in a file beside its folder."""
+    return Forked(main, output_dir, *options, log=Path(f"{output_dir}.log"), **environment)
 
 
-def forked(*arguments: str, **environment: str) -> Forked:
-    return Forked(arguments, environment)
-
-
-def main(arguments: list[str] | None = None) -> None:
+def main(*arguments: str) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output_dir")
     parser.add_argument("--resume", action="store_true")
@@ -240,4 +206,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
