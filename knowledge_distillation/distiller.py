@@ -312,9 +312,9 @@ class KnowledgeDistiller:
         caches.begin_epoch(judged=False)
         quiet = self.settings.disable_tqdm or not self.accelerator.is_main_process
         total = self._steps_per_epoch * self.settings.gradient_accumulation_steps
-        bar = {"desc": "teacher cache", "unit": "batch", "disable": quiet, "leave": False}
+        windows = self.batches.windows(0, 1)
         with self.batches.unmoved():
-            for window in tqdm(self.batches.windows(0, 1), total=total or None, **bar):
+            for window in tqdm(windows, "teacher cache", total or None, leave=False, disable=quiet, unit="batch"):
                 for batch in map(self._batch, window):
                     for answer in self._ask_teachers(batch):
                         answer()
