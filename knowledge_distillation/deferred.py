@@ -209,7 +209,12 @@ def masked_scores(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     if mask is None:
         if not causal or rows == 1:
             return scores
-        mask = torch.ones(rows, keys, dtype=torch.bool, device=scores.device).tril(keys - rows)
+        mask = causal_mask(rows, keys, scores.device)
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores + mask
+
+
+def causal_mask(rows: int, keys: int, device: torch.device) -> Tensor:
+    """(rows, keys): True up to a row's own place, where the last row's is the last key."""
+    return torch.ones(rows, keys, dtype=torch.bool, device=device).tril(keys - rows)

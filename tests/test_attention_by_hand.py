@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from runs import HARD, SOFT, bert, distiller
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from knowledge_distillation import attention
+from knowledge_distillation import attention, map_parts
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -23,6 +24,28 @@ def test_it_gives_what_the_fused_form_gives(causal: bool, masked: bool) -> None:
         found.append([context, *torch.autograd.grad(context.float().square().sum(), (query, key, value))])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one.float(), other.float(), rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("at_once", [5, 60, 300, 1 << 19])
+@pytest.mark.parametrize("case", ["open", "causal", "padding", "additive", "heads"])
+def test_without_gradient_it_is_computed_by_parts(case: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, heads or samples at a time; the next number of samples is not a multiple of those of a part."""
+    monkeypatch.setattr(map_parts.parts_of, "__defaults__", (at_once,))
+    query, key, value = (torch.randn(3, heads, 9, 8).bfloat16() for heads in (4, 2, 2))
+    kept = (torch.arange(9) < torch.tensor([9, 6, 1])[:, None])[:, None, None]
+    mask = {
+        "padding": kept,
+        "additive": torch.zeros(3, 1, 1, 9).masked_fill(~kept, -torch.inf),
+        "heads": torch.rand(3, 4, 9, 9) < 0.7,
+    }.get(case)
+    if case == "heads":
+        mask[..., 0] = True
+    given = torch.where(kept, 0, -torch.inf) if case == "additive" else mask
+    expected = F.scaled_dot_product_attention(
+        *(tensor.float() for tensor in (query, key, value)), given, is_causal=case == "causal", enable_gqa=True
+    )
+    found = map_parts.attend(query, key, value, mask, case == "causal", None)
+    torch.testing.assert_close(found.transpose(1, 2).float(), expected, rtol=3e-2, atol=3e-2)
 
 
 def test_it_is_used_while_a_student_trains_and_then_the_model_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

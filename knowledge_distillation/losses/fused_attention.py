@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,16 +17,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..deferred import AttentionMap
+from ..map_parts import AT_ONCE, Part, part_of, parts_of
 from .attention import check_floor
 
 logger = logging.getLogger(__name__)
 
-# Values of a map computed at a time: on a processor as many as stay in its cache.
-AT_ONCE = {"cpu": 1 << 19}
-AT_ONCE_ELSEWHERE = 1 << 25
+AT_ONCE_ELSEWHERE = 1 << 25  # values of a map computed at a time, but on a processor
 
 _QUERY_AND_KEY = (True, True, False)  # of which a gradient is wanted
-Part = tuple[slice, slice, slice]  # samples, heads and rows of a map
 # (student, teacher, left out, epsilon) -> the value of each row, and the slope of the student's scores. Pairs that are
 # left out do not count: both maps are 0 there. The maps may be overwritten.
 Compare = Callable[[Tensor, Tensor, "Tensor | None", float], tuple[Tensor, Tensor]]
@@ -209,7 +207,7 @@ def _run(
         torch.zeros(source.shape, dtype=rows.dtype, device=rows.device) if want and source is not None else None
         for source, want in zip(sources, wanted, strict=True)
     ]
-    for part in _parts(student.shape, AT_ONCE.get(rows.device.type, AT_ONCE_ELSEWHERE)):
+    for part in parts_of(student.shape, AT_ONCE if rows.device.type == "cpu" else AT_ONCE_ELSEWHERE):
         samples, _, places = part
         mine, attends = ours.map(part)
         other, _ = theirs.map(part)
@@ -224,18 +222,6 @@ def _run(
     if key is not None:
         key = key.unflatten(1, (student.key.shape[1], -1)).sum(2)
     return value, query, key, bias
-
-
-def _parts(shape: torch.Size, at_once: int) -> Iterator[Part]:
-    """Samples, heads and rows of a map, each part of about so many values: whole samples, whole heads or rows."""
-    batch, heads, length, keys = shape
-    rows = min(length, max(1, at_once // keys))
-    some = min(heads, max(1, at_once // (keys * length)))
-    samples = max(1, at_once // (keys * length * heads))
-    for b in range(0, batch, samples):
-        for h in range(0, heads, some):
-            for r in range(0, length, rows):
-                yield slice(b, b + samples), slice(h, h + some), slice(r, r + rows)
 
 
 class _Given:
@@ -273,14 +259,14 @@ class _Side:
         scores = torch.baddbmm(nothing, query, key.mT, beta=0, alpha=self.source.scale).to(self.dtype)
         scores = scores.unflatten(0, self.source.query[part].shape[:2])
         if self.source.position_bias is not None:
-            scores += _part(self.source.position_bias.detach(), part)
+            scores += part_of(self.source.position_bias.detach(), part)
         if self.source.scores:
             return scores, None
         mask, attends = self.source.mask, None
         if mask is not None and mask.dtype != torch.bool:
-            scores += _part(mask, part).clamp(min=torch.finfo(mask.dtype).min)  # a row may attend to nothing
+            scores += part_of(mask, part).clamp(min=torch.finfo(mask.dtype).min)  # a row may attend to nothing
         elif mask is not None or self.source.causal:
-            closed = self._after(part) if mask is None else ~_part(mask, part)
+            closed = self._after(part) if mask is None else ~part_of(mask, part)
             scores.masked_fill_(closed, torch.finfo(self.key.dtype).min)
             attends = ~closed.all(-1)
         return torch.softmax(scores, dim=-1), attends
@@ -295,7 +281,7 @@ class _Side:
         """Add to the gradients of query, key and bias what comes of the slope of a part of the scores."""
         to_query, to_key, to_bias = gradients
         if to_bias is not None:
-            own = _part(to_bias, part)
+            own = part_of(to_bias, part)
             own += (slope * weight[..., None]).sum_to_size(own.shape)
         query, key = self.products(part)
         if key.dtype == torch.float16:  # slopes and weights are too small for it
@@ -309,13 +295,3 @@ class _Side:
             own = to_key[part[:2]]
             query = (query.unflatten(0, (len(own), -1)) * weight).to(slope.dtype).flatten(0, 1)
             own += torch.bmm(slope.mT, query).unflatten(0, own.shape[:2])
-
-
-def _part(tensor: Tensor, part: Part) -> Tensor:
-    """What belongs to a part of a map, of a tensor that is broadcast to it."""
-    tensor = tensor[(None,) * (4 - tensor.dim())]
-    return tensor[
-        tuple(
-            slice(None) if size == 1 else piece for size, piece in zip(tensor.shape, (*part, slice(None)), strict=True)
-        )
-    ]

@@ -106,7 +106,7 @@ def same(found, expected, tolerance=1e-6):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_values_and_gradients_are_those_of_whole_maps(monkeypatch, loss, case, at_once):
-    monkeypatch.setitem(module.AT_ONCE, "cpu", at_once)
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
     function, args, scores = LOSSES[loss]
     student, teacher = maps(scores, **CASES[case]), maps(scores, **CASES[case], width=2 * WIDTH)
     rows, keys = masks(student.shape[-1])
