@@ -131,7 +131,7 @@ def test_the_job_of_the_peers_is_timed_and_scored_from_the_command_line(run, tmp
     found = run(peers.main, *given)
     losses = found["first losses"]
     assert losses["ours"] == pytest.approx(losses["plain"], rel=1e-5)
-    assert {line["tool"] for line in found["lines"]} == {"ours", "ours, cached"}
+    assert {line["tool"] for line in found["lines"]} == {"ours", "ours, cached", peers.FILLING, peers.READING}
     rows = torch.load(tmp_path / "models" / "rows.pt")
     options = Namespace(work=tmp_path, envs=tmp_path, precision="float32", learning_rate=1e-3, epochs=2, seeds=[1])
     (scored,) = peers.parity([], tmp_path / "models", rows, options)

@@ -11,9 +11,9 @@ beside that is in PEERS. The loops are in peer_loops/, one file each.
 Before anything is timed every tool makes one step on one batch without padding, without dropout, in float32: their
 losses have to be the same. Then each trains twice, as its own examples do (padded to 128, float32) and with our
 batches (rows of similar length together) and our precision. Ours has its defaults both times, once without and once
-with a cache of the teacher, which the first epoch fills. Steps are timed in turns (interleaved.py) and scaled to three
-epochs: of our batches, whose costs differ, those in the middle of equal parts of an epoch, sorted by size, stand for
-it.
+with a cache of the teacher: one epoch that fills it, on rows that are new each time, and two that read it. Steps are
+timed in turns (interleaved.py) and scaled to three epochs: of our batches, whose costs differ, those in the middle of
+equal parts of an epoch, sorted by size, stand for it.
 
 --parity trains a student cut out of a real teacher by each tool on the same rows, and prints the accuracy on SST-2's
 development rows.
@@ -50,6 +50,7 @@ PEERS = {  # what pip is given, line by line
     "modelopt": ["nvidia-modelopt==0.47.0 requests"],  # it imports requests without saying so
 }
 AGREE = 1e-5
+FILLING, READING = "ours, filling a cache", "ours, reading a cache"
 
 
 # --- environments ------------------------------------------------------------------------------------------------
@@ -97,7 +98,7 @@ def write_job(folder: Path, models: Path, **changes: Any) -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to((models / name).resolve())
     plain = {"pad_to": None, "precision": "float32", "learning_rate": 5e-5, "total_steps": 0, "dropout": None}
-    plain |= {"evaluate": False, "threads": 1, "seed": 1, "own": {}}
+    plain |= {"evaluate": False, "threads": 1, "seed": 1, "one_epoch": False, "own": {}}
     shared = json.loads((models / "shared.json").read_text())
     (folder / "job.json").write_text(json.dumps({**plain, **shared, **changes}))
     return folder
@@ -156,10 +157,10 @@ def shuffled(number: int, epoch: int, seed: int) -> list[list[int]]:
     return [rows.tolist() for rows in torch.randperm(number, generator=generator).split(BATCH_SIZE)]
 
 
-def sample(batches: list[list[int]], lengths: Sequence[int], number: int) -> list[list[int]]:
-    """Those in the middle of `number` equal parts of the batches, sorted by their size when padded."""
+def sample(batches: list[list[int]], lengths: Sequence[int], number: int, place: float = 0.5) -> list[list[int]]:
+    """Those at a place, from 0 to 1, of `number` equal parts of the batches, sorted by their size when padded."""
     ordered = sorted(batches, key=lambda rows: len(rows) * max(lengths[row] for row in rows))
-    return [ordered[int((i + 0.5) * len(ordered) / number)] for i in range(number)]
+    return [ordered[int((i + place) * len(ordered) / number)] for i in range(number)]
 
 
 # --- what is measured --------------------------------------------------------------------------------------------
@@ -190,24 +191,32 @@ def speed(names: Sequence[str], models: Path, rows: dict[str, Any], options: Any
     """Three epochs by each tool."""
     lengths = [len(ids) for ids in rows["train"]["input_ids"]]
     precision = options.precision
-    ours = sample(grouped(lengths, 0, 1), lengths, options.steps)
+    batches = grouped(lengths, 0, 1)
+    ours = sample(batches, lengths, options.steps)
     equal = write_job(options.work / "equal", models, plan=[ours], precision=precision)
     switched = "float32" if precision == "float32" else "autocast"
     cast = write_job(options.work / "cast", models, plan=[ours], precision=switched)
     theirs = write_job(options.work / "theirs", models, plan=[shuffled(len(lengths), 0, 1)[:1]], pad_to=PAD_TO)
-    settings = settings_of(options.set)
-    live = write_job(options.work / "ours", models, plan=[ours], precision=precision, own=settings)
+    mine: dict[str, Any] = {"precision": precision, "own": settings_of(options.set)}
+    live = write_job(options.work / "ours", models, plan=[ours], **mine)
+    places = [(one + 0.5) / (options.rounds + 1) for one in range(options.rounds + 1)]  # no batch comes twice
+    fresh = [sample(batches, lengths, options.steps, place) for place in places]
     steps = len(lengths) / BATCH_SIZE
-    shutil.rmtree(options.work / "teacher-cache", ignore_errors=True)
-    own = {**settings, "teacher_cache": str(options.work / "teacher-cache")}
-    cached = write_job(options.work / "cached", models, plan=[ours], precision=precision, own=own)
-    filling: float | None = None  # seconds that writing adds to an epoch
+
+    def caching(folder: str, **changes: Any) -> Path:
+        """The job with an empty cache."""
+        cache = options.work / f"teacher-cache-{folder}"
+        shutil.rmtree(cache, ignore_errors=True)
+        own = {**mine["own"], "teacher_cache": str(cache)}
+        return write_job(options.work / folder, models, **{**mine, "own": own, **changes})
+
     lines: dict[str, dict[str, Any]] = {}
     for name in names or [""]:  # one peer at a time: all together would need 20 GB
-        workers = {"ours": worker("ours", live, options.envs), "ours, cached": worker("ours", cached, options.envs)}
-        if filling is None:  # both first passes also prepare the run
-            live_first, first = (one()["seconds"] for one in workers.values())
-            filling = max(0.0, first - live_first) * steps / options.steps
+        workers = {
+            "ours": worker("ours", live, options.envs),
+            FILLING: worker("ours", caching("filling", plan=fresh, one_epoch=True), options.envs),
+            READING: worker("ours", caching("cached", plan=[ours]), options.envs),
+        }
         if name:
             workers[name] = worker(name, theirs, options.envs)
             workers[f"{name}, our batches"] = worker(name, cast, options.envs)
@@ -222,8 +231,9 @@ def speed(names: Sequence[str], models: Path, rows: dict[str, Any], options: Any
             for side, found in costs.items()
         }
         run = {side: [EPOCHS * seconds for seconds in found] for side, found in epoch.items()}
-        both = zip(epoch["ours"], epoch["ours, cached"], strict=True)
-        best = run["ours, cached"] = [live + filling + (EPOCHS - 1) * read for live, read in both]
+        both = zip(epoch[FILLING], epoch[READING], strict=True)
+        best = run["ours, cached"] = [filled + (EPOCHS - 1) * read for filled, read in both]
+        costs["ours, cached"] = costs[READING]
         for side, found in run.items():
             ratios = [theirs / mine for theirs, mine in zip(found, best, strict=True)]
             mib = max(cost["mib"] for cost in costs[side])

@@ -36,6 +36,7 @@ class Job:
         total_steps: of the learning rate's schedule, linear after a warm-up of a tenth; 0 keeps it constant.
         dropout: None for the models' own.
         evaluate: tell the accuracy on the development rows after each pass.
+        one_epoch: all passes are one epoch, for a tool that does more in its first.
         own: what only one of the tools takes.
     """
 
@@ -50,6 +51,7 @@ class Job:
     evaluate: bool
     threads: int
     seed: int
+    one_epoch: bool
     own: dict[str, Any]
 
     @classmethod
