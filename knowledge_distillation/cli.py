@@ -66,7 +66,8 @@ def run(
 ) -> None:
     """Distil a student; print what teacher, student with and student without distillation score."""
     from .errors import ConfigError
-    from .recipe import Ingredients, load_recipe
+    from .ingredients import Ingredients
+    from .recipe import load_recipe
 
     given = _given(
         teacher,
@@ -118,7 +119,8 @@ def finetune(
     tensorboard: Tensorboard = False,
 ) -> None:
     """Fine-tune a teacher on a task: the same loop, with labels only. Its directory is OUTPUT_DIR/student."""
-    from .recipe import Ingredients, load_recipe
+    from .ingredients import Ingredients
+    from .recipe import load_recipe
 
     given = _given(
         model,
@@ -161,7 +163,8 @@ def check(
     method: Method = None,
 ) -> None:
     """Bind a recipe to its models on one batch, report every problem, print the plan. Trains and writes nothing."""
-    from .recipe import Ingredients, load_recipe
+    from .ingredients import Ingredients
+    from .recipe import load_recipe
 
     given = _given(teacher, student, task, data_dir) | {"method": method}
     with _errors(), _quiet():
@@ -186,7 +189,8 @@ def cache(
     teacher_cache: Cache = None,
 ) -> None:
     """Fill a recipe's teacher cache ahead of time, or go on with one: the teacher runs once over the training data."""
-    from .recipe import Ingredients, load_recipe
+    from .ingredients import Ingredients
+    from .recipe import load_recipe
     from .teacher_cache import shown
 
     given = _given(teacher, student, task, data_dir, seed=seed, max_train_samples=max_train_samples)
@@ -235,7 +239,8 @@ def evaluate(
     teacher: Teacher = None,
 ) -> None:
     """Score a model on a task's evaluation data, and how often it agrees with a teacher."""
-    from .recipe import Ingredients, build_model, load_recipe
+    from .ingredients import Ingredients, build_model
+    from .recipe import load_recipe
 
     given = {"teacher": model, "task": task, "data_dir": data_dir}
     with _errors(), _quiet():

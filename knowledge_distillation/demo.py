@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .recipe import Ingredients, Recipe
+from .ingredients import Ingredients
+from .recipe import Recipe
 
 _BERT = {
     "model_type": "bert",

@@ -12,15 +12,9 @@ from runs import HARD, TINY_BERT, bert, glue_folder, recipe, same, weights, writ
 
 from knowledge_distillation import ConfigError
 from knowledge_distillation.data.text import train_tokenizer
+from knowledge_distillation.ingredients import Ingredients, load_data, zero_residual_branches
 from knowledge_distillation.presets import expand
-from knowledge_distillation.recipe import (
-    HARD_REGRESSION,
-    Ingredients,
-    Recipe,
-    load_data,
-    load_recipe,
-    zero_residual_branches,
-)
+from knowledge_distillation.recipe import HARD_REGRESSION, Recipe, load_recipe
 
 
 def ingredients(folder: Path, **changes: Any) -> Ingredients:

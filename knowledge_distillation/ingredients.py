@@ -1,0 +1,228 @@
+"""What a recipe says, as objects: data, tokenizer, models, and a KnowledgeDistiller for each of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import presets
+from .config import parse_config
+from .data.embedded import embedded_sentiment
+from .data.glue import load_glue
+from .errors import ConfigError, nearest
+from .mapping import Proposal, search
+from .recipe import EMBEDDED, METHOD, Recipe
+from .settings import TrainingSettings
+
+
+@dataclass
+class Ingredients:
+    """What a recipe says, as objects: data, tokenizer, models."""
+
+    recipe: Recipe
+    data: dict[str, Any]
+    tokenizer: Any
+    teacher: Any
+    seed: int
+    why: str = ""  # what a search for a layer mapping found
+
+    @classmethod
+    def of(cls, recipe: Recipe, splits: Sequence[str] = ("train", "validation")) -> Ingredients:
+        """Load the teacher, its tokenizer, and the splits of the data, tokenized.
+
+        Raises:
+            ConfigError, DataError: something the recipe names is not there or does not fit.
+        """
+        if recipe.teacher is None:
+            raise ConfigError("recipe: teacher is missing: a directory, a hub name, or a mapping to build one")
+        seed = TrainingSettings.parse(dict(recipe.training)).seed
+        raw = load_data(recipe)
+        tokenizer = load_tokenizer(recipe, raw)
+        teacher = build_model(recipe.teacher, recipe, tokenizer, seed)
+        ready = cls(recipe, raw, tokenizer, teacher, seed)
+        ready.data = {name: ready.tokenized(rows) for name, rows in raw.items() if name in splits}
+        return ready
+
+    def tokenized(self, rows: Any) -> Any:
+        from .data.text import tokenize
+
+        return tokenize(rows, self.tokenizer, self.recipe.glue_task.text_columns, self.recipe.max_length)
+
+    def student(self, seed: int | None = None) -> Any:
+        """A fresh student: built from the recipe each time it is asked for."""
+        from .students import student_from_teacher
+
+        wanted = self.recipe.student
+        seed = self.seed if seed is None else seed
+        if wanted is None:
+            raise ConfigError("recipe: student is missing: {layers: [...]}, a directory, a hub name, or a mapping")
+        if isinstance(wanted, Mapping) and "layers" in wanted:
+            extra = sorted(set(wanted) - {"layers", "of"})
+            if extra:
+                raise ConfigError(f"recipe: a student cut out of a model has the keys layers and of; found {extra}")
+            source = build_model(wanted["of"], self.recipe, self.tokenizer, seed) if "of" in wanted else self.teacher
+            return student_from_teacher(source, wanted["layers"])
+        return build_model(wanted, self.recipe, self.tokenizer, seed)
+
+    def entries(self, student: Any) -> list[Any]:
+        """The recipe's `distill_config`, or what its method expands to."""
+        recipe = self.recipe
+        written = recipe.own_entries()
+        if written is not None:
+            return written
+        options = recipe.method_options()
+        if options.get("mapping") == "search":
+            found = self.searched(student)
+            self.why, options["mapping"] = found.why, found.pairs
+        return presets.expand(recipe.method or METHOD, self.teacher, student, **options)
+
+    def searched(self, student: Any, batches: int = 4) -> Proposal:
+        """A layer mapping by similarity, on a few batches of the training data."""
+        from torch.utils.data import DataLoader
+        from transformers import DataCollatorWithPadding
+
+        rows = self.data["train"].shuffle(seed=self.seed)
+        inputs = [name for name in self.tokenizer.model_input_names if name in rows.column_names]
+        rows = rows.select_columns(inputs).select(range(min(batches * 32, len(rows))))
+        loader: Any = DataLoader(rows, batch_size=32, collate_fn=DataCollatorWithPadding(self.tokenizer))
+        return search(self.teacher, student, loader)
+
+    def distiller(
+        self, student: Any, entries: list[Any], output_dir: str | Path | None, finetune: bool = False, **settings: Any
+    ) -> Any:
+        """A KnowledgeDistiller for one of the runs a recipe gives rise to."""
+        from .distiller import KnowledgeDistiller
+        from .metrics import compute_metrics_for
+
+        task = self.recipe.glue_task
+        staged = not finetune and entries != self.recipe.hard_entries()  # a baseline is one stage as well
+        own = self.recipe.settings() if staged else {**self.recipe.training, "stages": ()}
+        training = {**own, **(self.recipe.finetune if finetune else {}), **settings}
+        training.setdefault("metric_for_best_model", task.primary_metric)
+        return KnowledgeDistiller(
+            None if finetune or not parse_config(entries).needs_teacher else self.teacher,
+            student,
+            entries,
+            train_dataset=self.data.get("train"),
+            eval_dataset=self.data["validation"],
+            processing_class=self.tokenizer,
+            compute_metrics=compute_metrics_for(task),
+            output_dir=output_dir,
+            **training,
+        )
+
+
+def load_data(recipe: Recipe) -> dict[str, Any]:
+    """The task's raw rows, `train` and `validation`."""
+    if recipe.task != EMBEDDED:
+        return load_glue(recipe.task, recipe.data_dir, recipe.max_train_samples, recipe.max_eval_samples)
+    data = embedded_sentiment()
+    limits = {"train": recipe.max_train_samples, "validation": recipe.max_eval_samples}
+    return {name: rows.select(range(min(limits.get(name) or len(rows), len(rows)))) for name, rows in data.items()}
+
+
+def load_tokenizer(recipe: Recipe, raw: Mapping[str, Any]) -> Any:
+    """The named tokenizer, the teacher's, or one trained on the task's own text."""
+    from .data.text import train_tokenizer
+
+    name = recipe.tokenizer or (recipe.teacher if isinstance(recipe.teacher, str) else None)
+    if name is None and isinstance(recipe.student, str):
+        name = recipe.student
+    if name is not None:
+        return _pretrained("AutoTokenizer", name, "tokenizer")
+    texts = (text for column in recipe.glue_task.text_columns for text in raw["train"][column])
+    return train_tokenizer(texts, vocab_size=recipe.vocab_size)
+
+
+def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
+    """A model with the task's head: loaded by name, or built from scratch out of a mapping."""
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification, set_seed
+
+    task = recipe.glue_task
+    set_seed(seed)
+    if isinstance(wanted, str):
+        return _pretrained(
+            "AutoModelForSequenceClassification", wanted, f"model for {task.name}", num_labels=task.num_labels
+        )
+    if not isinstance(wanted, Mapping) or "model_type" not in wanted:
+        raise ConfigError(f"recipe: a model is a name, or a mapping with model_type; found {wanted!r}")
+    described = dict(wanted)
+    kind, zero = described.pop("model_type"), bool(described.pop("zero_residual_branches", False))
+    try:
+        config = AutoConfig.for_model(kind)
+    except ValueError as error:
+        raise ConfigError(
+            f"recipe: model_type {kind!r} is not one transformers knows.{nearest(str(kind), CONFIG_MAPPING)}"
+        ) from error
+    unknown = [key for key in described if not hasattr(config, key)]
+    if unknown:
+        texts = [f"{key!r}.{nearest(key, config.to_dict())}" for key in unknown]
+        raise ConfigError(f"recipe: a {kind} config has no field {' '.join(texts)}")
+    sizes = {"vocab_size": len(tokenizer), "num_labels": task.num_labels, "pad_token_id": tokenizer.pad_token_id}
+    try:
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**sizes, **described}))
+    except Exception as error:  # a config checks itself, each family with errors of its own
+        raise ConfigError(f"recipe: cannot build a {kind} for {task.name}: {_brief(error)}") from error
+    if zero:
+        zero_residual_branches(model)
+    return model
+
+
+def zero_residual_branches(model: Any) -> None:
+    """Let every layer begin as the identity: the last linear map of each residual branch is set to zero.
+
+    Without it a deep post-norm encoder that starts from nothing often does not train at all.
+    Source: after Zhang, Dauphin and Ma, Fixup Initialization, 2019.
+    """
+    found = [module for path, module in model.named_modules() if path.endswith("output.dense")]
+    if not found:
+        raise ConfigError(
+            f"recipe: zero_residual_branches needs layers built as BERT's; {type(model).__name__} has none"
+        )
+    for module in found:
+        module.weight.data.zero_()
+
+
+def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
+    import transformers
+
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+    path = Path(name).expanduser()
+    needed = "tokenizer_config.json" if auto == "AutoTokenizer" else "config.json"
+    if looks_local and not (path / needed).exists():
+        found = (
+            "no such directory"
+            if not path.is_dir()
+            else f"it holds {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}"
+        )
+        inner = path / "student"
+        hint = f". Nearest: {inner}" if (inner / needed).exists() else ""
+        raise ConfigError(
+            f"recipe: {name!r}: {found}" if not path.is_dir() else f"recipe: no {what} in {name!r}: {found}{hint}"
+        )
+    where = str(path) if looks_local else name
+    try:
+        if "num_labels" in arguments:
+            _check_labels(transformers.AutoConfig.from_pretrained(where), name, what, arguments["num_labels"])
+        return getattr(transformers, auto).from_pretrained(where, **arguments)
+    except ConfigError:
+        raise
+    except Exception as error:  # a file that is cut short has errors of its own in every format
+        raise ConfigError(f"recipe: cannot load {what} {name!r}: {_brief(error)}") from error
+
+
+def _check_labels(config: Any, name: str, what: str, labels: int) -> None:
+    """A saved classification head has to have the task's classes."""
+    has_head = any(str(one).endswith("ForSequenceClassification") for one in config.architectures or ())
+    if has_head and config.num_labels != labels:
+        raise ConfigError(
+            f"recipe: cannot load {what} {name!r}: it has {config.num_labels} classes, and the task {labels}"
+        )
+
+
+def _brief(error: Exception) -> str:
+    """The first 300 characters of an error's text, on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

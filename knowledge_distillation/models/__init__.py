@@ -1,0 +1,22 @@
+"""Students, teachers and generators that transformers does not have. `register()` makes its Auto classes know them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_ROOMS: dict[str, str] = {}  # public name -> module
+
+__all__ = sorted(_ROOMS)
+
+
+def register() -> None:
+    """Let `AutoConfig`, `AutoModel…` and a recipe's `model_type` find the models of this package."""
+    for room in dict.fromkeys(_ROOMS.values()):
+        import_module(f".{room}", __name__)  # each registers its own on import
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
