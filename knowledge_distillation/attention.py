@@ -69,20 +69,17 @@ def sdpa_with_maps(
     result: tuple[Tensor, Tensor | None]
     tensors: dict[str, Tensor | Deferred] = {"query": query, "key": key, "value": value}
     whole = softcap is not None or bool(wanted.intersection(MAPS))
-    # In bf16 a processor is faster without the fused form: measured by 1.4 to 8 times in training, where dropout makes
-    # that form keep the map as well, and by 1.4 to 2.5 times without gradient.
-    by_hand = not whole and query.device.type == "cpu" and query.dtype is torch.bfloat16
-    trains = any(tensor.requires_grad for tensor in (query, key, value))
-    without_more = dropout == 0 and position_bias is None and not torch.compiler.is_compiling()
-    if by_hand and not trains and without_more:
-        result = attend(query, key, value, attention_mask, causal, scaling), None
-    elif whole or (by_hand and trains and (dropout > 0 or small)):
+    # In bf16 a processor is faster without the fused form.
+    by_parts = query.device.type == "cpu" and query.dtype is torch.bfloat16 and dropout < 1
+    if by_parts and not whole and position_bias is None and not torch.compiler.is_compiling():
+        result = attend(query, key, value, attention_mask, causal, scaling, dropout), None
+    elif whole:
         scores = attention_scores(query, key, scaling, position_bias, softcap)
         probabilities = torch.softmax(masked_scores(scores, attention_mask, causal), dim=-1, dtype=torch.float32)
-        tensors |= {"attention_scores": scores, "attention": probabilities} if whole else {}
+        tensors |= {"attention_scores": scores, "attention": probabilities}
         dropped = nn.functional.dropout(probabilities.to(value.dtype), dropout, module.training)
         context = dropped @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-        result = context.transpose(1, 2).contiguous(), probabilities if whole else None
+        result = context.transpose(1, 2).contiguous(), probabilities
     else:
         result = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **kwargs

@@ -26,26 +26,81 @@ def test_it_gives_what_the_fused_form_gives(causal: bool, masked: bool) -> None:
         torch.testing.assert_close(one.float(), other.float(), rtol=5e-2, atol=5e-2)
 
 
-@pytest.mark.parametrize("at_once", [5, 60, 300, 1 << 19])
-@pytest.mark.parametrize("case", ["open", "causal", "padding", "additive", "heads"])
-def test_without_gradient_it_is_computed_by_parts(case: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows, heads or samples at a time; the next number of samples is not a multiple of those of a part."""
-    monkeypatch.setattr(map_parts.parts_of, "__defaults__", (at_once,))
-    query, key, value = (torch.randn(3, heads, 9, 8).bfloat16() for heads in (4, 2, 2))
+CASES = ["open", "causal", "padding", "additive", "heads", "shared heads"]
+
+
+def drawn(case: str) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Query, key and value in bf16, and a mask."""
+    tensors = [torch.randn(3, heads, 9, 8).bfloat16().requires_grad_() for heads in (4, 2, 2)]
     kept = (torch.arange(9) < torch.tensor([9, 6, 1])[:, None])[:, None, None]
     mask = {
         "padding": kept,
         "additive": torch.zeros(3, 1, 1, 9).masked_fill(~kept, -torch.inf),
         "heads": torch.rand(3, 4, 9, 9) < 0.7,
+        "shared heads": torch.rand(1, 4, 9, 9) < 0.7,
     }.get(case)
-    if case == "heads":
+    if case.endswith("heads"):
         mask[..., 0] = True
-    given = torch.where(kept, 0, -torch.inf) if case == "additive" else mask
-    expected = F.scaled_dot_product_attention(
-        *(tensor.float() for tensor in (query, key, value)), given, is_causal=case == "causal", enable_gqa=True
+    return tensors, mask
+
+
+@pytest.mark.parametrize("at_once", [5, 60, 200, 300, 800, 1 << 19])
+@pytest.mark.parametrize("case", CASES)
+def test_by_parts_it_is_what_it_is_at_once(case: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, heads or samples at a time, of which the last part may have fewer."""
+    monkeypatch.setattr(map_parts, "AT_ONCE", at_once)
+    monkeypatch.setattr(map_parts.parts_of, "__defaults__", (at_once,))
+    tensors, mask = drawn(case)
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    mask64 = mask.double() if case == "additive" else mask
+    expected = F.scaled_dot_product_attention(*exact, mask64, is_causal=case == "causal", enable_gqa=True)
+    found = map_parts.attend(*tensors, mask, case == "causal").transpose(1, 2)
+    above = torch.randn(found.shape).bfloat16()
+    gradients = torch.autograd.grad(found, tensors, above)
+    expected_gradients = torch.autograd.grad(expected, exact, above.double())
+    for one, other in zip([found, *gradients], [expected, *expected_gradients], strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.double(), other, rtol=3e-2, atol=3e-2)
+    with torch.no_grad():
+        assert torch.equal(map_parts.attend(*tensors, mask, case == "causal").transpose(1, 2), found)
+
+
+@pytest.mark.parametrize("at_once", [60, 300, 1 << 19])
+def test_dropout_of_parts_and_its_gradient(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same values are left out in both directions; the others grow so that the mean is as without."""
+    monkeypatch.setattr(map_parts.parts_of, "__defaults__", (at_once,))
+    masks = []
+    draw = map_parts._kept
+
+    def remembered(shape: torch.Size, steps: int) -> torch.Tensor:
+        masks.append(draw(shape, steps))
+        return masks[-1]
+
+    monkeypatch.setattr(map_parts, "_kept", remembered)
+    tensors = [torch.randn(3, 4, 9, 8).bfloat16().requires_grad_() for _ in range(3)]
+    found = map_parts.attend(*tensors, dropout=0.25)
+    kept = torch.zeros(3, 4, 9, 9).double()
+    for part, mask in zip(map_parts.parts_of(kept.shape), masks, strict=True):
+        kept[part] = mask.view(kept[part].shape).double()
+    query, key, value = exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    expected = (torch.softmax(query @ key.mT / 8**0.5, -1) * kept / 0.75 @ value).transpose(1, 2)
+    above = torch.randn(found.shape).bfloat16()
+    pairs = zip(
+        [found, *torch.autograd.grad(found, tensors, above)],
+        [expected, *torch.autograd.grad(expected, exact, above.double())],
+        strict=True,
     )
-    found = map_parts.attend(query, key, value, mask, case == "causal", None)
-    torch.testing.assert_close(found.transpose(1, 2).float(), expected, rtol=3e-2, atol=3e-2)
+    for one, other in pairs:
+        torch.testing.assert_close(one.double(), other, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
+def test_the_share_that_dropout_leaves(dropout: float) -> None:
+    kept = map_parts._kept(torch.Size([7, 301, 333]), round(dropout * 2**16))
+    assert set(kept.unique().tolist()) == {0, 1}
+    for share in (kept.double().mean(), *(kept.flatten()[i::8].double().mean() for i in range(8))):
+        assert float(share) == pytest.approx(1 - dropout, abs=5e-3)  # 4 standard deviations of an eighth
+    assert not torch.equal(kept, map_parts._kept(kept.shape, round(dropout * 2**16)))
 
 
 def test_it_is_used_while_a_student_trains_and_then_the_model_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
