@@ -198,12 +198,14 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> BiLSTMOutput:
         """(batch, L) ids of sentences, padded on either side, to logits (batch, num_labels).
 
-        `labels` add a loss: cross-entropy of classes, squared error of one real output.
+        `labels` add a loss: cross-entropy of classes, squared error of one real output. `token_type_ids`, which many
+        tokenizers give, are not looked at: the separator tells sentences apart.
         """
         kept = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         reading = Reading.of(self._sentences(input_ids, kept))
