@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import attention
 from .capture import accepted_flags, forward_parameters
 from .config import Feature
+from .data.text import STUDENT
 from .errors import ConfigError, DataError, nearest
 
 _CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
@@ -33,6 +34,19 @@ def same_inputs(device: torch.device, batch: Any) -> tuple[Any, Any]:
         )
     moved = send_to_device(batch, device, non_blocking=device.type == "cuda")
     return moved, moved
+
+
+def two_token_streams(device: torch.device, batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data adaptor for `TwoTokenizers`: the student gets its own tokens, and labels and the like with the teacher.
+
+    What is as long as the teacher's tokens (its mask, its token types) is the teacher's alone.
+    """
+    moved, _ = same_inputs(device, batch)
+    length = moved["input_ids"].shape
+    teacher = {key: value for key, value in moved.items() if not key.startswith(STUDENT)}
+    shared = {key: value for key, value in teacher.items() if getattr(value, "shape", None) != length}
+    own = {key.removeprefix(STUDENT): value for key, value in moved.items() if key.startswith(STUDENT)}
+    return teacher, {**shared, **own}
 
 
 def adapted(adaptor: DataAdaptor, device: torch.device, batch: Any) -> tuple[Any, Any]:

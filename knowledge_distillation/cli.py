@@ -242,15 +242,20 @@ def evaluate(
     from .ingredients import Ingredients, build_model
     from .recipe import load_recipe
 
-    given = {"teacher": model, "task": task, "data_dir": data_dir}
+    given = {"teacher": teacher or model, "task": task, "data_dir": data_dir}
+    if teacher is not None:  # each reads its own tokens
+        given["student_tokenizer"] = model
     with _errors(), _quiet():
         read = load_recipe(None, (), given)
         ready = Ingredients.of(read, splits=["validation"])
-        distiller = ready.distiller(ready.teacher, read.hard_entries(), None, finetune=True)
-        if teacher is not None:
+        if teacher is None:
+            distiller = ready.distiller(ready.teacher, read.hard_entries(), None, finetune=True)
+        else:
             from .teachers import FrozenTeacher
 
-            distiller.teachers = {"": FrozenTeacher(build_model(teacher, read, ready.tokenizer, ready.seed))}
+            student = build_model(model, read, ready.student_tokenizer, ready.seed)
+            distiller = ready.distiller(student, read.hard_entries(), None)
+            distiller.teachers = {"": FrozenTeacher(ready.teacher)}
         _say(f"{task}: {len(ready.data['validation'])} rows")
         _metrics(distiller.evaluate())
 
@@ -306,13 +311,16 @@ def _final(
 ) -> None:
     from dataclasses import replace
 
+    from .adaptors import adapted
     from .report import final_table, measure
 
     metric = ready.recipe.glue_task.primary_metric
     batch = next(iter(distiller.dev_dataloader))
+    for_teacher, for_student = adapted(distiller.dev_data_adaptor, distiller.accelerator.device, batch)
     teacher = distiller.teacher if distiller.teacher is None else ready.teacher.to(distiller.accelerator.device)
-    rows = [measure("teacher", teacher, metrics.get(f"eval_teacher_{metric}"), batch)] if teacher is not None else []
-    small = measure("student with distillation", student, metrics.get(f"best_{metric}"), batch)
+    scores = metrics.get(f"eval_teacher_{metric}"), metrics.get(f"best_{metric}")
+    rows = [measure("teacher", teacher, scores[0], for_teacher)] if teacher is not None else []
+    small = measure("student with distillation", student, scores[1], for_student)
     if without is not None:  # the same architecture: one measurement of its latency serves both lines
         rows.append(replace(small, name="student without distillation", score=without.get(f"best_{metric}")))
     rows.append(small)

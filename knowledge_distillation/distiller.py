@@ -587,7 +587,9 @@ class KnowledgeDistiller:
         plan.notes += notes
 
     def _check_vocabulary(self) -> None:
-        models = {"student": self.student, **{f"teacher {n}".strip(): t for n, t in self.teachers.items()}}
+        models: dict[str, Any] = {"student": self.student}
+        if self.train_data_adaptor is same_inputs:  # another one may give the teacher tokens of its own
+            models |= {f"teacher {n}".strip(): t for n, t in self.teachers.items()}
         for who, model in models.items():
             config = getattr(model, "config", None)
             rows = getattr(config, "vocab_size", None)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import presets
+from . import models, presets
 from .config import parse_config
 from .data.embedded import embedded_sentiment
 from .data.glue import load_glue
@@ -15,6 +15,8 @@ from .errors import ConfigError, nearest
 from .mapping import Proposal, search
 from .recipe import EMBEDDED, METHOD, Recipe
 from .settings import TrainingSettings
+
+WORDS = "words"  # a student's tokenizer of the task's words
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Ingredients:
     teacher: Any
     seed: int
     why: str = ""  # what a search for a layer mapping found
+    student_tokenizer: Any = None  # where it is not the teacher's
 
     @classmethod
     def of(cls, recipe: Recipe, splits: Sequence[str] = ("train", "validation")) -> Ingredients:
@@ -41,20 +44,22 @@ class Ingredients:
         raw = load_data(recipe)
         tokenizer = load_tokenizer(recipe, raw)
         teacher = build_model(recipe.teacher, recipe, tokenizer, seed)
-        ready = cls(recipe, raw, tokenizer, teacher, seed)
+        ready = cls(recipe, raw, tokenizer, teacher, seed, student_tokenizer=load_student_tokenizer(recipe, raw))
         ready.data = {name: ready.tokenized(rows) for name, rows in raw.items() if name in splits}
         return ready
 
     def tokenized(self, rows: Any) -> Any:
         from .data.text import tokenize
 
-        return tokenize(rows, self.tokenizer, self.recipe.glue_task.text_columns, self.recipe.max_length)
+        columns, length = self.recipe.glue_task.text_columns, self.recipe.max_length
+        return tokenize(rows, self.tokenizer, columns, length, self.student_tokenizer)
 
     def student(self, seed: int | None = None) -> Any:
         """A fresh student: built from the recipe each time it is asked for."""
+        from .embeddings import begin_with_teacher
         from .students import student_from_teacher
 
-        wanted = self.recipe.student
+        wanted, own = self.recipe.student, self.student_tokenizer
         seed = self.seed if seed is None else seed
         if wanted is None:
             raise ConfigError("recipe: student is missing: {layers: [...]}, a directory, a hub name, or a mapping")
@@ -62,9 +67,18 @@ class Ingredients:
             extra = sorted(set(wanted) - {"layers", "of"})
             if extra:
                 raise ConfigError(f"recipe: a student cut out of a model has the keys layers and of; found {extra}")
+            if own is not None:
+                raise ConfigError("recipe: a student cut out of a model reads its tokens: leave student_tokenizer out")
             source = build_model(wanted["of"], self.recipe, self.tokenizer, seed) if "of" in wanted else self.teacher
             return student_from_teacher(source, wanted["layers"])
-        return build_model(wanted, self.recipe, self.tokenizer, seed)
+        if not isinstance(wanted, Mapping) or "embeddings" not in wanted:
+            return build_model(wanted, self.recipe, own or self.tokenizer, seed)
+        if wanted["embeddings"] != "teacher":
+            raise ConfigError(f"recipe: embeddings of a student can be 'teacher'; found {wanted['embeddings']!r}")
+        described = {key: value for key, value in wanted.items() if key != "embeddings"}
+        student = build_model(described, self.recipe, own or self.tokenizer, seed)
+        begin_with_teacher(student, self.teacher, self.tokenizer, own)
+        return student
 
     def entries(self, student: Any) -> list[Any]:
         """The recipe's `distill_config`, or what its method expands to."""
@@ -83,6 +97,9 @@ class Ingredients:
         from torch.utils.data import DataLoader
         from transformers import DataCollatorWithPadding
 
+        if self.student_tokenizer is not None:
+            raise ConfigError("recipe: mapping search compares models on the same tokens: leave student_tokenizer out")
+
         rows = self.data["train"].shuffle(seed=self.seed)
         inputs = [name for name in self.tokenizer.model_input_names if name in rows.column_names]
         rows = rows.select_columns(inputs).select(range(min(batches * 32, len(rows))))
@@ -93,6 +110,8 @@ class Ingredients:
         self, student: Any, entries: list[Any], output_dir: str | Path | None, finetune: bool = False, **settings: Any
     ) -> Any:
         """A KnowledgeDistiller for one of the runs a recipe gives rise to."""
+        from .adaptors import two_token_streams
+        from .data.collating import TwoTokenizers
         from .distiller import KnowledgeDistiller
         from .metrics import compute_metrics_for
 
@@ -101,17 +120,29 @@ class Ingredients:
         own = self.recipe.settings() if staged else {**self.recipe.training, "stages": ()}
         training = {**own, **(self.recipe.finetune if finetune else {}), **settings}
         training.setdefault("metric_for_best_model", task.primary_metric)
+        data, reader = self.data, None if finetune else self.student_tokenizer
+        if reader is None:
+            data = {name: of_teacher(rows) for name, rows in data.items()}
         return KnowledgeDistiller(
             None if finetune or not parse_config(entries).needs_teacher else self.teacher,
             student,
             entries,
-            train_dataset=self.data.get("train"),
-            eval_dataset=self.data["validation"],
-            processing_class=self.tokenizer,
+            train_dataset=data.get("train"),
+            eval_dataset=data["validation"],
+            processing_class=reader or self.tokenizer,
+            data_collator=None if reader is None else TwoTokenizers(self.tokenizer, reader),
+            train_data_adaptor=None if reader is None else two_token_streams,
             compute_metrics=compute_metrics_for(task),
             output_dir=output_dir,
             **training,
         )
+
+
+def of_teacher(rows: Any) -> Any:
+    """Rows without the columns that only a student reads."""
+    from .data.text import STUDENT
+
+    return rows.remove_columns([name for name in rows.column_names if name.startswith(STUDENT)])
 
 
 def load_data(recipe: Recipe) -> dict[str, Any]:
@@ -132,8 +163,22 @@ def load_tokenizer(recipe: Recipe, raw: Mapping[str, Any]) -> Any:
         name = recipe.student
     if name is not None:
         return _pretrained("AutoTokenizer", name, "tokenizer")
-    texts = (text for column in recipe.glue_task.text_columns for text in raw["train"][column])
-    return train_tokenizer(texts, vocab_size=recipe.vocab_size)
+    return train_tokenizer(_texts(recipe, raw), vocab_size=recipe.vocab_size)
+
+
+def load_student_tokenizer(recipe: Recipe, raw: Mapping[str, Any]) -> Any:
+    """The student's own tokenizer, `words` for one of the words of the task's text; None where it is the teacher's."""
+    from .data.text import train_word_tokenizer
+
+    if recipe.student_tokenizer is None:
+        return None
+    if recipe.student_tokenizer != WORDS:
+        return _pretrained("AutoTokenizer", recipe.student_tokenizer, "tokenizer")
+    return train_word_tokenizer(_texts(recipe, raw), vocab_size=recipe.vocab_size)
+
+
+def _texts(recipe: Recipe, raw: Mapping[str, Any]) -> Iterator[str]:
+    return (text for column in recipe.glue_task.text_columns for text in raw["train"][column])
 
 
 def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
@@ -141,6 +186,7 @@ def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification, set_seed
 
     task = recipe.glue_task
+    models.register()
     set_seed(seed)
     if isinstance(wanted, str):
         return _pretrained(
@@ -161,6 +207,8 @@ def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
         texts = [f"{key!r}.{nearest(key, config.to_dict())}" for key in unknown]
         raise ConfigError(f"recipe: a {kind} config has no field {' '.join(texts)}")
     sizes = {"vocab_size": len(tokenizer), "num_labels": task.num_labels, "pad_token_id": tokenizer.pad_token_id}
+    if hasattr(config, "sentence_pairs"):  # a model that reads the two sentences apart
+        sizes |= {"sentence_pairs": len(task.text_columns) == 2, "sep_token_id": tokenizer.sep_token_id}
     try:
         model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**sizes, **described}))
     except Exception as error:  # a config checks itself, each family with errors of its own
@@ -188,6 +236,7 @@ def zero_residual_branches(model: Any) -> None:
 def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
     import transformers
 
+    models.register()
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
     path = Path(name).expanduser()
     needed = "tokenizer_config.json" if auto == "AutoTokenizer" else "config.json"

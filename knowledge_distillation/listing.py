@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import models
 from .errors import ConfigError
 from .features import catalogue
 
@@ -50,7 +51,8 @@ def load_any(name: str) -> nn.Module:
     config = _config(name)
     if not config.architectures:
         return AutoModel.from_config(config)
-    return getattr(transformers, config.architectures[0], AutoModel).from_pretrained(name)
+    room = models if config.architectures[0] in models.__all__ else transformers
+    return getattr(room, config.architectures[0], AutoModel).from_pretrained(name)
 
 
 def made_up_inputs(model: nn.Module) -> dict[str, Any]:
@@ -114,12 +116,12 @@ def _size(config: Any) -> str:
 
 
 def _config(name: str) -> Any:
-    import transformers
+    from transformers import CONFIG_MAPPING as known
     from transformers import AutoConfig
 
     from .errors import nearest
 
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    models.register()
     if name in known:
         return AutoConfig.for_model(name)
     try:

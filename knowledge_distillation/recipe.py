@@ -17,7 +17,7 @@ EMBEDDED = "embedded"
 METHOD = "layers"  # of a recipe that says neither a method nor a distill_config
 HARD = [{"student": "output.logits", "loss": "cross_entropy"}]
 HARD_REGRESSION = [{"student": "output.logits", "loss": "mse"}]
-_TEXTS = ("task", "data_dir", "tokenizer", "method", "output_dir")
+_TEXTS = ("task", "data_dir", "tokenizer", "student_tokenizer", "method", "output_dir")
 _COUNTS = ("max_train_samples", "max_eval_samples", "max_length", "vocab_size")
 _NUMBERS = ("alpha", "temperature")
 _MAPPINGS = ("training", "finetune", "method_args")
@@ -31,12 +31,14 @@ class Recipe:
         teacher: a directory or hub name; or a mapping that describes a model to build from scratch, with
             `model_type`, the fields of its config, and `zero_residual_branches: true` where it is deep.
         student: the same; or `{layers: [4, 8, 12]}` to cut it out of the teacher, or `{layers: [...], of: NAME}` out
-            of another model.
+            of another model. With `embeddings: teacher` in the mapping its embedding begins as the teacher's.
         task: a GLUE task, or `embedded` for the data set that comes with the package.
         data_dir: folder in GLUE's own TSV layout; None: `GLUE_DATA_DIR`, else the hub.
         max_train_samples, max_eval_samples: a fixed random part of the data.
         max_length: tokens after which text is cut.
         tokenizer: None: the teacher's, or one trained on the task's text where the teacher is built from scratch.
+        student_tokenizer: of a student that reads other tokens than the teacher: a directory or hub name, or `words`
+            for the words of the task's text; None: the teacher's.
         vocab_size: of a tokenizer that is trained.
         method: a preset, in place of `distill_config`.
         alpha, temperature: arguments of the method; None for its own.
@@ -59,6 +61,7 @@ class Recipe:
     max_eval_samples: int | None = None
     max_length: int = 128
     tokenizer: str | None = None
+    student_tokenizer: str | None = None
     vocab_size: int = 8000
     method: str | None = None
     alpha: float | None = None

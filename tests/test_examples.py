@@ -21,8 +21,10 @@ from knowledge_distillation import (
     KnowledgeDistiller,
     MultiLayerBasedDistillationEvaluator,
     MultiLayerBasedDistillationLoss,
+    models,
 )
 from knowledge_distillation.cli import main
+from knowledge_distillation.data import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -102,7 +104,12 @@ WORDS = (
     "the film was good bad dull bright never very not plot and how do i learn what is a best way to cook rice".split()
 )
 HEADERS = {"SST-2": "sentence\tlabel", "QQP": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"}
-TASKS = {"glue_sst2": ("SST-2", "accuracy"), "glue_qqp": ("QQP", "f1")}
+TASKS = {
+    "glue_sst2": ("SST-2", "accuracy"),
+    "glue_qqp": ("QQP", "f1"),
+    "bilstm_sst2": ("SST-2", "accuracy"),
+    "bilstm_qqp": ("QQP", "f1"),
+}
 
 
 def sentence(generator: random.Random) -> str:
@@ -151,7 +158,7 @@ def losses(run: Path) -> list[dict]:
     return [line for line in map(json.loads, (run / "history.jsonl").read_text().splitlines()) if "loss" in line]
 
 
-@pytest.mark.parametrize("recipe", [path.stem for path in RECIPES])
+@pytest.mark.parametrize("recipe", ["glue_sst2", "glue_qqp"])
 def test_a_recipe_runs_from_text_to_a_student_that_transformers_loads(recipe, tmp_path):
     task, metric = TASKS[recipe]
     path, data = str(ROOT / "examples" / f"{recipe}.yaml"), str(tmp_path / "glue")
@@ -183,6 +190,35 @@ def test_a_recipe_runs_from_text_to_a_student_that_transformers_loads(recipe, tm
     tokens = AutoTokenizer.from_pretrained(tmp_path / "run" / "student")("the film was good", return_tensors="pt")
     assert student(**tokens).logits.shape == (1, 2)
     assert len(losses(tmp_path / "run")[0]) == 13  # step, epoch, loss, rate, and a term for each of nine entries
+
+
+@pytest.mark.parametrize("recipe", ["bilstm_sst2", "bilstm_qqp"])
+def test_a_recipe_makes_a_bilstm_of_a_pretrained_teacher(recipe, tmp_path):
+    task, metric = TASKS[recipe]
+    path, data = str(ROOT / "examples" / f"{recipe}.yaml"), str(tmp_path / "glue")
+    write_glue(tmp_path / "glue", task, {"train": 24, "dev": 8})
+    tokenizer = train_tokenizer(WORDS, vocab_size=90)
+    sizes = {"num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
+    BertModel(BertConfig(hidden_size=16, **sizes)).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    small = [*("max_steps=3", "logging_steps=1"), *(f"per_device_{kind}_batch_size=4" for kind in ("train", "eval"))]
+    short = [part for size in small for part in ("--set", f"training.{size}", "--set", f"finetune.{size}")]
+    narrow = ["--set", "student.embedding_size=12", "--set", "student.hidden_size=8"]
+
+    given = ("--data-dir", data, "--teacher", str(tmp_path / "bert"), "-o", str(tmp_path / "teacher"))
+    distill("finetune", path, *short, *given, folder=tmp_path)
+    given = ("--data-dir", data, "--teacher", str(tmp_path / "teacher" / "student"), "-o", str(tmp_path / "run"))
+    output = distill("run", path, *short, *narrow, *given, "--baseline", folder=tmp_path)
+    assert "student: BiLSTMForSequenceClassification" in output and f"best {metric}" in output
+
+    for folder in (tmp_path / "run", tmp_path / "run" / "baseline"):
+        assert [line["step"] for line in losses(folder)] == [1, 2, 3]
+        models.register()
+        student = AutoModelForSequenceClassification.from_pretrained(folder / "student")
+        assert (student.config.embedding_size, student.config.sentence_pairs) == (12, task == "QQP")
+    reader = AutoTokenizer.from_pretrained(tmp_path / "run" / "student")
+    texts = ["how do i cook rice"] * (2 if task == "QQP" else 1)
+    assert student(**reader(*texts, return_tensors="pt")).logits.shape == (1, 2)
 
 
 def test_the_package_is_a_command(tmp_path):

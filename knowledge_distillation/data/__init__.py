@@ -13,10 +13,13 @@ _ROOMS = {
     "LengthGroupedBatchSampler": "batching",
     "tokenize": "text",
     "train_tokenizer": "text",
+    "train_word_tokenizer": "text",
+    "TwoTokenizers": "collating",
 }
 
 if TYPE_CHECKING:
     from .batching import LengthGroupedBatchSampler as LengthGroupedBatchSampler
+    from .collating import TwoTokenizers as TwoTokenizers
     from .embedded import embedded_sentiment as embedded_sentiment
     from .glue import GLUE_TASKS as GLUE_TASKS
     from .glue import GlueTask as GlueTask
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from .glue import load_glue as load_glue
     from .text import tokenize as tokenize
     from .text import train_tokenizer as train_tokenizer
+    from .text import train_word_tokenizer as train_word_tokenizer
 
 __all__ = sorted(_ROOMS)
 

@@ -1,4 +1,4 @@
-"""From text to token ids: a WordPiece tokenizer of a task's own, and a data set's tokenized form."""
+"""From text to token ids: tokenizers of a task's own, and a data set's tokenized form."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+STUDENT = "student_"  # begins the names of columns that only the student reads
 
 
 def train_tokenizer(
@@ -33,10 +34,60 @@ def train_tokenizer(
     """
     from transformers import BertTokenizer
 
-    if vocab_size <= len(SPECIAL_TOKENS):
-        raise ConfigError(f"vocab_size is {vocab_size}; the {len(SPECIAL_TOKENS)} special tokens need more")
+    _check_size(vocab_size)
     vocabulary = _word_pieces(list(texts), vocab_size)
     return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=model_max_length)
+
+
+def train_word_tokenizer(
+    texts: Iterable[str], vocab_size: int = 20000, model_max_length: int = 512
+) -> PreTrainedTokenizerFast:
+    """A lower-cased tokenizer of whole words and punctuation marks, the most frequent of the texts.
+
+    It puts BERT's special tokens where BERT does; words that it does not know are `[UNK]`.
+
+    Args:
+        texts: the training texts; read once.
+        vocab_size: upper bound, the five special tokens included.
+        model_max_length: the longest input the model takes, in tokens.
+    Raises:
+        DataError: no text, or nothing but white space.
+        ConfigError: a vocabulary too small for the special tokens.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    _check_size(vocab_size)
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    counts = Counter(word for text in texts for word in _words(text, tokenizer))
+    if not counts:
+        raise DataError("cannot train a tokenizer: the texts are empty")
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL_TOKENS, *frequent][:vocab_size])}
+    tokenizer.model = models.WordLevel(vocabulary, unk_token="[UNK]")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=model_max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
+    )
+
+
+def _check_size(vocab_size: int) -> None:
+    if vocab_size <= len(SPECIAL_TOKENS):
+        raise ConfigError(f"vocab_size is {vocab_size}; the {len(SPECIAL_TOKENS)} special tokens need more")
+
+
+def _words(text: str, tokenizer: Any) -> list[str]:
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+    return [word for word, _ in pieces]
 
 
 def _word_pieces(texts: Sequence[str], vocab_size: int) -> dict[str, int]:
@@ -61,7 +112,7 @@ def _alphabet(texts: Iterable[str], tokenizer: Any) -> list[str]:
     """Every character of the texts as word beginning and as continuation, the most frequent first."""
     counts: Counter[str] = Counter()
     for text in texts:
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+        for word in _words(text, tokenizer):
             counts.update([word[0], *(f"##{character}" for character in word[1:])])
     return sorted(counts, key=lambda piece: (-counts[piece], piece))
 
@@ -71,6 +122,7 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     text_columns: Sequence[str],
     max_length: int = 128,
+    student_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Dataset:
     """Turn text columns into token ids, without padding: batches are padded when they are made.
 
@@ -79,6 +131,8 @@ def tokenize(
         tokenizer: any Hugging Face tokenizer.
         text_columns: one column, or two for sentence pairs.
         max_length: longer inputs are cut, the longer sentence of a pair first.
+        student_tokenizer: of a student that reads other tokens than its teacher; what it gives has names of its own,
+            `student_input_ids`, `student_attention_mask`, ...
     Returns:
         What the tokenizer gives (`input_ids`, `attention_mask`, ...), `labels`, `length` in tokens, and every
         column that is neither text nor label (such as `idx`) as it was.
@@ -92,8 +146,11 @@ def tokenize(
         for name in text_columns:
             if None in rows[name]:
                 raise DataError(f"column {name!r} holds None where text was expected")
-        encoded = dict(tokenizer(*(rows[name] for name in text_columns), truncation=True, max_length=max_length))
+        texts, cut = [rows[name] for name in text_columns], {"truncation": True, "max_length": max_length}
+        encoded = dict(tokenizer(*texts, **cut))
         encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+        if student_tokenizer is not None:
+            encoded |= {STUDENT + name: column for name, column in student_tokenizer(*texts, **cut).items()}
         if label:
             encoded["labels"] = rows[label]
         return encoded
