@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_ROOMS: dict[str, str] = {}  # public name -> module
+_ROOMS: dict[str, str] = {  # public name -> module
+    "ImageGenerator": "generator",
+    "VectorGenerator": "generator",
+}
 
 __all__ = sorted(_ROOMS)
 
