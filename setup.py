@@ -27,7 +27,6 @@ setup(
         "numpy>=1.26",
         "safetensors>=0.5",
         "xxhash>=3.4",
-        "filelock>=3.12",
         "pyyaml>=6.0",
         "typer>=0.15",
         "rich>=13.0",
@@ -35,7 +34,7 @@ setup(
     ],
     extras_require={
         "tensorboard": ["tensorboard>=2.16"],
-        "sweep": ["optuna>=4.0", "matplotlib>=3.8"],
+        "sweep": ["optuna>=4.0", "filelock>=3.12", "matplotlib>=3.8"],
         "docs": ["mkdocs>=1.6"],
         "dev": [
             "pytest>=8.0",
@@ -49,6 +48,7 @@ setup(
             "scipy>=1.11",
             "tensorboard>=2.16",
             "optuna>=4.0",
+            "filelock>=3.12",
             "matplotlib>=3.8",
             "triton>=3.2; platform_system == 'Linux'",
         ],

@@ -1,4 +1,4 @@
-"""Training without data: batches that a generator or a bank of samples makes, and that get harder as the student learns.
+"""Training without data: batches that a generator or a bank of samples makes, harder as the student learns.
 
 A source is a data loader and a callback in one: give it as `train_dataloader`, and it hears of every step.
 """
@@ -275,8 +275,8 @@ class GeneratorSource(SyntheticSource):
     Raises:
         ConfigError: a number below 1 or out of its range, or a generator without a noise_dim.
 
-    Source: Micaelli and Storkey, Zero-shot Knowledge Transfer via Adversarial Belief Matching, 2019: generator_iters 1,
-    student_iters 10, noise_dim 100, batch_size 128, generator_lr 1e-3. Fang et al., Data-Free Adversarial
+    Source: Micaelli and Storkey, Zero-shot Knowledge Transfer via Adversarial Belief Matching, 2019: generator_iters
+    1, student_iters 10, noise_dim 100, batch_size 128, generator_lr 1e-3. Fang et al., Data-Free Adversarial
     Distillation, 2019: 1 and 5, with the L1 distance of logits.
     """
 
