@@ -249,13 +249,13 @@ def sweep(
             share_teacher=share_teacher,
             say=_say,
         )
-        write_results(result, sweep_report.markdown_of(result))
-        picture = sweep_report.draw_heat_map(result)
+        picture = sweep_report.picture_of(result)
+        write_results(result, sweep_report.markdown_of(result), picture)
         _print_table(sweep_report.table_of(result))
         _print_table(sweep_report.heat_table(result))
         for run in result.missing:
             _say(f"no score: {run}")
-        _say(f"heat map: {picture}" if picture else "heat map as a picture: pip install matplotlib")
+        _say(f"heat map: {folder / 'heatmap.svg'}" if picture else "heat map as a picture: pip install matplotlib")
         if result.best is not None:
             _say(f"best student: {result.best}")
 

@@ -196,6 +196,8 @@ class KnowledgeDistiller:
             frozen.run_beside()
         if self.settings.balance != "none":
             self.loss_model.balance = Balance(self.loss_model.config.entries).to(self.accelerator.device)
+        for callback in self.callbacks:
+            callback.on_init_end(self)
 
     @property
     def teacher(self) -> FrozenTeacher | None:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 SHORT = ("alpha", "weight", "temperature")
 # What a run may say without its data, tokenizer and teacher becoming others.
-_OF_A_RUN = ("student", "method", "alpha", "temperature", "method_args", "mapping", "distill_config", "stages")
-_OF_A_RUN += ("training", "finetune", "output_dir")
+_OF_A_RUN = (
+    *("student", "method", "alpha", "temperature", "method_args", "mapping", "distill_config", "stages"),
+    *("training", "finetune", "output_dir"),
+)
 _NO_AXIS = {
     "output_dir": "the sweep gives each run a directory",
     "finetune": "a sweep distils, and does not read these settings",

@@ -111,6 +111,8 @@ def sweep(
         point = by_name[trial.suggest_categorical("run", list(by_name))]
         try:
             with FileLock(_lock(folder, point.name), timeout=0):
+                if point.name in _done(optuna, study):
+                    raise optuna.TrialPruned  # the queue was emptied by another process
                 return _run(make, trial, point, folder, cache, greater_is_better, say)
         except Timeout as taken:
             raise optuna.TrialPruned from taken
@@ -178,7 +180,7 @@ def _study(optuna: Any, folder: Path, grid: Mapping[str, Any], seeds: Sequence[i
     with FileLock(folder / "study.lock"):
         return optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",
-            sampler=optuna.samplers.GridSampler({"run": names}),
+            sampler=optuna.samplers.RandomSampler(),  # the queue says what comes; it is asked where that is empty
             study_name=digest,
             direction="maximize" if greater else "minimize",
             load_if_exists=True,
@@ -203,6 +205,12 @@ def _queue(optuna: Any, study: Any, folder: Path, names: Sequence[str] | Mapping
 
 def _waiting(optuna: Any, study: Any) -> bool:
     return bool(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)))
+
+
+def _done(optuna: Any, study: Any) -> dict[str, Any]:
+    """Run -> the trial in which it was done."""
+    trials = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return {trial.params["run"]: trial for trial in trials}
 
 
 def _lock(folder: Path, name: str) -> Path:
@@ -232,9 +240,9 @@ def _collected(
     greater: bool,
     every: Sequence[Point],
 ) -> Sweep:
-    done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    scores = {trial.params["run"]: trial.value for trial in done}
-    metric = next((trial.user_attrs["metric"] for trial in done), "")
+    done = _done(optuna, study)
+    scores = {name: trial.value for name, trial in done.items()}
+    metric = next((trial.user_attrs["metric"] for trial in done.values()), "")
     rows: list[Row] = []
     for values in [point.values for point in every if point.seed == seeds[0]]:
         names = {seed: Point(values, seed).name for seed in seeds}
@@ -245,8 +253,8 @@ def _collected(
     return Sweep(folder, dict(grid), list(seeds), metric, greater, rows)
 
 
-def write_results(result: Sweep, markdown: str) -> None:
-    """`results.json` and `results.md` in the sweep's folder."""
+def write_results(result: Sweep, markdown: str, picture: str | None) -> None:
+    """`results.json`, `results.md` and `heatmap.svg` in the sweep's folder."""
     best = result.best
     content = {
         "metric": result.metric,
@@ -265,5 +273,8 @@ def write_results(result: Sweep, markdown: str) -> None:
             for row in result.rows
         ],
     }
-    write_text(result.folder / "results.json", json.dumps(content, indent=2))
-    write_text(result.folder / "results.md", markdown)
+    files = {"results.json": json.dumps(content, indent=2), "results.md": markdown, "heatmap.svg": picture}
+    with FileLock(result.folder / "study.lock"):
+        for name, text in files.items():
+            if text is not None:
+                write_text(result.folder / name, text)

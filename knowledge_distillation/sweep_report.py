@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,8 +53,8 @@ def markdown_of(result: Sweep) -> str:
     return "\n".join([f"# Best {result.metric}\n", *lines, best]) + missing
 
 
-def draw_heat_map(result: Sweep) -> str | None:
-    """Write `heatmap.svg` into the sweep's folder and return its path; None where matplotlib is not installed."""
+def picture_of(result: Sweep) -> str | None:
+    """The heat map as SVG; None where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -68,15 +69,17 @@ def draw_heat_map(result: Sweep) -> str | None:
     plot.set_yticks(range(len(down)), map(str, down))
     plot.set_xlabel(columns)
     plot.set_ylabel(rows)
-    for y, line in enumerate(values):
+    for y, line in enumerate(heat_of(result)):
         for x, value in enumerate(line):
+            if value is None:
+                continue
             plot.text(
                 x, y, f"{value:.4f}", ha="center", va="center", color="white", bbox={"alpha": 0.3, "fc": "black"}
             )
     figure.colorbar(image, label=result.metric)
-    path = result.folder / "heatmap.svg"
-    figure.savefig(path, metadata={"Date": None})
-    return str(path)
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()
 
 
 def axes_of(result: Sweep) -> tuple[str, str]:

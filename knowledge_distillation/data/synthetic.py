@@ -18,8 +18,10 @@ from ..callbacks import Callback
 from ..capture import Capture, Location
 from ..config import Feature
 from ..errors import ConfigError
+from ..evaluators import modes_kept
 from ..features import catalogue, first_rows, preserved
 from ..losses import check_arguments, get_loss
+from ..probe import inputs_for, on_first_batch
 
 if TYPE_CHECKING:
     from ..distiller import KnowledgeDistiller
@@ -122,13 +124,18 @@ class Objective:
 
 @dataclass(frozen=True)
 class Interval:
-    """Any numbers into (low, high), by a sigmoid."""
+    """Any numbers into (low, high), by a sigmoid.
+
+    Args:
+        slope: above 1 drives numbers around 1, as generators make them, closer to the ends.
+    """
 
     low: float = 0.0
     high: float = 1.0
+    slope: float = 1.0
 
     def __call__(self, values: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * values.sigmoid()
+        return self.low + (self.high - self.low) * (self.slope * values).sigmoid()
 
 
 class SoftTokens:
@@ -167,8 +174,8 @@ class SyntheticSource(Callback):
     ) -> None:
         self.maker, self.optimizer, self.iters, self.student_iters = maker, optimizer, iters, student_iters
         self.objective, self.scaler, self.input_name = objective or Objective(), scaler, input_name
-        self._run: KnowledgeDistiller | None = None
-        self._places: tuple[dict[Feature, Location], dict[Feature, Location]] = ({}, {})
+        self._of_teacher: dict[Feature, Location] = {}
+        self._of_student: dict[Feature, Location] = {}
         self._losses: list[Tensor] = []
 
     @abstractmethod
@@ -206,6 +213,27 @@ class SyntheticSource(Callback):
 
     # --- the callback
 
+    def on_init_end(self, distiller: KnowledgeDistiller) -> None:
+        """See that both models take what is made, and where in them the objective's features are.
+
+        Raises:
+            ConfigError, DataError: they do not, or the run is one that cannot have such batches.
+        """
+        teacher, student = distiller.teacher, distiller.student
+        if teacher is None:
+            raise ConfigError(f"{type(self).__name__} makes samples for a teacher: give a teacher_model")
+        if distiller.settings.teacher_cache is not None:
+            raise ConfigError("teacher_cache keeps what the teacher says of samples, and made ones never come again")
+        if distiller.accelerator.num_processes > 1:
+            raise ConfigError(f"{type(self).__name__} makes its batches in one process; found several")
+        self.maker.to(distiller.accelerator.device)
+        wanted = [LOGITS] if self.objective.disagreement else []
+        with preserved(self.maker), preserved(student), modes_kept(student):
+            for_student, given = distiller._sides(self._made(self._code()))
+            for_teacher = teacher.cast(_one(given))
+            self._of_teacher = _places(teacher.model, for_teacher, self.objective.watched, "teacher")
+            self._of_student = _places(student.train(), for_student[""], wanted, "student")
+
     def on_step_end(self, distiller: KnowledgeDistiller) -> None:
         if distiller.progress.step % self.student_iters == 0:
             self._learn(distiller)
@@ -226,17 +254,13 @@ class SyntheticSource(Callback):
         """The module's own steps. Gradients go to it alone; the student's buffers are put back."""
         student, teacher = distiller.student, distiller.teacher
         assert teacher is not None
-        self.maker.to(distiller.accelerator.device)
+        teacher.hold_still()
         with preserved(student), torch.enable_grad(), distiller.accelerator.autocast():
             for _ in range(self.iters):
                 batch = distiller._batch(self._made(self._code()))
-                given = teacher.cast(next(iter(batch.teachers.values()))), batch.students[""]
-                teacher.hold_still()
-                if self._run is not distiller:
-                    self._find(distiller, *given)
-                of_teacher = _taken(teacher.model, self._places[0], given[0])
-                of_student = _taken(student, self._places[1], given[1]) if self._places[1] else {}
-                self._step(self.objective(of_student.get(LOGITS), of_teacher))
+                taught = _taken(teacher.model, self._of_teacher, teacher.cast(_one(batch.teachers)))
+                own = _taken(student, self._of_student, batch.students[""]) if self._of_student else {}
+                self._step(self.objective(own.get(LOGITS), taught))
 
     def _step(self, loss: Tensor) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -245,15 +269,6 @@ class SyntheticSource(Callback):
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._losses.append(loss.detach())
-
-    def _find(self, distiller: KnowledgeDistiller, for_teacher: dict[str, Any], for_student: dict[str, Any]) -> None:
-        """Where the objective's features are in both models."""
-        assert distiller.teacher is not None
-        self._places = (
-            _places(distiller.teacher.model, for_teacher, self.objective.watched, "teacher"),
-            _places(distiller.student, for_student, [LOGITS] if self.objective.disagreement else [], "student"),
-        )
-        self._run = distiller
 
 
 class GeneratorSource(SyntheticSource):
@@ -273,7 +288,7 @@ class GeneratorSource(SyntheticSource):
         input_name: the input of both models that a batch is given as; None for the first of each.
 
     Raises:
-        ConfigError: a number below 1 or out of its range, or a generator without a noise_dim.
+        ConfigError: a number below 1 or out of its range, or a generator without a noise_dim or parameters.
 
     Source: Micaelli and Storkey, Zero-shot Knowledge Transfer via Adversarial Belief Matching, 2019: generator_iters
     1, student_iters 10, noise_dim 100, batch_size 128, generator_lr 1e-3. Fang et al., Data-Free Adversarial
@@ -296,6 +311,8 @@ class GeneratorSource(SyntheticSource):
         input_name: str | None = None,
     ) -> None:
         noise_dim = getattr(generator, "noise_dim", None) if noise_dim is None else noise_dim
+        if not any(p.requires_grad for p in generator.parameters()):
+            raise ConfigError(f"{type(generator).__name__} has no parameters that could be trained")
         if noise_dim is None:
             raise ConfigError(f"noise_dim is missing, and {type(generator).__name__} has none of its own")
         _check(batch_size=batch_size, steps_per_epoch=steps_per_epoch, noise_dim=noise_dim)
@@ -395,13 +412,20 @@ class Bank(nn.Module):
         return self.rows(places).unflatten(-1, self.size)
 
 
-def _places(model: nn.Module, inputs: dict[str, Any], wanted: Sequence[Feature], who: str) -> dict[Feature, Location]:
-    names = catalogue(model, first_rows(inputs)) if wanted else None
-    found = {feature: names.find(feature) for feature in wanted} if names else {}
-    missing = [feature for feature, known in found.items() if known is None]
-    if missing and names:
-        raise ConfigError(f"objective: {names.explain(missing[0], who)}")
+def _places(model: nn.Module, given: dict[str, Any], wanted: Sequence[Feature], who: str) -> dict[Feature, Location]:
+    inputs = inputs_for(given, model, who)
+    with on_first_batch(who, inputs):
+        names = catalogue(model, first_rows(inputs))
+    found = {feature: names.find(feature) for feature in wanted}
+    for feature, known in found.items():
+        if known is None:
+            raise ConfigError(f"objective: {names.explain(feature, who)}")
     return {feature: known.location for feature, known in found.items() if known}
+
+
+def _one(inputs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the first teacher takes: the one that a source looks at."""
+    return next(iter(inputs.values()))
 
 
 def _taken(model: nn.Module, places: dict[Feature, Location], inputs: dict[str, Any]) -> dict[Feature, Tensor]:
