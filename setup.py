@@ -34,6 +34,7 @@ setup(
     ],
     extras_require={
         "tensorboard": ["tensorboard>=2.16"],
+        "sweep": ["optuna>=4.0", "filelock>=3.12", "matplotlib>=3.8"],
         "docs": ["mkdocs>=1.6"],
         "dev": [
             "pytest>=8.0",
@@ -46,6 +47,9 @@ setup(
             "scikit-learn>=1.4",
             "scipy>=1.11",
             "tensorboard>=2.16",
+            "optuna>=4.0",
+            "filelock>=3.12",
+            "matplotlib>=3.8",
             "triton>=3.2; platform_system == 'Linux'",
         ],
     },

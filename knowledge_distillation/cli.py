@@ -207,6 +207,60 @@ def cache(
 
 
 @app.command()
+def sweep(
+    recipe: RecipeArgument = None,
+    grid: Annotated[
+        list[str], typer.Option("--grid", help="Values of a key: --grid temperature=2,4,8. Once for each key.")
+    ] = [],  # noqa: B006
+    seeds: Annotated[Optional[str], typer.Option("--seeds", help="1,2,3: train every combination with each.")] = None,
+    overrides: Override = [],  # noqa: B006
+    teacher: Teacher = None,
+    student: Student = None,
+    task: TaskOption = None,
+    data_dir: DataDir = None,
+    method: Method = None,
+    epochs: Epochs = None,
+    max_train_samples: MaxTrain = None,
+    output_dir: OutputDir = None,
+    share_teacher: Annotated[
+        bool, typer.Option("--share-teacher/--no-share-teacher", help="Keep the teacher's outputs for all runs.")
+    ] = True,
+) -> None:
+    """Train every combination of a grid, rank them, and draw a heat map. The same command again goes on."""
+    from . import sweep_report
+    from .grid import RecipeRuns, parse_grid, parse_seeds, points
+    from .sweep import sweep as run_sweep
+    from .sweep import write_results
+
+    given = _given(teacher, student, task, data_dir, epochs=epochs, max_train_samples=max_train_samples)
+    with _errors(), _quiet():
+        runs = RecipeRuns(recipe, [*_for_method(method), *overrides], given | {"method": method})
+        axes, numbers = parse_grid(grid), parse_seeds(seeds, runs.base)
+        every = points(axes, numbers)
+        greater = runs.check(every)
+        folder = Path(output_dir or runs.base.output_dir or "runs/sweep")
+        _say(f"{len(every)} runs in {folder}")
+        result = run_sweep(
+            runs,
+            axes,
+            numbers,
+            output_dir=folder,
+            greater_is_better=greater,
+            share_teacher=share_teacher,
+            say=_say,
+        )
+        picture = sweep_report.picture_of(result)
+        write_results(result, sweep_report.markdown_of(result), picture)
+        _print_table(sweep_report.table_of(result))
+        _print_table(sweep_report.heat_table(result))
+        for run in result.missing:
+            _say(f"no score: {run}")
+        _say(f"heat map: {folder / 'heatmap.svg'}" if picture else "heat map as a picture: pip install matplotlib")
+        if result.best is not None:
+            _say(f"best student: {result.best}")
+
+
+@app.command()
 def presets(
     name: Annotated[Optional[str], typer.Argument(help="One preset; none: all of them.")] = None,
     teacher: Annotated[Optional[str], typer.Option("--teacher", help="Directory, hub name or model_type.")] = None,

@@ -157,6 +157,8 @@ class KnowledgeDistiller:
         self.dev_data_adaptor = dev_data_adaptor or self.train_data_adaptor
         self.evaluator = evaluator
         self.callbacks: list[Callback] = list(callbacks)
+        if isinstance(train_dataloader, Callback) and train_dataloader not in self.callbacks:
+            self.callbacks.insert(0, train_dataloader)  # a data-free source learns between the steps
         self.progress = Progress()
         self.total_steps: int | None = None
         self._optimizer, self._scheduler = optimizer, lr_scheduler
@@ -194,6 +196,8 @@ class KnowledgeDistiller:
             frozen.run_beside()
         if self.settings.balance != "none":
             self.loss_model.balance = Balance(self.loss_model.config.entries).to(self.accelerator.device)
+        for callback in self.callbacks:
+            callback.on_init_end(self)
 
     @property
     def teacher(self) -> FrozenTeacher | None:

@@ -67,10 +67,10 @@ def bind(
             if wanted:
                 who = f"teacher {name}".strip()
                 check_vocabulary(teacher.model, teacher_inputs[name], who)
-                run = teacher.cast(_taken(teacher_inputs[name], teacher.model, who))
+                run = teacher.cast(inputs_for(teacher_inputs[name], teacher.model, who))
                 adaptor = loss_model.teacher_output_adaptor
                 taken["teacher"][name] = source = _source(teacher.model, run, wanted, who, adaptor, problems)
-                with _first_batch(who, run):
+                with on_first_batch(who, run):
                     given = teacher.features(source.features, run)
                 source.shapes = {feature: torch.empty(one.shape, device="meta") for feature, one in given.items()}
                 found["teacher"] |= given
@@ -78,14 +78,14 @@ def bind(
             model.train()
             who = name or "student"
             check_vocabulary(model, student_inputs[name], who)
-            runs[name] = _taken(student_inputs[name], model, who)
+            runs[name] = inputs_for(student_inputs[name], model, who)
             wanted = _readers((entry, _of(name, entry)) for entry in bound)
             adaptor = loss_model.student_output_adaptor
             taken["student"][name] = _source(model, runs[name], wanted, who, adaptor, problems)
         with ExitStack() as stack, torch.enable_grad():
             for name, model in students.items():
                 stack.enter_context(preserved(model))
-                with torch.enable_grad(), _first_batch(name or "student", runs[name]):
+                with torch.enable_grad(), on_first_batch(name or "student", runs[name]):
                     found["student"] |= taken["student"][name].features(runs[name])
             with torch.enable_grad():
                 models = {name: teacher.model for name, teacher in teachers.items()}
@@ -186,7 +186,7 @@ def check_vocabulary(model: nn.Module, inputs: Inputs, who: str) -> None:
         )
 
 
-def _taken(inputs: Inputs, model: nn.Module, who: str) -> dict[str, Any]:
+def inputs_for(inputs: Inputs, model: nn.Module, who: str) -> dict[str, Any]:
     """The inputs that a model takes; a DataError where it takes none of what the batch has."""
     taken = accepted(inputs, model)
     if not taken:
@@ -198,7 +198,7 @@ def _taken(inputs: Inputs, model: nn.Module, who: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _first_batch(who: str, inputs: Mapping[str, Any]) -> Iterator[None]:
+def on_first_batch(who: str, inputs: Mapping[str, Any]) -> Iterator[None]:
     """Say which model failed and on what inputs."""
     try:
         yield
@@ -220,7 +220,7 @@ def _source(
 ) -> Source:
     if adaptor is not None:
         return _adapted(model, inputs, asked, who, adaptor)
-    with _first_batch(who, inputs):
+    with on_first_batch(who, inputs):
         names = catalogue(model, first_rows(inputs))
     known: dict[Feature, Known] = {}
     for feature, readers in asked.items():

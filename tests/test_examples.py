@@ -74,11 +74,28 @@ def check_custom_loss(output: str) -> None:
     assert float(re.search(r"weights moved by up to ([\d.]+)$", output, re.MULTILINE)[1]) > 0
 
 
+def check_data_free(output: str) -> None:
+    scores = re.findall(r"^seed 1 (teacher|student, generator|student, bank): (\d+\.\d)$", output, re.MULTILINE)
+    assert [name for name, _ in scores] == ["teacher", "student, generator", "student, bank"]
+    assert all(0 < float(score) < 100 for _, score in scores)
+
+
+def check_digits_sweep(output: str) -> None:
+    passed, rows, runs = (
+        int(re.search(pattern, output)[1]) for pattern in (r"runs: (\d+) of", r"of (\d+),", r"in (\d+)")
+    )
+    assert (passed, rows, runs) == (64, 64, 4)  # the teacher's pass once for every row
+    assert re.search(r"^ alpha \\ temperature +2 +8 ", output, re.MULTILINE)
+    assert re.search(r"^best student: runs/alpha=0\.[28],temperature=[28],seed=1/student$", output, re.MULTILINE)
+
+
 RUNS = {
     ("bert12_to_bert3",): check_bert12_to_bert3,
     ("bert12_to_bert3", "--adaptor"): check_bert12_to_bert3_adaptor,
     ("custom_evaluator",): check_custom_evaluator,
     ("custom_loss",): check_custom_loss,
+    ("data_free",): check_data_free,
+    ("digits_sweep",): check_digits_sweep,
 }
 
 

@@ -11,6 +11,11 @@ _ROOMS = {
     "load_glue": "glue",
     "embedded_sentiment": "embedded",
     "LengthGroupedBatchSampler": "batching",
+    "GeneratorSource": "synthetic",
+    "Interval": "synthetic",
+    "Objective": "synthetic",
+    "PseudoSamples": "synthetic",
+    "SoftTokens": "synthetic",
     "tokenize": "text",
     "train_tokenizer": "text",
     "train_word_tokenizer": "text",
@@ -25,6 +30,11 @@ if TYPE_CHECKING:
     from .glue import GlueTask as GlueTask
     from .glue import find_task as find_task
     from .glue import load_glue as load_glue
+    from .synthetic import GeneratorSource as GeneratorSource
+    from .synthetic import Interval as Interval
+    from .synthetic import Objective as Objective
+    from .synthetic import PseudoSamples as PseudoSamples
+    from .synthetic import SoftTokens as SoftTokens
     from .text import tokenize as tokenize
     from .text import train_tokenizer as train_tokenizer
     from .text import train_word_tokenizer as train_word_tokenizer

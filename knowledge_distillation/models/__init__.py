@@ -8,6 +8,8 @@ from typing import Any
 _ROOMS: dict[str, str] = {  # public name -> module
     "BiLSTMConfig": "bilstm",
     "BiLSTMForSequenceClassification": "bilstm",
+    "ImageGenerator": "generator",
+    "VectorGenerator": "generator",
 }
 
 __all__ = sorted(_ROOMS)

@@ -1,0 +1,447 @@
+"""Training without data: batches that a generator or a bank of samples makes, harder as the student learns.
+
+A source is a data loader and a callback in one: give it as `train_dataloader`, and it hears of every step.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..callbacks import Callback
+from ..capture import Capture, Location
+from ..config import Feature
+from ..errors import ConfigError
+from ..evaluators import modes_kept
+from ..features import catalogue, first_rows, preserved
+from ..losses import check_arguments, get_loss
+from ..probe import inputs_for, on_first_batch
+
+if TYPE_CHECKING:
+    from ..distiller import KnowledgeDistiller
+
+LOGITS = Feature("output", "logits")
+
+
+# --- what makes a sample worth learning from -------------------------------------------------------------------------
+
+
+def one_hot(logits: Tensor) -> Tensor:
+    """Cross-entropy of the teacher's prediction with its own most probable class: small where it is sure.
+
+    -mean_i log max_c softmax(logits)(i, c), 0 or more; logits (batch, classes).
+
+    Source: Chen et al., Data-Free Learning of Student Networks (DAFL), 2019, eq. 3.
+    """
+    return -logits.log_softmax(-1).amax(-1).mean()
+
+
+def activation(features: Tensor) -> Tensor:
+    """Minus the mean absolute value of a teacher's feature: small where its filters answer.
+
+    Source: Chen et al., 2019, eq. 4; the mean over all values as in the authors' code.
+    """
+    return -features.abs().mean()
+
+
+def balance(logits: Tensor) -> Tensor:
+    """Minus the entropy of the teacher's mean prediction over the batch: small where all classes are there alike.
+
+    sum_c p(c) log10 p(c) with p = mean_i softmax(logits)(i), from -log10(classes) to 0.
+
+    Source: Chen et al., 2019, eq. 5; the logarithm to base 10 as in the authors' code.
+    """
+    mean = logits.softmax(-1).mean(0)
+    return torch.special.xlogy(mean, mean).sum() / math.log(10)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a source makes its samples for: the weighted sum of these terms, minimised.
+
+    Args:
+        disagreement: weight of minus the loss between student and teacher (Micaelli and Storkey, 2019).
+        one_hot, balance: weights of the terms of DAFL on the teacher's logits.
+        activation: weight of DAFL's term on `feature`.
+        loss: the loss that is maximised, by its name or as a callable `(student_logits, teacher_logits)`;
+            `torch.nn.functional.l1_loss` is that of Fang et al., Data-Free Adversarial Distillation, 2019.
+        args: arguments of a loss given by name.
+        feature: of the teacher, by the names of a distill_config: `fc.input`, `layer-1.hidden_states`.
+
+    Raises:
+        ConfigError: no term has a weight, an unknown loss or argument, `activation` without a feature.
+    """
+
+    disagreement: float = 1.0
+    one_hot: float = 0.0
+    activation: float = 0.0
+    balance: float = 0.0
+    loss: str | Callable[..., Tensor] = "kl_divergence"
+    args: Mapping[str, Any] = field(default_factory=dict)
+    feature: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.disagreement or self.one_hot or self.activation or self.balance):
+            raise ConfigError("objective: every weight is 0, so that there is nothing to make samples for")
+        if self.activation and "." not in self.feature:
+            raise ConfigError(f"objective: activation needs a teacher feature, as fc.input; found {self.feature!r}")
+        if isinstance(self.loss, str):
+            problem = check_arguments(self.loss, get_loss(self.loss, "vector"), self.args, ())
+            if problem:
+                raise ConfigError(f"objective: {problem}")
+
+    @property
+    def watched(self) -> list[Feature]:
+        """The teacher's features it looks at."""
+        return [LOGITS, *([Feature(*self.feature.rsplit(".", 1))] if self.activation else [])]
+
+    def __call__(self, student: Tensor | None, teacher: Mapping[Feature, Tensor]) -> Tensor:
+        """
+        Args:
+            student: its logits (batch, classes); None where disagreement has no weight.
+            teacher: the features of `watched`.
+        """
+        logits = teacher[LOGITS].float()
+        total = logits.new_zeros(())
+        if student is not None:
+            loss = get_loss(self.loss, "vector") if isinstance(self.loss, str) else self.loss
+            total = total - self.disagreement * loss(student.float(), logits, **self.args).mean()
+        if self.one_hot:
+            total = total + self.one_hot * one_hot(logits)
+        if self.activation:
+            total = total + self.activation * activation(teacher[self.watched[1]].float())
+        return total + self.balance * balance(logits) if self.balance else total
+
+
+# --- scalers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Any numbers into (low, high), by a sigmoid.
+
+    Args:
+        slope: above 1 drives numbers around 1, as generators make them, closer to the ends.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    slope: float = 1.0
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * (self.slope * values).sigmoid()
+
+
+class SoftTokens:
+    """(batch, length, vocabulary) -> (batch, length, width): each token a mixture of a model's word embeddings.
+
+    Args:
+        model: a transformers model; its embeddings are taken as they are, and no gradient reaches them.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.weight: Tensor = model.get_input_embeddings().weight.detach()
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.softmax(-1) @ self.weight.to(values)
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+class SyntheticSource(Callback):
+    """Batches made by a module out of a code, and the training of that module between the student's steps.
+
+    What the student's batches are made of depends on the run's seed and the epoch alone; what the module's own steps
+    are made of, on the random state, which checkpoints hold. So a resumed run goes on exactly.
+    """
+
+    def __init__(
+        self,
+        maker: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        iters: int,
+        student_iters: int,
+        objective: Objective | None,
+        scaler: Callable[[Tensor], Tensor] | None,
+        input_name: str | None,
+    ) -> None:
+        self.maker, self.optimizer, self.iters, self.student_iters = maker, optimizer, iters, student_iters
+        self.objective, self.scaler, self.input_name = objective or Objective(), scaler, input_name
+        self._of_teacher: dict[Feature, Location] = {}
+        self._of_student: dict[Feature, Location] = {}
+        self._losses: list[Tensor] = []
+
+    @abstractmethod
+    def _codes(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """What each batch of an epoch is made of."""
+
+    @abstractmethod
+    def _code(self) -> Tensor:
+        """What a batch of the module's own steps is made of."""
+
+    # --- the data loader
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
+        for code in self._codes(generator):
+            with preserved(self.maker):
+                batch = self._made(code)
+            yield batch
+
+    def _made(self, code: Tensor) -> Any:
+        device = next(p.device for p in self.maker.parameters())
+        try:
+            made = self.maker(code.to(device))
+            made = made if self.scaler is None else self.scaler(made)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ConfigError(f"{self._maker_name} fails on {tuple(code.shape)}: {error}") from error
+        if not isinstance(made, Tensor) or made.shape[:1] != code.shape[:1]:
+            found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise ConfigError(f"{self._maker_name} made {found} out of {len(code)} codes; one sample each is needed")
+        return {self.input_name: made} if self.input_name else (made,)
+
+    @property
+    def _maker_name(self) -> str:
+        return type(self.maker).__name__
+
+    # --- the callback
+
+    def on_init_end(self, distiller: KnowledgeDistiller) -> None:
+        """See that both models take what is made, and where in them the objective's features are.
+
+        Raises:
+            ConfigError, DataError: they do not, or the run is one that cannot have such batches.
+        """
+        teacher, student = distiller.teacher, distiller.student
+        if teacher is None:
+            raise ConfigError(f"{type(self).__name__} makes samples for a teacher: give a teacher_model")
+        if distiller.settings.teacher_cache is not None:
+            raise ConfigError("teacher_cache keeps what the teacher says of samples, and made ones never come again")
+        if distiller.accelerator.num_processes > 1:
+            raise ConfigError(f"{type(self).__name__} makes its batches in one process; found several")
+        self.maker.to(distiller.accelerator.device)
+        wanted = [LOGITS] if self.objective.disagreement else []
+        with preserved(self.maker), preserved(student), modes_kept(student):
+            for_student, given = distiller._sides(self._made(self._code()))
+            for_teacher = teacher.cast(_one(given))
+            self._of_teacher = _places(teacher.model, for_teacher, self.objective.watched, "teacher")
+            self._of_student = _places(student.train(), for_student[""], wanted, "student")
+
+    def on_step_end(self, distiller: KnowledgeDistiller) -> None:
+        if distiller.progress.step % self.student_iters == 0:
+            self._learn(distiller)
+
+    def on_log(self, distiller: KnowledgeDistiller, values: dict[str, float]) -> None:
+        if self._losses:
+            values["source_loss"] = float(torch.stack(self._losses).mean())
+            self._losses.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"maker": self.maker.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.maker.load_state_dict(state["maker"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _learn(self, distiller: KnowledgeDistiller) -> None:
+        """The module's own steps. Gradients go to it alone; the student's buffers are put back."""
+        student, teacher = distiller.student, distiller.teacher
+        assert teacher is not None
+        teacher.hold_still()
+        with preserved(student), torch.enable_grad(), distiller.accelerator.autocast():
+            for _ in range(self.iters):
+                batch = distiller._batch(self._made(self._code()))
+                taught = _taken(teacher.model, self._of_teacher, teacher.cast(_one(batch.teachers)))
+                own = _taken(student, self._of_student, batch.students[""]) if self._of_student else {}
+                self._step(self.objective(own.get(LOGITS), taught))
+
+    def _step(self, loss: Tensor) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._losses.append(loss.detach())
+
+
+class GeneratorSource(SyntheticSource):
+    """Batches of a generator that learns, between the student's steps, to make what the two disagree about.
+
+    Args:
+        generator: noise (batch, noise_dim) -> samples (batch, …); `knowledge_distillation.models` has two.
+        batch_size: samples of a batch.
+        steps_per_epoch: batches that count as an epoch.
+        generator_iters: steps of the generator after every `student_iters` steps of the student.
+        generator_lr: of Adam.
+        noise_dim: None for the generator's own `noise_dim`.
+        resample_ratio: share of the student's batches that are made of new noise, in (0, 1]; the others are made of
+            that of the batch before.
+        objective: what the generator learns; None for the disagreement alone.
+        scaler: of the samples: `Interval(0, 1)`, `SoftTokens(model)`, any callable; None leaves them as they are.
+        input_name: the input of both models that a batch is given as; None for the first of each.
+
+    Raises:
+        ConfigError: a number below 1 or out of its range, or a generator without a noise_dim or parameters.
+
+    Source: Micaelli and Storkey, Zero-shot Knowledge Transfer via Adversarial Belief Matching, 2019: generator_iters
+    1, student_iters 10, noise_dim 100, batch_size 128, generator_lr 1e-3. Fang et al., Data-Free Adversarial
+    Distillation, 2019: 1 and 5, with the L1 distance of logits.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        *,
+        batch_size: int = 128,
+        steps_per_epoch: int = 100,
+        generator_iters: int = 1,
+        student_iters: int = 10,
+        generator_lr: float = 1e-3,
+        noise_dim: int | None = None,
+        resample_ratio: float = 1.0,
+        objective: Objective | None = None,
+        scaler: Callable[[Tensor], Tensor] | None = None,
+        input_name: str | None = None,
+    ) -> None:
+        noise_dim = getattr(generator, "noise_dim", None) if noise_dim is None else noise_dim
+        if not any(p.requires_grad for p in generator.parameters()):
+            raise ConfigError(f"{type(generator).__name__} has no parameters that could be trained")
+        if noise_dim is None:
+            raise ConfigError(f"noise_dim is missing, and {type(generator).__name__} has none of its own")
+        _check(batch_size=batch_size, steps_per_epoch=steps_per_epoch, noise_dim=noise_dim)
+        _check(generator_iters=generator_iters, student_iters=student_iters)
+        _check_rate("generator_lr", generator_lr)
+        if not 0 < resample_ratio <= 1:
+            raise ConfigError(f"resample_ratio is above 0 and at most 1; found {resample_ratio}")
+        self.batch_size, self.steps_per_epoch, self.noise_dim = batch_size, steps_per_epoch, noise_dim
+        self.resample_ratio = resample_ratio
+        optimizer = torch.optim.Adam(generator.parameters(), generator_lr)
+        super().__init__(generator, optimizer, generator_iters, student_iters, objective, scaler, input_name)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def _codes(self, generator: torch.Generator) -> Iterator[Tensor]:
+        for number in range(self.steps_per_epoch):
+            if math.floor(number * self.resample_ratio) > math.floor((number - 1) * self.resample_ratio):
+                noise = torch.randn(self.batch_size, self.noise_dim, generator=generator)
+            yield noise
+
+    def _code(self) -> Tensor:
+        return torch.randn(self.batch_size, self.noise_dim)
+
+
+class PseudoSamples(SyntheticSource):
+    """A fixed number of samples that are changed by gradient, between the student's steps. An epoch is all of them.
+
+    Args:
+        size: of one sample: (C, H, W), (features,), (length, width).
+        number: of samples.
+        samples: (number, *size) what they begin as, before the scaler; None for normal noise.
+        batch_size: samples of a batch.
+        pseudo_iters: steps on a batch of samples after every `student_iters` steps of the student.
+        pseudo_lr: of Adam, which moves the samples of the batch alone.
+        objective, scaler, input_name: as for `GeneratorSource`; `balance` keeps the classes alike.
+
+    Raises:
+        ConfigError: a number below 1, or samples of another shape.
+
+    Source: the family of data impressions, Nayak et al., Zero-Shot Knowledge Distillation in Deep Networks, 2019; with
+    the objective of Micaelli and Storkey, 2019.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        number: int = 1024,
+        *,
+        samples: Tensor | None = None,
+        batch_size: int = 128,
+        pseudo_iters: int = 1,
+        student_iters: int = 10,
+        pseudo_lr: float = 0.1,
+        objective: Objective | None = None,
+        scaler: Callable[[Tensor], Tensor] | None = None,
+        input_name: str | None = None,
+    ) -> None:
+        _check(batch_size=batch_size, number=number, pseudo_iters=pseudo_iters, student_iters=student_iters)
+        _check_rate("pseudo_lr", pseudo_lr)
+        if not size or min(size) < 1:
+            raise ConfigError(f"size is the shape of one sample; found {tuple(size)}")
+        if samples is not None and tuple(samples.shape) != (number, *size):
+            raise ConfigError(f"samples are {(number, *size)}, number and size; found {tuple(samples.shape)}")
+        self.batch_size, self.number = batch_size, number
+        bank = Bank(number, size, samples)
+        optimizer = torch.optim.SparseAdam(bank.parameters(), pseudo_lr)
+        super().__init__(bank, optimizer, pseudo_iters, student_iters, objective, scaler, input_name)
+
+    def __len__(self) -> int:
+        return math.ceil(self.number / self.batch_size)
+
+    def samples(self) -> Tensor:
+        """(number, *size): the samples as they are now, scaled."""
+        with torch.no_grad():
+            values = self.maker(torch.arange(self.number))
+            return values if self.scaler is None else self.scaler(values)
+
+    def _codes(self, generator: torch.Generator) -> Iterator[Tensor]:
+        yield from torch.randperm(self.number, generator=generator).split(self.batch_size)
+
+    def _code(self) -> Tensor:
+        return torch.randperm(self.number)[: self.batch_size]
+
+
+class Bank(nn.Module):
+    """Places (batch,) -> the samples (batch, *size) that are there."""
+
+    def __init__(self, number: int, size: Sequence[int], samples: Tensor | None) -> None:
+        super().__init__()
+        self.size = tuple(size)
+        self.rows = nn.Embedding(number, math.prod(size), sparse=True)
+        if samples is not None:
+            self.rows.weight.data.copy_(samples.flatten(1))
+
+    def forward(self, places: Tensor) -> Tensor:
+        return self.rows(places).unflatten(-1, self.size)
+
+
+def _places(model: nn.Module, given: dict[str, Any], wanted: Sequence[Feature], who: str) -> dict[Feature, Location]:
+    inputs = inputs_for(given, model, who)
+    with on_first_batch(who, inputs):
+        names = catalogue(model, first_rows(inputs))
+    found = {feature: names.find(feature) for feature in wanted}
+    for feature, known in found.items():
+        if known is None:
+            raise ConfigError(f"objective: {names.explain(feature, who)}")
+    return {feature: known.location for feature, known in found.items() if known}
+
+
+def _one(inputs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the first teacher takes: the one that a source looks at."""
+    return next(iter(inputs.values()))
+
+
+def _taken(model: nn.Module, places: dict[Feature, Location], inputs: dict[str, Any]) -> dict[Feature, Tensor]:
+    capture = Capture(model, places, stop_early=False)
+    try:
+        return capture(inputs)
+    finally:
+        capture.close()
+
+
+def _check(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ConfigError(f"{name} is a whole number of 1 or more; found {number!r}")
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not rate > 0 or not math.isfinite(rate):
+        raise ConfigError(f"{name} is above 0; found {rate!r}")
