@@ -5,7 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_ROOMS: dict[str, str] = {}  # public name -> module
+_ROOMS: dict[str, str] = {  # public name -> module
+    "WideResNetConfig": "wide_resnet",
+    "WideResNetForImageClassification": "wide_resnet",
+    "ShuffleNetV2Config": "shufflenet_v2",
+    "ShuffleNetV2ForImageClassification": "shufflenet_v2",
+}
 
 __all__ = sorted(_ROOMS)
 
