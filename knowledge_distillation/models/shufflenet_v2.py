@@ -50,7 +50,9 @@ class ShuffleNetV2Config(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.width_multiplier not in _WIDTHS:
             known = ", ".join(map(str, _WIDTHS))
-            raise ValueError(f"the width_multiplier of a shufflenet_v2 is one of {known}; found {self.width_multiplier}")
+            raise ValueError(
+                f"the width_multiplier of a shufflenet_v2 is one of {known}; found {self.width_multiplier}"
+            )
         if self.stem not in _STEMS:
             raise ValueError(f"the stem of a shufflenet_v2 is one of {', '.join(_STEMS)}; found {self.stem!r}")
         super().__post_init__(**kwargs)
