@@ -134,10 +134,16 @@ def load_data(recipe: Recipe) -> dict[str, Any]:
     """The task's raw rows, `train` and `validation`; of an image task ready for a model."""
     if recipe.image_task is not None:
         own = saved_format(recipe.teacher)  # a teacher sees pictures as it saw them before
-        given = {"max_train_samples": recipe.max_train_samples, "max_eval_samples": recipe.max_eval_samples}
-        given |= {"mean": own.get("mean"), "std": own.get("std")}
-        size = recipe.image_size or own.get("size")
-        return load_images(recipe.task, recipe.data_dir, size, recipe.augment, **given)
+        return load_images(
+            recipe.task,
+            recipe.data_dir,
+            image_size=recipe.image_size or own.get("size"),
+            augment=recipe.augment,
+            max_train_samples=recipe.max_train_samples,
+            max_eval_samples=recipe.max_eval_samples,
+            mean=own.get("mean"),
+            std=own.get("std"),
+        )
     if recipe.task != EMBEDDED:
         return load_glue(recipe.task, recipe.data_dir, recipe.max_train_samples, recipe.max_eval_samples)
     data = embedded_sentiment()

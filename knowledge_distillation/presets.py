@@ -72,9 +72,8 @@ def attention_transfer(
     """
     if not student_layers and not teacher_layers:
         stages = paired_stages(teacher, student) if _of_images(student) else []
-        teacher_layers, student_layers = (
-            ([side.layer for side in sides] for sides in zip(*stages)) if stages else ((1, 3), (1, 3))
-        )
+        teacher_layers = [one.layer for one, _ in stages] or [1, 3]
+        student_layers = [one.layer for _, one in stages] or [1, 3]
     if len(student_layers) != len(teacher_layers):
         raise ConfigError(
             f"student_layers and teacher_layers are paired one by one; found {list(student_layers)} and "

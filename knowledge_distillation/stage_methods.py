@@ -32,7 +32,8 @@ def fitnet(teacher: Any, student: Any, weight: float = 100.0, alpha: float = 0.0
     """A hint at the end of the middle stage: its map, through a 1x1 convolution where widths differ; and the labels.
 
     Args:
-        weight: of the mean squared error. The paper learns the hint first and the task after it; here they go together.
+        weight: of the mean squared error. The paper learns the hint first and the task after it, here they go
+            together.
         alpha, temperature: of soft targets beside it.
 
     Source: Romero et al., FitNets: Hints for Thin Deep Nets, 2015.

@@ -21,7 +21,7 @@ class ConvolutionalModel(PreTrainedModel):
     """Images in; weights begin as those of He et al., Delving Deep into Rectifiers, 2015, by the fan out."""
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -155,7 +155,7 @@ class ShuffleNetV2ForImageClassification(ConvolutionalModel):
         self.stage1, self.stage2, self.stage3 = (ShuffleNetV2Stage(*pair) for pair in pairs)
         self.stage4 = ConvNorm(widths[-1], last, 1)
         self.pooler = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(last, config.num_labels)
+        self.classifier = nn.Linear(last, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     def forward(

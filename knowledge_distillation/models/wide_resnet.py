@@ -113,7 +113,7 @@ class WideResNetForImageClassification(ConvolutionalModel):
         self.stem = conv(config.num_channels, _STEM_WIDTH, 3)
         self.stage1, self.stage2, self.stage3 = (WideResNetStage(config, n, *widths[n : n + 2]) for n in range(3))
         self.pooler = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(widths[-1], config.num_labels)
+        self.classifier = nn.Linear(widths[-1], config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     def forward(
