@@ -83,7 +83,7 @@ RUNS = {
 def test_every_example_is_run_and_is_in_the_table():
     assert len(EXAMPLES) >= 3 and len(RECIPES) >= 2
     assert {path.stem for path in EXAMPLES} == {run[0] for run in RUNS}
-    assert {path.stem for path in RECIPES} == set(TASKS)
+    assert {path.stem for path in RECIPES} == {*TASKS, *OF_IMAGES}
     page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in EXAMPLES + RECIPES if f"[{path.name}]({path.name})" not in page] == []
 
@@ -102,6 +102,7 @@ WORDS = (
     "the film was good bad dull bright never very not plot and how do i learn what is a best way to cook rice".split()
 )
 HEADERS = {"SST-2": "sentence\tlabel", "QQP": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"}
+OF_IMAGES = ("cifar10", "image_folder")  # run by test_vision_recipes.py
 TASKS = {"glue_sst2": ("SST-2", "accuracy"), "glue_qqp": ("QQP", "f1")}
 
 
@@ -151,7 +152,7 @@ def losses(run: Path) -> list[dict]:
     return [line for line in map(json.loads, (run / "history.jsonl").read_text().splitlines()) if "loss" in line]
 
 
-@pytest.mark.parametrize("recipe", [path.stem for path in RECIPES])
+@pytest.mark.parametrize("recipe", TASKS)
 def test_a_recipe_runs_from_text_to_a_student_that_transformers_loads(recipe, tmp_path):
     task, metric = TASKS[recipe]
     path, data = str(ROOT / "examples" / f"{recipe}.yaml"), str(tmp_path / "glue")
