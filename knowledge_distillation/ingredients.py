@@ -19,7 +19,6 @@ from .recipe import EMBEDDED, Recipe
 from .settings import TrainingSettings
 from .weights import load_weights
 
-
 _OF_SOME_FAMILIES = ("image_size", "num_channels")  # fields that a config may do without
 
 

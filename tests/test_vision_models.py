@@ -1,4 +1,4 @@
-"""WRN and ShuffleNetV2: the papers' sizes and shapes, names before and after the ReLU, and what transformers expects."""
+"""WRN and ShuffleNetV2: the papers' sizes and shapes, names before and after the ReLU, what transformers expects."""
 
 from __future__ import annotations
 

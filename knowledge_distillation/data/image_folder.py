@@ -38,7 +38,7 @@ def list_folder(root: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
     Without a validation part the test part takes its place, and without both a tenth of each class.
 
     Raises:
-        DataError: there are no pictures, a class is missing in one part, or a file's name says no label or a wrong one.
+        DataError: there are no pictures, a class is missing in a part, or a file's name says no label or a wrong one.
     """
     if not root.is_dir():
         raise DataError(f"data_dir {root} is not a folder; expected one of pictures: {_LAYOUTS}")

@@ -111,7 +111,7 @@ def test_a_named_task_reads_a_folder_of_its_name(tmp_path):
         by_class(tmp_path / "cifar10" / split, {f"kind{n}": 1 for n in range(10)}, (32, 32))
     data = load_images("cifar10", tmp_path)
     assert len(data["train"]) == 10 and data["train"].form.mean == images.IMAGE_TASKS["cifar10"].mean
-    by_class(tmp_path / "other" / "train", {"a": 1, "b": 1})
+    by_class(tmp_path / "other" / "train", {"a": 2, "b": 2})
     with pytest.raises(DataError, match="cifar10 has 10 classes; found 2: a, b"):
         load_images("cifar10", tmp_path / "other")
 
