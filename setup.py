@@ -35,11 +35,13 @@ setup(
     extras_require={
         "tensorboard": ["tensorboard>=2.16"],
         "sweep": ["optuna>=4.0", "filelock>=3.12", "matplotlib>=3.8"],
+        "vision": ["pillow>=10.0", "scikit-learn>=1.4"],
         "docs": ["mkdocs>=1.6"],
         "dev": [
             "pytest>=8.0",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
+            "pillow>=10.0",
             "ruff>=0.9",
             "mypy>=1.14",
             "types-PyYAML",

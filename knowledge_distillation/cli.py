@@ -22,8 +22,11 @@ RecipeArgument = Annotated[
     Optional[Path], typer.Argument(help="A recipe (YAML); none: options alone.", metavar="RECIPE")
 ]
 Override = Annotated[list[str], typer.Option("--set", help="Override any key: --set training.learning_rate=1e-4")]
-TaskOption = Annotated[Optional[str], typer.Option("--task", help="A GLUE task, or 'embedded'.")]
-DataDir = Annotated[Optional[str], typer.Option("--data-dir", help="Folder in GLUE's TSV layout. [GLUE_DATA_DIR]")]
+TaskOption = Annotated[Optional[str], typer.Option("--task", help="A GLUE task, an image task, or 'embedded'.")]
+DataDir = Annotated[
+    Optional[str],
+    typer.Option("--data-dir", help="Folder in GLUE's TSV layout, or of pictures. [GLUE_DATA_DIR, IMAGE_DATA_DIR]"),
+]
 Teacher = Annotated[Optional[str], typer.Option("--teacher", help="Directory or hub name.")]
 Student = Annotated[
     Optional[str], typer.Option("--student", help="Directory, hub name, or layers of the teacher to keep: 4,8,12")
@@ -288,7 +291,7 @@ def layers(model: Annotated[str, typer.Argument(help="Directory, hub name, or a 
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Directory or hub name of a student or teacher.")],
-    task: Annotated[str, typer.Option("--task", help="A GLUE task, or 'embedded'.")],
+    task: Annotated[str, typer.Option("--task", help="A GLUE task, an image task, or 'embedded'.")],
     data_dir: DataDir = None,
     teacher: Teacher = None,
 ) -> None:
@@ -368,7 +371,7 @@ def _final(
     from .adaptors import adapted
     from .report import final_table, measure
 
-    metric = ready.recipe.glue_task.primary_metric
+    metric = ready.recipe.primary_metric
     batch = next(iter(distiller.dev_dataloader))
     for_teacher, for_student = adapted(distiller.dev_data_adaptor, distiller.accelerator.device, batch)
     teacher = distiller.teacher if distiller.teacher is None else ready.teacher.to(distiller.accelerator.device)

@@ -11,17 +11,24 @@ from . import models, presets
 from .config import parse_config
 from .data.embedded import embedded_sentiment
 from .data.glue import load_glue
+from .data.images import load_images
+from .data.pictures import ImageFormat, saved_format
 from .errors import ConfigError, nearest
 from .mapping import Proposal, search
-from .recipe import EMBEDDED, METHOD, Recipe
+from .recipe import EMBEDDED, Recipe
 from .settings import TrainingSettings
+from .weights import load_weights
+
+# Fields for configs that have the one named beside them, and not for others.
+_OF_SOME_FAMILIES = {name: name for name in ("image_size", "num_channels", "sentence_pairs")}
+_OF_SOME_FAMILIES["sep_token_id"] = "sentence_pairs"
 
 WORDS = "words"  # a student's tokenizer of the task's words
 
 
 @dataclass
 class Ingredients:
-    """What a recipe says, as objects: data, tokenizer, models."""
+    """What a recipe says, as objects: data, tokenizer (of an image task its `ImageFormat`), models."""
 
     recipe: Recipe
     data: dict[str, Any]
@@ -38,9 +45,14 @@ class Ingredients:
         Raises:
             ConfigError, DataError: something the recipe names is not there or does not fit.
         """
-        if recipe.teacher is None:
-            raise ConfigError("recipe: teacher is missing: a directory, a hub name, or a mapping to build one")
         seed = TrainingSettings.parse(dict(recipe.training)).seed
+        if recipe.image_task is not None:
+            pictures = load_data(recipe)
+            form = pictures["train"].form
+            teacher = None if recipe.teacher is None else build_model(recipe.teacher, recipe, form, seed)
+            return cls(recipe, {name: pictures[name] for name in splits}, form, teacher, seed)
+        if recipe.teacher is None:
+            raise _no_teacher()
         raw = load_data(recipe)
         tokenizer = load_tokenizer(recipe, raw)
         teacher = build_model(recipe.teacher, recipe, tokenizer, seed)
@@ -90,7 +102,7 @@ class Ingredients:
         if options.get("mapping") == "search":
             found = self.searched(student)
             self.why, options["mapping"] = found.why, found.pairs
-        return presets.expand(recipe.method or METHOD, self.teacher, student, **options)
+        return presets.expand(recipe.method_name, self.teacher, student, **options)
 
     def searched(self, student: Any, batches: int = 4) -> Proposal:
         """A layer mapping by similarity, on a few batches of the training data."""
@@ -100,6 +112,8 @@ class Ingredients:
         if self.student_tokenizer is not None:
             raise ConfigError("recipe: mapping search compares models on the same tokens: leave student_tokenizer out")
 
+        if self.recipe.image_task is not None:
+            raise ConfigError("mapping: search reads text, and this is an image task; give uniform, last or pairs")
         rows = self.data["train"].shuffle(seed=self.seed)
         inputs = [name for name in self.tokenizer.model_input_names if name in rows.column_names]
         rows = rows.select_columns(inputs).select(range(min(batches * 32, len(rows))))
@@ -115,16 +129,19 @@ class Ingredients:
         from .distiller import KnowledgeDistiller
         from .metrics import compute_metrics_for
 
-        task = self.recipe.glue_task
+        needed = parse_config(entries).needs_teacher and not finetune
+        if student is None or (needed and self.teacher is None):
+            raise _no_teacher()
+        images = self.recipe.image_task is not None
         staged = not finetune and entries != self.recipe.hard_entries()  # a baseline is one stage as well
         own = self.recipe.settings() if staged else {**self.recipe.training, "stages": ()}
         training = {**own, **(self.recipe.finetune if finetune else {}), **settings}
-        training.setdefault("metric_for_best_model", task.primary_metric)
+        training.setdefault("metric_for_best_model", self.recipe.primary_metric)
         data, reader = self.data, None if finetune else self.student_tokenizer
-        if reader is None:
+        if reader is None and not images:
             data = {name: of_teacher(rows) for name, rows in data.items()}
         return KnowledgeDistiller(
-            None if finetune or not parse_config(entries).needs_teacher else self.teacher,
+            self.teacher if needed else None,
             student,
             entries,
             train_dataset=data.get("train"),
@@ -132,7 +149,7 @@ class Ingredients:
             processing_class=reader or self.tokenizer,
             data_collator=None if reader is None else TwoTokenizers(self.tokenizer, reader),
             train_data_adaptor=None if reader is None else two_token_streams,
-            compute_metrics=compute_metrics_for(task),
+            compute_metrics=None if images else compute_metrics_for(self.recipe.glue_task),
             output_dir=output_dir,
             **training,
         )
@@ -146,7 +163,19 @@ def of_teacher(rows: Any) -> Any:
 
 
 def load_data(recipe: Recipe) -> dict[str, Any]:
-    """The task's raw rows, `train` and `validation`."""
+    """The task's raw rows, `train` and `validation`; of an image task ready for a model."""
+    if recipe.image_task is not None:
+        own = saved_format(recipe.teacher)  # a teacher sees pictures as it saw them before
+        return load_images(
+            recipe.task,
+            recipe.data_dir,
+            image_size=recipe.image_size or own.get("size"),
+            augment=recipe.augment,
+            max_train_samples=recipe.max_train_samples,
+            max_eval_samples=recipe.max_eval_samples,
+            mean=own.get("mean"),
+            std=own.get("std"),
+        )
     if recipe.task != EMBEDDED:
         return load_glue(recipe.task, recipe.data_dir, recipe.max_train_samples, recipe.max_eval_samples)
     data = embedded_sentiment()
@@ -182,20 +211,26 @@ def _texts(recipe: Recipe, raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
-    """A model with the task's head: loaded by name, or built from scratch out of a mapping."""
-    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification, set_seed
+    """A model with the task's head: loaded by name, or built from scratch out of a mapping.
 
-    task = recipe.glue_task
+
+    Args:
+        tokenizer: of an image task its `ImageFormat`.
+    """
+    import transformers
+    from transformers import CONFIG_MAPPING, AutoConfig, set_seed
+
     models.register()
+    auto, sizes = _head(recipe, tokenizer)
     set_seed(seed)
     if isinstance(wanted, str):
-        return _pretrained(
-            "AutoModelForSequenceClassification", wanted, f"model for {task.name}", num_labels=task.num_labels
-        )
+        classes = {key: sizes[key] for key in ("num_labels", "id2label", "label2id") if key in sizes}
+        return _pretrained(auto, wanted, f"model for {recipe.task}", **classes)
     if not isinstance(wanted, Mapping) or "model_type" not in wanted:
         raise ConfigError(f"recipe: a model is a name, or a mapping with model_type; found {wanted!r}")
     described = dict(wanted)
     kind, zero = described.pop("model_type"), bool(described.pop("zero_residual_branches", False))
+    weights = described.pop("weights", None)
     try:
         config = AutoConfig.for_model(kind)
     except ValueError as error:
@@ -206,16 +241,30 @@ def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
     if unknown:
         texts = [f"{key!r}.{nearest(key, config.to_dict())}" for key in unknown]
         raise ConfigError(f"recipe: a {kind} config has no field {' '.join(texts)}")
-    sizes = {"vocab_size": len(tokenizer), "num_labels": task.num_labels, "pad_token_id": tokenizer.pad_token_id}
-    if hasattr(config, "sentence_pairs"):  # a model that reads the two sentences apart
-        sizes |= {"sentence_pairs": len(task.text_columns) == 2, "sep_token_id": tokenizer.sep_token_id}
+    sizes = {key: value for key, value in sizes.items() if hasattr(config, _OF_SOME_FAMILIES.get(key, "model_type"))}
     try:
-        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**sizes, **described}))
+        model = getattr(transformers, auto).from_config(AutoConfig.for_model(kind, **{**sizes, **described}))
     except Exception as error:  # a config checks itself, each family with errors of its own
-        raise ConfigError(f"recipe: cannot build a {kind} for {task.name}: {_brief(error)}") from error
+        raise ConfigError(f"recipe: cannot build a {kind} for {recipe.task}: {_brief(error)}") from error
     if zero:
         zero_residual_branches(model)
+    if weights is not None:
+        load_weights(model, weights)
     return model
+
+
+def _head(recipe: Recipe, tokenizer: Any) -> tuple[str, dict[str, Any]]:
+    """The Auto class of a task's models, and the fields of their configs that data and task say."""
+    if isinstance(tokenizer, ImageFormat):
+        return "AutoModelForImageClassification", tokenizer.fields()
+    task = recipe.glue_task
+    tokens = {"pad_token_id": tokenizer.pad_token_id, "sep_token_id": tokenizer.sep_token_id}
+    sizes = {"num_labels": task.num_labels, "sentence_pairs": len(task.text_columns) == 2}
+    return "AutoModelForSequenceClassification", {"vocab_size": len(tokenizer), **sizes, **tokens}
+
+
+def _no_teacher() -> ConfigError:
+    return ConfigError("recipe: teacher is missing: a directory, a hub name, or a mapping to build one")
 
 
 def zero_residual_branches(model: Any) -> None:
@@ -264,7 +313,8 @@ def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
 
 def _check_labels(config: Any, name: str, what: str, labels: int) -> None:
     """A saved classification head has to have the task's classes."""
-    has_head = any(str(one).endswith("ForSequenceClassification") for one in config.architectures or ())
+    heads = ("ForSequenceClassification", "ForImageClassification")
+    has_head = any(str(one).endswith(heads) for one in config.architectures or ())
     if has_head and config.num_labels != labels:
         raise ConfigError(
             f"recipe: cannot load {what} {name!r}: it has {config.num_labels} classes, and the task {labels}"

@@ -46,13 +46,14 @@ def list_features(name: str) -> Table:
 def load_any(name: str) -> nn.Module:
     """The model under a name with whatever head it was saved with, else its bare form."""
     import transformers
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForImageClassification
 
     config = _config(name)
+    bare = AutoModel if type(config) in AutoModel._model_mapping else AutoModelForImageClassification
     if not config.architectures:
-        return AutoModel.from_config(config)
+        return bare.from_config(config)
     room = models if config.architectures[0] in models.__all__ else transformers
-    return getattr(room, config.architectures[0], AutoModel).from_pretrained(name)
+    return getattr(room, config.architectures[0], bare).from_pretrained(name)
 
 
 def made_up_inputs(model: nn.Module) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def show_preset(name: str, teacher: str | None, student: str | None) -> str:
 
     from . import presets
 
-    of_teacher = _config(teacher or ("resnet" if name == "ofd" else "bert"))
+    of_teacher = _config(teacher or ("resnet" if name in ("ofd", "margin_relu") else "bert"))
     of_student = _config(student) if student else copy.deepcopy(of_teacher)
     if not student and hasattr(of_student, "num_hidden_layers"):
         of_student.num_hidden_layers = max(1, of_teacher.num_hidden_layers // 4)
@@ -116,12 +117,12 @@ def _size(config: Any) -> str:
 
 
 def _config(name: str) -> Any:
-    from transformers import CONFIG_MAPPING as known
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     from .errors import nearest
 
     models.register()
+    known = CONFIG_MAPPING.keys()
     if name in known:
         return AutoConfig.for_model(name)
     try:

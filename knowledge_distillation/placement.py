@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import SchedulerType, get_scheduler
 from .errors import ConfigError, nearest
 from .settings import TrainingSettings, machine_precision
 
+MULTISTEP = "multistep"
 _STEPPED_BY_METRICS = ("reduce_lr_on_plateau", "greedy")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,7 +82,7 @@ def teacher_dtype(settings: TrainingSettings, accelerator: Accelerator) -> torch
 def make_optimizer(
     settings: TrainingSettings, module: nn.Module, rates: Mapping[int, float] | None = None
 ) -> torch.optim.Optimizer:
-    """Fused AdamW; biases and norms do not decay.
+    """The optimizer `optim`, fused where it can be; biases and norms do not decay.
 
     Args:
         rates: id of a parameter -> its learning rate, where it has one of its own.
@@ -93,21 +94,51 @@ def make_optimizer(
         groups.setdefault(((rates or {}).get(id(p), settings.learning_rate), decay), []).append(p)
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     listed = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+    if settings.optim == "sgd":
+        given: dict[str, Any] = {"momentum": 0.9, **(settings.optim_args or {})}
+        try:
+            return torch.optim.SGD(listed, lr=settings.learning_rate, fused=fused, **given)
+        except ValueError as error:
+            raise ConfigError(f"optim sgd: {error}") from error
     return torch.optim.AdamW(listed, lr=settings.learning_rate, fused=fused)
 
 
 def make_scheduler(settings: TrainingSettings, optimizer: torch.optim.Optimizer, total_steps: int | None) -> Any:
     """The schedule `lr_scheduler_type`; constant after warm-up where the number of steps is not known."""
-    known = [one.value for one in SchedulerType if one.value not in _STEPPED_BY_METRICS]
+    known = [one.value for one in SchedulerType if one.value not in _STEPPED_BY_METRICS] + [MULTISTEP]
     name = settings.lr_scheduler_type
     if name not in known:
         raise ConfigError(f"lr_scheduler_type {name!r} is unknown.{nearest(name, known)} Known: {', '.join(known)}")
     name = name if total_steps else "constant"
     warmup = int(settings.warmup_ratio * (total_steps or 0))
+    given = dict(settings.lr_scheduler_kwargs or {}) if total_steps else {}
     try:
-        return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
-    except ValueError as error:
+        if name == MULTISTEP:
+            return _multistep(optimizer, warmup, total_steps or 0, **given)
+        return get_scheduler(name, optimizer, warmup, total_steps, scheduler_specific_kwargs=given)
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"lr_scheduler_type {name!r}: {error}") from error
+
+
+def _multistep(
+    optimizer: torch.optim.Optimizer,
+    warmup: int,
+    total_steps: int,
+    milestones: Sequence[float] = (0.3, 0.6, 0.8),
+    gamma: float = 0.2,
+) -> Any:
+    """The rate times `gamma` from each milestone on, which is a part of the run."""
+    if not all(isinstance(part, (int, float)) and 0 < part < 1 for part in milestones):
+        raise ValueError(f"milestones are parts of the run, between 0 and 1; found {list(milestones)}")
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma is in (0, 1]; found {gamma}")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        return gamma ** sum(step >= part * total_steps for part in milestones)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def check_scheduler(settings: TrainingSettings) -> None:

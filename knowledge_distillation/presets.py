@@ -13,6 +13,8 @@ from typing import Any
 
 from .errors import ConfigError, nearest
 from .mapping import Entries, Mapped, depths, entries_of, pairs_of
+from .model_stages import paired_stages
+from .stage_methods import activation_boundary, channel_wise, factor_transfer, fitnet, ofd, similarity_preserving
 
 _LOGITS = {"teacher": "output.logits", "student": "output.logits"}
 _EMBEDDING = {"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}
@@ -49,23 +51,30 @@ def layers(
 
 
 def attention_transfer(
-    student_layers: Sequence[int] = (1, 3),
-    teacher_layers: Sequence[int] = (1, 3),
+    student_layers: Sequence[int] = (),
+    teacher_layers: Sequence[int] = (),
     weight: float = 1000.0,
     alpha: float = 0.5,
     temperature: float = 2.0,
     regression: bool = False,
+    teacher: Any = None,
+    student: Any = None,
 ) -> Entries:
     """`hinton`, and the places that layers look at: the activation-based attention of chosen layers.
 
     Args:
-        student_layers, teacher_layers: paired one by one; negative numbers count from the end.
+        student_layers, teacher_layers: paired one by one; negative numbers count from the end. Without both they are
+            the ends of the stages of image models, else layers 1 and 3.
         weight: of each pair; 1000 in the paper's code.
         alpha, temperature: as for `hinton`; 0.9 and 4 in the paper's code.
 
     Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017.
     """
-    if len(student_layers) != len(teacher_layers) or not student_layers:
+    if not student_layers and not teacher_layers:
+        stages = paired_stages(teacher, student) if _of_images(student) else []
+        teacher_layers = [one.layer for one, _ in stages] or [1, 3]
+        student_layers = [one.layer for _, one in stages] or [1, 3]
+    if len(student_layers) != len(teacher_layers):
         raise ConfigError(
             f"student_layers and teacher_layers are paired one by one; found {list(student_layers)} and "
             f"{list(teacher_layers)}"
@@ -240,43 +249,15 @@ def crd(
         beta: weight of the contrastive part; 0.8 in the paper's experiments.
         negatives: samples it is told from, at most those there are; 16384 in the paper's experiments.
         alpha: weight of soft targets at temperature 2, taken from that of the labels.
-        pooling: `first` for [CLS]; `mean` of the tokens, or of the places of a map.
+        pooling: `first` for [CLS], or `mean` of the tokens; of maps it is the mean of their places.
 
     Source: Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020.
     """
+    if _of_images(student) and any(stage.size for stage in paired_stages(teacher, student)[-1]):
+        pooling = "mean"
     args = {"negatives": negatives, "pooling": pooling}
     contrast = entries_of([(-1, -1)], loss="crd", args=args, weight=beta)
     return _weighted([*contrast, *hinton(alpha, 2.0, _regression(teacher))])
-
-
-def ofd(teacher: Any, student: Any, weight: float = 1e-3) -> Entries:
-    """The comprehensive overhaul: features before the ReLU at the end of each stage of a ResNet; and the labels.
-
-    Args:
-        teacher, student: ResNets of transformers with as many stages.
-        weight: of the last stage, halved with each stage before it; 1e-3 in the paper's code.
-
-    Raises:
-        ConfigError: another family, which has no BatchNorm and ReLU at the end of its stages.
-
-    Source: Heo et al., A Comprehensive Overhaul of Feature Distillation, 2019.
-    """
-    blocks = [_resnet_blocks(model) for model in (teacher, student)]
-    if len(blocks[0]) != len(blocks[1]):
-        raise ConfigError(f"ofd needs as many stages in both; found {len(blocks[0])} and {len(blocks[1])}")
-    norm = {"basic": 1, "bottleneck": 2}[_config(teacher).layer_type]
-    entries: Entries = [
-        {
-            "teacher": f"{t}.activation.input",
-            "student": f"{s}.activation.input",
-            "loss": "margin_relu",
-            "args": {"batch_norm": f"{t}.layer.{norm}.normalization"},
-            "projection": "conv1x1_bn",
-            "weight": weight / 2 ** (len(blocks[0]) - number),
-        }
-        for number, (t, s) in enumerate(zip(*blocks, strict=True), start=1)
-    ]
-    return _weighted([*entries, _labels(1.0, _regression(teacher))])
 
 
 def byot(
@@ -349,7 +330,10 @@ METHODS: Mapping[str, Callable[..., Entries]] = {
     **{"hinton": hinton, "layers": layers, "attention_transfer": attention_transfer, "tinybert": tinybert, "pkd": pkd},
     **{"distilbert": distilbert, "minilm": minilm, "minilm_v2": minilm_v2, "mobilebert": mobilebert, "rkd": rkd},
     **{"crd": crd, "ofd": ofd, "byot": byot, "born_again": born_again, "deep_mutual_learning": deep_mutual_learning},
-    "meal_v2": meal_v2,
+    **{"meal_v2": meal_v2, "similarity_preserving": similarity_preserving, "fitnet": fitnet},
+    **{"factor_transfer": factor_transfer, "activation_boundary": activation_boundary, "channel_wise": channel_wise},
+    # the same under the names they have beside each other in print
+    **{"kd": hinton, "at": attention_transfer, "sp": similarity_preserving, "margin_relu": ofd},
 }
 
 
@@ -423,6 +407,11 @@ def _regression(model: Any) -> bool:
     return getattr(_config(model), "num_labels", 2) == 1
 
 
+def _of_images(model: Any) -> bool:
+    """Whether a model, or that of a config, is one of images."""
+    return hasattr(_config(model), "num_channels")
+
+
 def _same_heads(teacher: Any, student: Any) -> bool:
     heads = [getattr(_config(model), "num_attention_heads", None) for model in (teacher, student)]
     return heads[0] is not None and heads[0] == heads[1]
@@ -447,14 +436,3 @@ def _weighted(entries: Entries) -> Entries:
 
 def _staged(**stages: Entries) -> Entries:
     return [{**entry, "stage": stage} for stage, entries in stages.items() for entry in entries]
-
-
-def _resnet_blocks(model: Any) -> list[str]:
-    """The path of the last block of each stage of a ResNet."""
-    config = _config(model)
-    if getattr(config, "model_type", None) != "resnet":
-        raise ConfigError(
-            f"ofd knows the features before the ReLU of ResNets; {type(model).__name__} is none. Write its entries by "
-            "hand: loss margin_relu on module paths, with projection conv1x1_bn"
-        )
-    return [f"resnet.encoder.stages.{i}.layers.{depth - 1}" for i, depth in enumerate(config.depths)]

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from . import presets
+from .data.augmentation import Augmentation
 from .data.glue import GLUE_TASKS, GlueTask, find_task
+from .data.images import IMAGE_TASKS, ImageTask
 from .errors import ConfigError, nearest
 from .mapping import STRATEGIES, check_mapping
 from .settings import TrainingSettings
 
 EMBEDDED = "embedded"
 METHOD = "layers"  # of a recipe that says neither a method nor a distill_config
+METHOD_OF_IMAGES = "hinton"  # the same of an image task: any two models have logits
 HARD = [{"student": "output.logits", "loss": "cross_entropy"}]
 HARD_REGRESSION = [{"student": "output.logits", "loss": "mse"}]
 _TEXTS = ("task", "data_dir", "tokenizer", "student_tokenizer", "method", "output_dir")
-_COUNTS = ("max_train_samples", "max_eval_samples", "max_length", "vocab_size")
+_COUNTS = ("max_train_samples", "max_eval_samples", "max_length", "vocab_size", "image_size")
 _NUMBERS = ("alpha", "temperature")
 _MAPPINGS = ("training", "finetune", "method_args")
 
@@ -29,11 +32,15 @@ class Recipe:
 
     Args:
         teacher: a directory or hub name; or a mapping that describes a model to build from scratch, with
-            `model_type`, the fields of its config, and `zero_residual_branches: true` where it is deep.
+            `model_type`, the fields of its config, `zero_residual_branches: true` where it is deep, and `weights`: a
+            file of its tensors. None where no entry needs one (image tasks).
         student: the same; or `{layers: [4, 8, 12]}` to cut it out of the teacher, or `{layers: [...], of: NAME}` out
             of another model. With `embeddings: teacher` in the mapping its embedding begins as the teacher's.
-        task: a GLUE task, or `embedded` for the data set that comes with the package.
-        data_dir: folder in GLUE's own TSV layout; None: `GLUE_DATA_DIR`, else the hub.
+        task: a GLUE task, or `embedded` for the data set that comes with the package; or an image task.
+        data_dir: folder in GLUE's own TSV layout; None: `GLUE_DATA_DIR`, else the hub. Of an image task, a folder of
+            pictures; None: `IMAGE_DATA_DIR`, else the hub.
+        image_size: of an image task, pixels a side; None for the teacher's, else the task's own.
+        augment: of an image task: true, false, or a mapping of `padding` and `flip`; None for the task's own.
         max_train_samples, max_eval_samples: a fixed random part of the data.
         max_length: tokens after which text is cut.
         tokenizer: None: the teacher's, or one trained on the task's text where the teacher is built from scratch.
@@ -59,6 +66,8 @@ class Recipe:
     data_dir: str | None = None
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
+    image_size: int | None = None
+    augment: Any = None
     max_length: int = 128
     tokenizer: str | None = None
     student_tokenizer: str | None = None
@@ -83,24 +92,44 @@ class Recipe:
                 TrainingSettings.parse(dict(settings))
             except ConfigError as error:
                 problems.append(f"{key}: {str(error).removeprefix('settings: ')}")
-        known = [EMBEDDED, *GLUE_TASKS, *(task.folder for task in GLUE_TASKS.values())]
+        known = [EMBEDDED, *GLUE_TASKS, *(task.folder for task in GLUE_TASKS.values()), *IMAGE_TASKS]
         if self.task not in known:
             problems.append(f"task {self.task!r} is unknown.{nearest(self.task, known)} Known: {', '.join(known)}")
-        try:
-            self._check_method()
-        except ConfigError as error:
-            problems.append(str(error))
+        for check in (self._check_method, self._check_images):
+            try:
+                check()
+            except ConfigError as error:
+                problems.append(str(error))
         if self.stages and self.training.get("stages"):
             problems.append("stages are given twice: beside training and inside it")
         if problems:
             raise ConfigError("recipe: " + "; ".join(problems))
         return self
 
+    def _check_images(self) -> None:
+        Augmentation.parse(self.augment, None)
+        pictures, text = ("image_size", "augment"), ("tokenizer",)
+        foreign = [key for key in (pictures if self.image_task is None else text) if getattr(self, key) is not None]
+        if foreign:
+            kind = "an image task" if self.image_task is None else "text"
+            raise ConfigError(f"{foreign[0]} belongs to {kind}, and task is {self.task!r}")
+        if self.image_task is not None and self.augmented and self.training.get("teacher_cache"):
+            raise ConfigError(
+                "teacher_cache keeps features of pictures as they are, and augment changes them each time: set "
+                "augment: false, or leave teacher_cache out"
+            )
+
+    @property
+    def augmented(self) -> bool:
+        """Whether the pictures of an image task are changed at random."""
+        task = self.image_task
+        return task is not None and Augmentation.parse(self.augment, task.augmentation(1)) is not None
+
     def _check_method(self) -> None:
-        presets.check_name(self.method or METHOD)
+        presets.check_name(self.method_name)
         if self.own_entries() is None:
             options = self.method_options()
-            presets.check_options(self.method or METHOD, options)
+            presets.check_options(self.method_name, options)
             if "mapping" in options:
                 check_mapping(options["mapping"], [*STRATEGIES, "search"])
         elif self.method is not None:
@@ -108,6 +137,11 @@ class Recipe:
         elif self.method_args or self.mapping is not None:
             key = "method_args" if self.method_args else "mapping"
             raise ConfigError(f"{key} belongs to a method, and this recipe has a distill_config")
+
+    @property
+    def method_name(self) -> str:
+        """The method, of a recipe without a `distill_config`."""
+        return self.method or (METHOD if self.image_task is None else METHOD_OF_IMAGES)
 
     def method_options(self) -> dict[str, Any]:
         """The arguments of the method, under its own names."""
@@ -167,8 +201,18 @@ class Recipe:
     def glue_task(self) -> GlueTask:
         return find_task("sst2" if self.task == EMBEDDED else self.task)
 
+    @property
+    def image_task(self) -> ImageTask | None:
+        """The task where it is one of pictures."""
+        return IMAGE_TASKS.get(self.task)
+
+    @property
+    def primary_metric(self) -> str:
+        """By which the best student is kept."""
+        return "accuracy" if self.image_task is not None else self.glue_task.primary_metric
+
     def hard_entries(self) -> list[dict[str, Any]]:
-        return HARD_REGRESSION if self.glue_task.is_regression else HARD
+        return HARD if self.image_task is not None or not self.glue_task.is_regression else HARD_REGRESSION
 
 
 def _wrong_stages(stages: list[Any]) -> list[str]:

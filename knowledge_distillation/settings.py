@@ -9,11 +9,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
+import yaml
 
 from .cache_forms import DTYPES
 from .errors import ConfigError, nearest
 
 _PRECISIONS = ("auto", "no", "bf16", "fp16")
+OPTIMIZERS: Mapping[str, Mapping[str, type]] = {  # name -> its arguments
+    "adamw_torch_fused": {},
+    "sgd": {"momentum": float, "dampening": float, "nesterov": bool},
+}
 BALANCES = ("none", "relative_scale", "gradient_norm")
 _OF_A_STAGE = ("num_train_epochs", "max_steps", "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type")
 
@@ -27,10 +32,16 @@ class TrainingSettings:
         max_steps: optimizer steps after which to stop; -1 for no limit.
         per_device_train_batch_size: rows of a batch on each process (with `train_dataset`).
         per_device_eval_batch_size: the same for evaluation.
-        learning_rate: peak learning rate of the ready-made AdamW.
+        optim: the optimizer: `adamw_torch_fused`, or `sgd`.
+        optim_args: of `sgd`: `momentum`, `dampening`, `nesterov`; a mapping, or a text as `TrainingArguments` has it
+            ("momentum=0.9,nesterov=True"). None for momentum 0.9.
+        learning_rate: peak learning rate of the ready-made optimizer.
         weight_decay: of matrices; biases and norms never decay.
         warmup_ratio: part of the steps over which the learning rate rises, in [0, 1].
-        lr_scheduler_type: a name transformers' `get_scheduler` knows.
+        lr_scheduler_type: a name transformers' `get_scheduler` knows; or `multistep`, which multiplies the rate by
+            `gamma` at each of `milestones`.
+        lr_scheduler_kwargs: what else the schedule takes. Of `multistep` they are `milestones`, parts of the run
+            ([0.3, 0.6, 0.8]), and `gamma` (0.2): those of Zagoruyko and Komodakis, Wide Residual Networks, 2016.
         gradient_accumulation_steps: batches of one optimizer step, averaged exactly.
         max_grad_norm: clip the gradient of student and projections together to this norm; 0 does not clip.
         logging_steps: optimizer steps between two lines of the history.
@@ -70,10 +81,13 @@ class TrainingSettings:
     max_steps: int = -1
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 64
+    optim: str = "adamw_torch_fused"
+    optim_args: Mapping[str, Any] | None = None
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     lr_scheduler_type: str = "linear"
+    lr_scheduler_kwargs: Mapping[str, Any] | None = None
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     logging_steps: int = 20
@@ -140,6 +154,7 @@ class TrainingSettings:
             "mixed_precision": _PRECISIONS,
             "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
             "teacher_cache_dtype": ("auto", *DTYPES),
+            "optim": tuple(OPTIMIZERS),
         }
         choices["balance"] = BALANCES
         for name, allowed in choices.items():
@@ -148,6 +163,18 @@ class TrainingSettings:
                 problems.append(
                     f"{name} is one of {', '.join(allowed)}; found {value!r}.{nearest(str(value), allowed)}"
                 )
+        return problems + self._wrong_arguments()
+
+    def _wrong_arguments(self) -> list[str]:
+        """What is wrong with the arguments of the optimizer."""
+        known = OPTIMIZERS.get(self.optim, {})
+        problems = []
+        for key, value in (self.optim_args or {}).items():
+            if key not in known:
+                takes = f" It takes: {', '.join(known) or 'none'}"
+                problems.append(f"optim {self.optim} takes no argument {key!r}.{nearest(str(key), known)}{takes}")
+            elif type(value) is not known[key] and not (known[key] is float and type(value) is int):
+                problems.append(f"{key} of optim {self.optim} is of type {known[key].__name__}; found {value!r}")
         return problems
 
     def _wrong_stages(self) -> list[str]:
@@ -182,6 +209,8 @@ def _convert(name: str, value: Any, default: Any) -> Any:
         if isinstance(value, (str, dict)):
             raise TypeError
         return tuple(dict(stage) if isinstance(stage, Mapping) else stage for stage in value or ())
+    if name in ("optim_args", "lr_scheduler_kwargs"):
+        return _mapping(value)
     if value is None and (default is None or name in ("max_grad_norm",)):
         return 0.0 if name == "max_grad_norm" else None
     if name == "metric_for_best_model":
@@ -209,11 +238,24 @@ def _convert(name: str, value: Any, default: Any) -> Any:
     return value
 
 
+def _mapping(value: Any) -> dict[str, Any] | None:
+    """A mapping, or a text such as `momentum=0.9,nesterov=True`."""
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.replace(" ", "").split(",") if part]
+        if not all(sign for _, sign, _ in pairs):
+            raise TypeError
+        return {key: yaml.safe_load(text) for key, _, text in pairs}
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError
+    return None if value is None else dict(value)
+
+
 def _wanted(name: str, default: Any) -> str:
     if default is not None:
         return type(default).__name__
     told = {"greater_is_better": "bool", "metric_for_best_model": "str", "teacher_cache": "path"}
     told["teacher_cache_limit"] = "float"
+    told |= {"optim_args": "mapping", "lr_scheduler_kwargs": "mapping"}
     return told.get(name, "int") + " or None"
 
 

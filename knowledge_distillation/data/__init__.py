@@ -10,6 +10,8 @@ _ROOMS = {
     "find_task": "glue",
     "load_glue": "glue",
     "embedded_sentiment": "embedded",
+    "IMAGE_TASKS": "images",
+    "load_images": "images",
     "LengthGroupedBatchSampler": "batching",
     "GeneratorSource": "synthetic",
     "Interval": "synthetic",
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from .glue import GlueTask as GlueTask
     from .glue import find_task as find_task
     from .glue import load_glue as load_glue
+    from .images import IMAGE_TASKS as IMAGE_TASKS
+    from .images import load_images as load_images
     from .synthetic import GeneratorSource as GeneratorSource
     from .synthetic import Interval as Interval
     from .synthetic import Objective as Objective

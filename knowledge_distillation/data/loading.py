@@ -230,7 +230,8 @@ def loader_of(
     limited = [name for name in ("max_tokens_per_batch", "length_bucket") if getattr(settings, name)]
     if train and limited and lengths is None:
         raise DataError(f"{limited[0]} goes by the length of rows, and they have no input_ids")
-    collate = data_collator or default_collator(processing_class, rows[0])
+    own = getattr(dataset, "collator", None)  # of a data set that knows how its rows become a batch
+    collate = data_collator or own or default_collator(processing_class, rows[0])
     if bucket is not None:
         if not hasattr(collate, "max_length"):
             raise ConfigError(

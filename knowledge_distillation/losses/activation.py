@@ -98,7 +98,7 @@ class MarginReLU(nn.Module):
                 raise ConfigError(f"loss margin_relu: margin is 0 or less; found {margin}")
             margins = torch.full((channels,), margin, dtype=torch.float64)
         else:
-            margins = margins_of(_batch_norm(teacher_model, teacher_features, channels, batch_norm))
+            margins = margins_of(batch_norm_of(teacher_model, teacher_features, channels, batch_norm))
         self.register_buffer("margins", margins.to(torch.promote_types(teacher.dtype, torch.float32)))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -122,7 +122,9 @@ def margins_of(batch_norm: _BatchNorm) -> Tensor:
     return torch.where(log_below > math.log(0.001), expected, -3 * sigma)
 
 
-def _batch_norm(model: nn.Module | None, features: Sequence[Any], channels: int, path: str | None) -> _BatchNorm:
+def batch_norm_of(
+    model: nn.Module | None, features: Sequence[Any], channels: int, path: str | None = None
+) -> _BatchNorm:
     """The BatchNorm that gives the teacher's feature; `MarginReLU` says which that is."""
     would_do = "Set args: {batch_norm: MODULE PATH}, or {margin: NUMBER}, one of 0 or less for all channels"
     modules = {} if model is None else dict(model.named_modules())

@@ -10,6 +10,10 @@ _ROOMS: dict[str, str] = {  # public name -> module
     "BiLSTMForSequenceClassification": "bilstm",
     "ImageGenerator": "generator",
     "VectorGenerator": "generator",
+    "WideResNetConfig": "wide_resnet",
+    "WideResNetForImageClassification": "wide_resnet",
+    "ShuffleNetV2Config": "shufflenet_v2",
+    "ShuffleNetV2ForImageClassification": "shufflenet_v2",
 }
 
 __all__ = sorted(_ROOMS)

@@ -1,0 +1,176 @@
+"""ShuffleNetV2: small networks of split, shuffled channels.
+
+Source: Ma et al., ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design, 2018, table 5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+from .convolutional import ConvolutionalModel, classified, conv
+
+_STEM_WIDTH = 24
+_UNITS = (4, 8, 4)
+# width multiplier -> channels of the three stages, and of the last convolution
+_WIDTHS = {
+    0.5: (48, 96, 192, 1024),
+    1.0: (116, 232, 464, 1024),
+    1.5: (176, 352, 704, 1024),
+    2.0: (244, 488, 976, 2048),
+}
+_STEMS = ("imagenet", "cifar")
+
+
+class ShuffleNetV2Config(PreTrainedConfig):
+    """The shape of a ShuffleNetV2.
+
+    Args:
+        width_multiplier: 0.5, 1.0, 1.5 or 2.0.
+        stem: `imagenet` quarters the size of the images before the first stage, `cifar` keeps it.
+        num_channels: of the images, 3 for RGB.
+        image_size: of the images; any other size works as well.
+
+    Raises:
+        ValueError: the paper has no such width, or the stem is unknown.
+    """
+
+    model_type = "shufflenet_v2"
+
+    width_multiplier: float = 1.0
+    stem: str = "imagenet"
+    num_channels: int = 3
+    image_size: int = 224
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.width_multiplier not in _WIDTHS:
+            known = ", ".join(map(str, _WIDTHS))
+            raise ValueError(
+                f"the width_multiplier of a shufflenet_v2 is one of {known}; found {self.width_multiplier}"
+            )
+        if self.stem not in _STEMS:
+            raise ValueError(f"the stem of a shufflenet_v2 is one of {', '.join(_STEMS)}; found {self.stem!r}")
+        super().__post_init__(**kwargs)
+
+    @property
+    def depths(self) -> list[int]:
+        """Units of each stage."""
+        return [*_UNITS]
+
+    @property
+    def hidden_sizes(self) -> list[int]:
+        """Channels of each stage."""
+        return [*_WIDTHS[self.width_multiplier][:3]]
+
+
+class ConvNorm(nn.Module):
+    """A convolution, its BatchNorm, and a ReLU where it is asked for."""
+
+    def __init__(
+        self, width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1, activated: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = conv(width_in, width, kernel, stride, groups)
+        self.norm = nn.BatchNorm2d(width)
+        self.activation = nn.ReLU() if activated else nn.Identity()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(hidden)))
+
+
+class ShuffleNetV2Unit(nn.Module):
+    """One half of the channels goes on as it is, the other through three convolutions; where the size is halved, all
+    channels go through both branches. What comes out is before its ReLU: a half that went on had it before.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        half = width // 2
+        inner = width_in if stride > 1 else half
+        self.shortcut = (
+            nn.Sequential(
+                ConvNorm(width_in, width_in, 3, stride, groups=width_in, activated=False),
+                ConvNorm(width_in, half, 1, activated=False),
+            )
+            if stride > 1
+            else None
+        )
+        self.branch = nn.Sequential(
+            ConvNorm(inner, half, 1),
+            ConvNorm(half, half, 3, stride, groups=half, activated=False),
+            ConvNorm(half, half, 1, activated=False),
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.shortcut is not None:
+            return shuffled(self.shortcut(hidden), self.branch(hidden))
+        kept, changed = hidden.chunk(2, dim=1)
+        return shuffled(kept, self.branch(changed))
+
+
+def shuffled(one: Tensor, other: Tensor) -> Tensor:
+    """Two maps of as many channels as one, its channels from either in turn."""
+    return torch.stack([one, other], dim=2).flatten(1, 2)
+
+
+class ShuffleNetV2Stage(nn.Module):
+    """Units at one size; `activation` is the ReLU after the last of them."""
+
+    def __init__(self, width_in: int, width: int, units: int) -> None:
+        super().__init__()
+        others = (ShuffleNetV2Unit(width, width, 1) for _ in range(units - 1))
+        self.units = nn.ModuleList([ShuffleNetV2Unit(width_in, width, 2), *others])
+        self.activation = nn.ReLU()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        *before, last = self.units
+        for unit in before:
+            hidden = F.relu(unit(hidden))
+        return self.activation(last(hidden))
+
+
+class ShuffleNetV2ForImageClassification(ConvolutionalModel):
+    """`pixel_values` (batch, channels, height, width) to `logits` (batch, classes).
+
+    `hidden_states` are the stem's output, that of each stage and that of the last convolution, after their ReLUs:
+    `layer1` to `layer4` in a `distill_config`. Before the ReLU they are `stage1.activation.input` to
+    `stage3.activation.input` and `stage4.activation.input`. The pooled vector is `pooler.output`.
+    """
+
+    config_class = ShuffleNetV2Config
+    config: ShuffleNetV2Config
+
+    def __init__(self, config: ShuffleNetV2Config) -> None:
+        super().__init__(config)
+        *widths, last = _WIDTHS[config.width_multiplier]
+        small = config.stem == "cifar"
+        self.stem = ConvNorm(config.num_channels, _STEM_WIDTH, 3, stride=1 if small else 2)
+        self.stem_pool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        pairs = zip([_STEM_WIDTH, *widths], widths, _UNITS, strict=False)
+        self.stage1, self.stage2, self.stage3 = (ShuffleNetV2Stage(*pair) for pair in pairs)
+        self.stage4 = ConvNorm(widths[-1], last, 1)
+        self.pooler = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(last, config.num_labels)  # type: ignore[arg-type]
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
+        states = [self.stem_pool(self.stem(pixel_values))]
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
+            states.append(stage(states[-1]))
+        logits = self.classifier(self.pooler(states[-1]).flatten(1))
+        return classified(self, logits, labels, states, output_hidden_states, return_dict)
+
+
+AutoConfig.register("shufflenet_v2", ShuffleNetV2Config, exist_ok=True)
+AutoModelForImageClassification.register(ShuffleNetV2Config, ShuffleNetV2ForImageClassification, exist_ok=True)

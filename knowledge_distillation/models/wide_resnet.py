@@ -1,0 +1,134 @@
+"""WRN-d-k: residual networks that are wide and shallow, for small images.
+
+Source: Zagoruyko and Komodakis, Wide Residual Networks, 2016.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+from .convolutional import ConvolutionalModel, classified, conv
+
+_STEM_WIDTH = 16
+
+
+class WideResNetConfig(PreTrainedConfig):
+    """The shape of a WRN-d-k.
+
+    Args:
+        depth: d, layers in all: 6 for each block of the three stages, and 4.
+        widen_factor: k; the stages have 16k, 32k and 64k channels.
+        dropout: between the two convolutions of a block; the paper's 0.3 where it has one.
+        num_channels: of the images, 3 for RGB.
+        image_size: of the images, which are halved twice; any other size works as well.
+
+    Raises:
+        ValueError: the depth is not 6n + 4.
+    """
+
+    model_type = "wide_resnet"
+
+    depth: int = 16
+    widen_factor: int = 2
+    dropout: float = 0.0
+    num_channels: int = 3
+    image_size: int = 32
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(f"the depth of a wide_resnet is 10, 16, 22, 28, 34, 40, …: 6n + 4; found {self.depth}")
+        if self.widen_factor < 1:
+            raise ValueError(f"the widen_factor of a wide_resnet is 1 or more; found {self.widen_factor}")
+        super().__post_init__(**kwargs)
+
+    @property
+    def depths(self) -> list[int]:
+        """Blocks of each stage."""
+        return [(self.depth - 4) // 6] * 3
+
+    @property
+    def hidden_sizes(self) -> list[int]:
+        """Channels of each stage."""
+        return [_STEM_WIDTH * self.widen_factor * factor for factor in (1, 2, 4)]
+
+
+class WideResNetBlock(nn.Module):
+    """Two convolutions, each after its BatchNorm and ReLU, added to what came in.
+
+    Args:
+        activated: the input went through BatchNorm and ReLU already.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: int, dropout: float, activated: bool) -> None:
+        super().__init__()
+        self.norm1 = None if activated else nn.BatchNorm2d(width_in)
+        self.conv1 = conv(width_in, width, 3, stride)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv(width, width, 3)
+        self.shortcut = None if width_in == width else conv(width_in, width, 1, stride)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        activated = hidden if self.norm1 is None else F.relu(self.norm1(hidden))
+        residual = self.conv2(self.dropout(F.relu(self.norm2(self.conv1(activated)))))
+        return residual + (hidden if self.shortcut is None else self.shortcut(activated))
+
+
+class WideResNetStage(nn.Module):
+    """Blocks at one size, and the BatchNorm and ReLU that the next stage begins with."""
+
+    def __init__(self, config: WideResNetConfig, number: int, width_in: int, width: int) -> None:
+        super().__init__()
+        first = WideResNetBlock(width_in, width, 1 if number == 0 else 2, config.dropout, activated=number > 0)
+        others = (
+            WideResNetBlock(width, width, 1, config.dropout, activated=False) for _ in range(config.depths[number] - 1)
+        )
+        self.blocks = nn.Sequential(first, *others)
+        self.norm = nn.BatchNorm2d(width)
+        self.activation = nn.ReLU()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.norm(self.blocks(hidden)))
+
+
+class WideResNetForImageClassification(ConvolutionalModel):
+    """`pixel_values` (batch, channels, height, width) to `logits` (batch, classes).
+
+    `hidden_states` are the stem's output and that of each stage, after its ReLU: `layer1` to `layer3` in a
+    `distill_config`. Before the ReLU it is `stage1.activation.input`; before the BatchNorm, the sum of the residual
+    branches, `stage1.norm.input`. The pooled vector is `pooler.output`.
+    """
+
+    config_class = WideResNetConfig
+    config: WideResNetConfig
+
+    def __init__(self, config: WideResNetConfig) -> None:
+        super().__init__(config)
+        widths = [_STEM_WIDTH, *config.hidden_sizes]
+        self.stem = conv(config.num_channels, _STEM_WIDTH, 3)
+        self.stage1, self.stage2, self.stage3 = (WideResNetStage(config, n, *widths[n : n + 2]) for n in range(3))
+        self.pooler = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(widths[-1], config.num_labels)  # type: ignore[arg-type]
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
+        states = [self.stem(pixel_values)]
+        for stage in (self.stage1, self.stage2, self.stage3):
+            states.append(stage(states[-1]))
+        logits = self.classifier(self.pooler(states[-1]).flatten(1))
+        return classified(self, logits, labels, states, output_hidden_states, return_dict)
+
+
+AutoConfig.register("wide_resnet", WideResNetConfig, exist_ok=True)
+AutoModelForImageClassification.register(WideResNetConfig, WideResNetForImageClassification, exist_ok=True)
