@@ -18,19 +18,29 @@ _LOGITS = {"teacher": "output.logits", "student": "output.logits"}
 _EMBEDDING = {"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}
 
 
-def hinton(alpha: float = 0.5, temperature: float = 2.0, regression: bool = False) -> Entries:
+def hinton(
+    alpha: float = 0.5,
+    temperature: float = 2.0,
+    regression: bool = False,
+    student_layer: int | None = None,
+    teacher_layer: int | None = None,
+) -> Entries:
     """Soft targets: alpha * T^2 * KL(teacher, student) + (1 - alpha) * cross-entropy with the labels.
 
     Args:
         alpha: weight of the soft part, in [0, 1]. At 1 no labels are needed, at 0 no teacher.
         temperature: above 0.
         regression: the model has one real output: both parts are then squared errors, and there is no temperature.
+        student_layer, teacher_layer: the number n of a `layer{n}` whose softmax is compared, counted from the end
+            where it is negative: -2 is the layer before the last. None: the logits.
 
     Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha is the weight of the soft part, in [0, 1]; found {alpha}")
-    return _weighted([_soft(alpha, temperature, regression), _labels(1 - alpha, regression)])
+    numbers = {"student": student_layer, "teacher": teacher_layer}
+    sides = {side: f"layer{number}.hidden_states" for side, number in numbers.items() if number is not None}
+    return _weighted([_soft(alpha, temperature, regression) | sides, _labels(1 - alpha, regression)])
 
 
 def layers(
@@ -50,7 +60,7 @@ def layers(
 
 def attention_transfer(
     student_layers: Sequence[int] = (1, 3),
-    teacher_layers: Sequence[int] = (1, 3),
+    teacher_layers: Sequence[int] | None = None,
     weight: float = 1000.0,
     alpha: float = 0.5,
     temperature: float = 2.0,
@@ -59,12 +69,14 @@ def attention_transfer(
     """`hinton`, and the places that layers look at: the activation-based attention of chosen layers.
 
     Args:
-        student_layers, teacher_layers: paired one by one; negative numbers count from the end.
+        student_layers, teacher_layers: paired one by one; negative numbers count from the end. None for the same
+            numbers on both sides.
         weight: of each pair; 1000 in the paper's code.
         alpha, temperature: as for `hinton`; 0.9 and 4 in the paper's code.
 
     Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017.
     """
+    teacher_layers = student_layers if teacher_layers is None else teacher_layers
     if len(student_layers) != len(teacher_layers) or not student_layers:
         raise ConfigError(
             f"student_layers and teacher_layers are paired one by one; found {list(student_layers)} and "
@@ -411,6 +423,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "str": ("a text", lambda v: type(v) is str),
     "bool": ("true or false", lambda v: type(v) is bool),
     "Sequence[int]": ("a list of whole numbers", lambda v: _is_list(v, int)),
+    "Sequence[int] | None": ("a list of whole numbers", lambda v: v is None or _is_list(v, int)),
     "Sequence[str]": ("a list of names", lambda v: _is_list(v, str)),
 }
 
