@@ -11,6 +11,9 @@ _ROOMS = {
     "load_glue": "glue",
     "embedded_sentiment": "embedded",
     "LengthGroupedBatchSampler": "batching",
+    "collate_detection": "scenes",
+    "detection_scenes": "scenes",
+    "segmentation_scenes": "scenes",
     "tokenize": "text",
     "train_tokenizer": "text",
 }
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from .glue import GlueTask as GlueTask
     from .glue import find_task as find_task
     from .glue import load_glue as load_glue
+    from .scenes import collate_detection as collate_detection
+    from .scenes import detection_scenes as detection_scenes
+    from .scenes import segmentation_scenes as segmentation_scenes
     from .text import tokenize as tokenize
     from .text import train_tokenizer as train_tokenizer
 
