@@ -59,8 +59,8 @@ def layers(
 
 
 def attention_transfer(
-    student_layers: Sequence[int] = (1, 3),
-    teacher_layers: Sequence[int] | None = None,
+    student_layers: Sequence[int] = (),
+    teacher_layers: Sequence[int] = (),
     weight: float = 1000.0,
     alpha: float = 0.5,
     temperature: float = 2.0,
@@ -69,15 +69,17 @@ def attention_transfer(
     """`hinton`, and the places that layers look at: the activation-based attention of chosen layers.
 
     Args:
-        student_layers, teacher_layers: paired one by one; negative numbers count from the end. None for the same
-            numbers on both sides.
+        student_layers, teacher_layers: paired one by one; negative numbers count from the end. With one alone they
+            are the same on both sides, with none 1 and 3.
         weight: of each pair; 1000 in the paper's code.
         alpha, temperature: as for `hinton`; 0.9 and 4 in the paper's code.
 
     Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017.
     """
-    teacher_layers = student_layers if teacher_layers is None else teacher_layers
-    if len(student_layers) != len(teacher_layers) or not student_layers:
+    if not student_layers and not teacher_layers:
+        student_layers = (1, 3)
+    student_layers, teacher_layers = student_layers or teacher_layers, teacher_layers or student_layers
+    if len(student_layers) != len(teacher_layers):
         raise ConfigError(
             f"student_layers and teacher_layers are paired one by one; found {list(student_layers)} and "
             f"{list(teacher_layers)}"
@@ -85,6 +87,27 @@ def attention_transfer(
     pairs = list(zip(teacher_layers, student_layers, strict=True))
     looks = entries_of(pairs, loss="attention_transfer", weight=weight)
     return _weighted([*looks, *hinton(alpha, temperature, regression)])
+
+
+def data_free(
+    student_layers: Sequence[int] = (),
+    teacher_layers: Sequence[int] = (),
+    weight: float = 250.0,
+    temperature: float = 1.0,
+    regression: bool = False,
+) -> Entries:
+    """For samples without labels, which a source makes: the soft targets, and where chosen layers look.
+
+    Args:
+        student_layers, teacher_layers: as for `attention_transfer`; with none, soft targets alone.
+        weight: of each pair of layers; 250 in the paper.
+        temperature: above 0; 1 in the paper.
+
+    Source: Micaelli and Storkey, Zero-shot Knowledge Transfer via Adversarial Belief Matching, 2019, eq. 2 and 3.
+    """
+    if not student_layers and not teacher_layers:
+        return hinton(1.0, temperature, regression)
+    return attention_transfer(student_layers, teacher_layers, weight, 1.0, temperature, regression)
 
 
 def tinybert(teacher: Any, student: Any, mapping: Mapped = "uniform") -> Entries:
@@ -358,6 +381,7 @@ def meal_v2(teacher_names: Sequence[str], *, temperature: float = 1.0, adversari
 
 
 METHODS: Mapping[str, Callable[..., Entries]] = {
+    "data_free": data_free,
     **{"hinton": hinton, "layers": layers, "attention_transfer": attention_transfer, "tinybert": tinybert, "pkd": pkd},
     **{"distilbert": distilbert, "minilm": minilm, "minilm_v2": minilm_v2, "mobilebert": mobilebert, "rkd": rkd},
     **{"crd": crd, "ofd": ofd, "byot": byot, "born_again": born_again, "deep_mutual_learning": deep_mutual_learning},
@@ -423,7 +447,6 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "str": ("a text", lambda v: type(v) is str),
     "bool": ("true or false", lambda v: type(v) is bool),
     "Sequence[int]": ("a list of whole numbers", lambda v: _is_list(v, int)),
-    "Sequence[int] | None": ("a list of whole numbers", lambda v: v is None or _is_list(v, int)),
     "Sequence[str]": ("a list of names", lambda v: _is_list(v, str)),
 }
 
