@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import attention
-from .capture import accepted_flags, forward_parameters
+from .capture import accepted_flags, forward_parameters, positional
 from .config import Feature
 from .data.text import STUDENT
 from .errors import ConfigError, DataError, nearest
@@ -65,7 +65,10 @@ def adapted(adaptor: DataAdaptor, device: torch.device, batch: Any) -> tuple[Any
 
 
 def named(values: Any, model: nn.Module, who: str) -> dict[str, Any]:
-    """One model's inputs as a dict; a tuple is named by the order of `forward`'s parameters."""
+    """One model's inputs as a dict; a tuple is named by the order of `forward`'s parameters that can be tensors.
+
+    One value more than there are such parameters is the labels: `(x, y)` for a model that takes `x`.
+    """
     if isinstance(values, Mapping):
         return dict(values)
     if isinstance(values, Tensor):
@@ -74,7 +77,9 @@ def named(values: Any, model: nn.Module, who: str) -> dict[str, Any]:
         raise DataError(
             f"the data adaptor returned {type(values).__name__} for the {who}; a dict or a tuple is needed"
         )
-    parameters, _ = forward_parameters(model)
+    parameters = [*positional(model)]
+    if len(values) == len(parameters) + 1 and "labels" not in parameters and isinstance(values[-1], Tensor):
+        parameters.append("labels")
     if len(values) > len(parameters):
         raise DataError(
             f"the data adaptor returned {len(values)} inputs for the {who}, whose forward takes {len(parameters)}"
@@ -82,10 +87,11 @@ def named(values: Any, model: nn.Module, who: str) -> dict[str, Any]:
     return dict(zip(parameters, values, strict=False))
 
 
-def accepted(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
-    """The inputs that `forward` takes. Labels are context for losses: no model computes a loss of its own."""
+def accepted(inputs: Inputs, model: nn.Module, labels_too: bool = False) -> dict[str, Any]:
+    """The inputs that `forward` takes. Labels are context for losses: no model computes a loss of its own, unless an
+    entry reads it (`labels_too`)."""
     parameters, _ = forward_parameters(model)
-    kept = {key: value for key, value in inputs.items() if key in parameters and key != "labels"}
+    kept = {key: value for key, value in inputs.items() if key in parameters and (key != "labels" or labels_too)}
     labels = inputs.get("labels")
     make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if make and isinstance(labels, Tensor) and labels.dim() == 2 and "decoder_input_ids" not in kept:
@@ -98,9 +104,9 @@ def predicts_next_token(model: nn.Module) -> bool:
     return bool(_CAUSAL.search(type(model).__name__))
 
 
-def with_context(inputs: Inputs, model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+def with_context(inputs: Inputs, model: nn.Module, labels_too: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `forward` takes of a model's inputs; and all that losses may ask for: those, and every other input."""
-    taken = accepted(inputs, model)
+    taken = accepted(inputs, model, labels_too)
     return taken, {**inputs, **taken}
 
 
@@ -164,6 +170,19 @@ def ready_made_output(output: Any) -> dict[str, dict[str, Tensor]]:
             features.setdefault(layer, {})["hidden_states" if number else "embedding"] = tensor
         for number, tensor in enumerate(fields.get(f"{side}attentions") or (), start=1):
             features.setdefault(f"{side}layer{number}", {})["attention"] = tensor
+    return features
+
+
+def detections(output: Any) -> dict[str, dict[str, Tensor]]:
+    """An output adaptor for detectors such as YOLOS and DETR: the ready-made names, and `output.detections`.
+
+    That is (batch, candidates, 4 + 1 + classes): the box, the probability that there is an object at all, and the
+    logits of the classes without "no object": what `objectness_scaled` compares, with `objectness_activation: none`.
+    """
+    features = ready_made_output(output)
+    logits = output["logits"]
+    objectness = 1 - logits.softmax(-1)[..., -1:]
+    features["output"]["detections"] = torch.cat([output["pred_boxes"], objectness, logits[..., :-1]], dim=-1)
     return features
 
 

@@ -70,7 +70,7 @@ def values_of(
         tuple(at_least_float32(blanked(feature, bound.kind, _left_out(bound, counted))) for feature in whole(side))
         for side in (student, teacher)
     )
-    reference = (context["labels"],) if bound.entry.hard else target
+    reference = (context.get("labels"),) if bound.entry.hard else target
     several = bound.entry.many or type(bound.function) in SEVERAL or bound.function in SEVERAL
     sides = (given, reference) if several else (given[0], reference[0])
     values = called(bound, bound.function, given[0].device, *sides, **args, **asked)

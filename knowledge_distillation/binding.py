@@ -117,6 +117,7 @@ def fit_student(
     axis = 1 if kind == "map" else -1
     softmax = getattr(function, "__module__", "") == kl_divergence.__module__
     logits = entry.student[0].output == "logits" or softmax or entry.loss_name == "logits_mse"
+    logits = logits and entry.student[0].output != "hidden_states"  # whatever is made of it, it is a layer
     pair = f"{entry.student[number]} {tuple(student.shape)}"
     differ = False
     if teacher is not None:
@@ -176,7 +177,9 @@ def build_loss(
     return _kept(held.losses, entry.name, module)
 
 
-def fit_labels(entry: Entry, student: Tensor, labels: Tensor | None) -> None:
+def fit_labels(entry: Entry, student: Tensor, labels: Any) -> None:
+    if entry.loss == "own_loss":  # the model looked at them itself
+        return
     if labels is None:
         raise ConfigError(
             f"loss {entry.loss_name} compares {entry.student[0]} with labels, and the batch has no 'labels'"

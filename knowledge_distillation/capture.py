@@ -219,6 +219,13 @@ def forward_parameters(model: nn.Module) -> tuple[list[str], bool]:
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+def positional(model: nn.Module) -> list[str]:
+    """The names of `forward`'s parameters that a tensor can be given for by its place: not switches, on or off."""
+    parameters = _parameters(getattr(model.forward, "__func__", model.forward))
+    switches = {p.name for p in parameters if isinstance(p.default, bool)}
+    return [name for name in forward_parameters(model)[0] if name not in switches]
+
+
 @lru_cache(maxsize=64)  # asked for at each batch
 def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
     return tuple(inspect.signature(function).parameters.values())

@@ -115,7 +115,7 @@ def kind_by_name(feature: Feature, tensor: Tensor) -> str:
             if output in ("query", "key", "value")
             else "map"
         )
-    return "vector" if tensor.dim() <= 2 else "tokens"
+    return "scalar" if not tensor.dim() else "vector" if tensor.dim() <= 2 else "tokens"
 
 
 def batch_size(context: Mapping[str, Any], values: Tensor | None = None) -> int:

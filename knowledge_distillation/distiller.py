@@ -165,7 +165,7 @@ class KnowledgeDistiller:
         self._undo = ExitStack()
         self._plan: Plan | None = None
         self._caches = TeacherCaches()
-        self._ready = self._optimizer_ready = self._stop_asked = False
+        self._ready = self._optimizer_ready = self._stop_asked = self._tracked = False
         self.metrics: dict[str, float] = {}
         self._losses: dict[str, float] = {}
         self._idle_batch: Batch
@@ -254,6 +254,7 @@ class KnowledgeDistiller:
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training data, for a loop of one's own. Returns the mean of the loss and of every term."""
         self._prepare()
+        self._open_trackers()
         while self._stage_is_over() and not self.progress.stopped and self._is_followed():
             self._enter(self.progress.stage + 1)
         return {} if self._finished() else self._epoch(managed=False)
@@ -442,7 +443,8 @@ class KnowledgeDistiller:
             keyed = {name: Keyed(inputs, make_context(whole)) for name, (inputs, whole) in given.items()}
             device = self.accelerator.device
             students, teachers = send_to_device((students, teachers), device, non_blocking=device.type == "cuda")
-        told = {name: with_context(inputs, self.students[name]) for name, inputs in students.items()}
+        own = self.loss_model.reads_own_loss
+        told = {name: with_context(inputs, self.students[name], own) for name, inputs in students.items()}
         taught = {name: with_context(inputs, self.teachers[name].model) for name, inputs in teachers.items()}
         everything = {k: v for _, whole in reversed(list(taught.values())) for k, v in whole.items()}
         context = make_context(told[""][1], everything or told[""][1], self.loss_model.shift_labels)
@@ -464,6 +466,12 @@ class KnowledgeDistiller:
         if not isinstance(metrics, Mapping):
             raise ConfigError(f"the evaluator returned {metrics!r}; a dict of metrics by name is needed")
         return {name: float(value) for name, value in metrics.items()}
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Hand values to the trackers of `report_to`, at the present step: for a loop of one's own."""
+        self._prepare()
+        self._open_trackers()
+        self.accelerator.log(dict(values), step=self.progress.step)
 
     def _evaluate_and_keep_best(self) -> None:
         if self.evaluator is None or self._asked_each_step or self.progress.evaluated == self.progress.step:
@@ -800,8 +808,12 @@ class KnowledgeDistiller:
         elif resume:
             raise CheckpointError("resume_from_checkpoint needs an output_dir")
         self._add_standard_callbacks()
-        if self.settings.report_to:
+        self._open_trackers()
+
+    def _open_trackers(self) -> None:
+        if self.settings.report_to and not self._tracked:
             self.accelerator.init_trackers("distillation", {k: str(v) for k, v in self.settings.to_dict().items()})
+            self._tracked = True
 
     def _add_standard_callbacks(self) -> None:
         standard: list[Callback] = [NonFiniteGuard()]

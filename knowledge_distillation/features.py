@@ -26,6 +26,7 @@ LARGE_VOCABULARY = 8192
 _ATTENTION_OUTPUTS = (*attention.STATES, *attention.MAPS)
 _CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
 _MODULE_OUTPUT = re.compile(r"(output|input)(?:\[(\w+)\])?")
+_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)  # a layer each, in a model that does not say what its layers are
 _LAYER = re.compile(r"((?:encoder_|decoder_)?layer|block)(-?\d+)")
 
 
@@ -117,19 +118,24 @@ def catalogue(model: nn.Module, inputs: Mapping[str, Any]) -> Catalogue:
     stacks = _stacks(trace.output)
     for stack, states in stacks.items():
         _name_hidden_states(names, trace, stack, states)
+    if not stacks and not names.model_type:
+        _name_plain_layers(names, trace, model)
     _name_attention(names, trace, stacks)
     _name_fields(names, trace, model, inputs)
     return names
 
 
 def first_rows(inputs: Mapping[str, Any], rows: int = 2) -> dict[str, Any]:
-    """The first rows of every tensor that has the batch's length."""
-    tensors = [value for value in inputs.values() if isinstance(value, Tensor) and value.dim()]
-    size = tensors[0].shape[0] if tensors else 0
+    """The first rows of every tensor and list that has the batch's length."""
+    size = next((len(value) for value in inputs.values() if _has_rows(value)), 0)
     return {
-        key: value[:rows] if isinstance(value, Tensor) and value.dim() and value.shape[0] == size else value
+        key: value[:rows] if (isinstance(value, list) or _has_rows(value)) and len(value) == size else value
         for key, value in inputs.items()
     }
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 @contextmanager
@@ -222,6 +228,14 @@ def _name_hidden_states(names: Catalogue, trace: _Trace, stack: str, states: Seq
             names.known[Feature(stack.replace("layer", "embedding_layer"), "embedding")] = known
 
 
+def _name_plain_layers(names: Catalogue, trace: _Trace, model: nn.Module) -> None:
+    """The layers of a model that says none: its linear maps and convolutions, numbered each time one of them runs."""
+    modules = dict(model.named_modules())
+    runs = [(place, value) for place, value in trace.outputs if isinstance(modules[place.path], _WEIGHTED)]
+    for number, (place, value) in enumerate(runs, start=1):
+        names.known[Feature(f"layer{number}", "hidden_states")] = Known(place, "", tuple(value.shape))
+
+
 def _holder(trace: _Trace, tensor: Tensor) -> Location | None:
     """The last module that gives out `tensor`, else the first that is given it."""
     same = [place for place, value in trace.outputs if _is_same(value, tensor)]
@@ -234,7 +248,7 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 
 def _kind(tensor: Tensor, rank3: str) -> str:
-    return {2: "vector", 3: rank3, 4: "map"}.get(tensor.dim(), "tokens")
+    return {0: "scalar", 2: "vector", 3: rank3, 4: "map"}.get(tensor.dim(), "tokens")
 
 
 def _name_attention(names: Catalogue, trace: _Trace, stacks: Mapping[str, Sequence[Tensor]]) -> None:
@@ -288,7 +302,7 @@ def _name_fields(names: Catalogue, trace: _Trace, model: nn.Module, inputs: Mapp
     else:
         fields = {str(key): value for key, value in enumerate(output)} if isinstance(output, (tuple, list)) else {}
     for key, value in fields.items():
-        if isinstance(value, Tensor) and value.dim():
+        if isinstance(value, Tensor) and (value.dim() or key == "loss"):
             place = _holder(trace, value) or Location("field", item=key)
             grows = value.dim() == 2 and any(value.shape in (t.shape, (t.numel(), value.shape[1])) for t in lengthy)
             kind = "" if grows else _kind(value, "tokens")  # "": seen from two lengths, when it is asked for

@@ -43,6 +43,7 @@ from .losses.reduction import sizes_of
 from .projections import apply_projections, key_of, kind_after
 
 Features = Mapping[Feature, Any]  # tensors, large ones perhaps Deferred
+OWN_LOSS = ("output", "loss")
 WITH_ROWS = ("tokens", "heads", "attention")
 _SPELLED = re.compile(r"^(?!encoder_|decoder_)\w+?_(?=(?:encoder_|decoder_)?layer\d)")
 
@@ -231,9 +232,9 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             kind,
             rows,
             rows if kind == "tokens" else keys,
-            labelled=entry.hard or needs_labels(function),
-            classes=shape[-1],
-            samples=shape[0],
+            labelled=entry.loss != "own_loss" and (entry.hard or needs_labels(function)),
+            classes=shape[-1] if shape else 0,
+            samples=shape[0] if shape else 0,
         )
         values, layout = values_of(bound, projected, target, context, args)
         bound = replace(bound, layout=layout, sizes=sizes_of(values.shape, layout))
@@ -345,6 +346,11 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 ]
                 rates |= {id(p): entry.learning_rate for module in modules for p in module.parameters()}
         return rates
+
+    @property
+    def reads_own_loss(self) -> bool:
+        """Whether an entry reads the loss that a student computes itself, which therefore gets the labels."""
+        return any(feature[:2] == OWN_LOSS for entry in self.config.entries for feature in entry.student)
 
     def asks_for(self, keyword: str) -> bool:
         """Whether the loss of an entry has a parameter of this name."""

@@ -20,19 +20,29 @@ _LOGITS = {"teacher": "output.logits", "student": "output.logits"}
 _EMBEDDING = {"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}
 
 
-def hinton(alpha: float = 0.5, temperature: float = 2.0, regression: bool = False) -> Entries:
+def hinton(
+    alpha: float = 0.5,
+    temperature: float = 2.0,
+    regression: bool = False,
+    student_layer: int | None = None,
+    teacher_layer: int | None = None,
+) -> Entries:
     """Soft targets: alpha * T^2 * KL(teacher, student) + (1 - alpha) * cross-entropy with the labels.
 
     Args:
         alpha: weight of the soft part, in [0, 1]. At 1 no labels are needed, at 0 no teacher.
         temperature: above 0.
         regression: the model has one real output: both parts are then squared errors, and there is no temperature.
+        student_layer, teacher_layer: the number n of a `layer{n}` whose softmax is compared, counted from the end
+            where it is negative: -2 is the layer before the last. None: the logits.
 
     Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha is the weight of the soft part, in [0, 1]; found {alpha}")
-    return _weighted([_soft(alpha, temperature, regression), _labels(1 - alpha, regression)])
+    numbers = {"student": student_layer, "teacher": teacher_layer}
+    sides = {side: f"layer{number}.hidden_states" for side, number in numbers.items() if number is not None}
+    return _weighted([_soft(alpha, temperature, regression) | sides, _labels(1 - alpha, regression)])
 
 
 def layers(
@@ -63,8 +73,9 @@ def attention_transfer(
     """`hinton`, and the places that layers look at: the activation-based attention of chosen layers.
 
     Args:
-        student_layers, teacher_layers: paired one by one; negative numbers count from the end. Without both they are
-            the ends of the stages of image models, else layers 1 and 3.
+        student_layers, teacher_layers: paired one by one; negative numbers count from the end. With one alone they
+            are the same on both sides; without both they are the ends of the stages of image models, else layers 1
+            and 3.
         weight: of each pair; 1000 in the paper's code.
         alpha, temperature: as for `hinton`; 0.9 and 4 in the paper's code.
 
@@ -74,6 +85,7 @@ def attention_transfer(
         stages = paired_stages(teacher, student) if _of_images(student) else []
         teacher_layers = [one.layer for one, _ in stages] or [1, 3]
         student_layers = [one.layer for _, one in stages] or [1, 3]
+    student_layers, teacher_layers = student_layers or teacher_layers, teacher_layers or student_layers
     if len(student_layers) != len(teacher_layers):
         raise ConfigError(
             f"student_layers and teacher_layers are paired one by one; found {list(student_layers)} and "
@@ -82,6 +94,27 @@ def attention_transfer(
     pairs = list(zip(teacher_layers, student_layers, strict=True))
     looks = entries_of(pairs, loss="attention_transfer", weight=weight)
     return _weighted([*looks, *hinton(alpha, temperature, regression)])
+
+
+def data_free(
+    student_layers: Sequence[int] = (),
+    teacher_layers: Sequence[int] = (),
+    weight: float = 250.0,
+    temperature: float = 1.0,
+    regression: bool = False,
+) -> Entries:
+    """For samples without labels, which a source makes: the soft targets, and where chosen layers look.
+
+    Args:
+        student_layers, teacher_layers: as for `attention_transfer`; with none, soft targets alone.
+        weight: of each pair of layers; 250 in the paper.
+        temperature: above 0; 1 in the paper.
+
+    Source: Micaelli and Storkey, Zero-shot Knowledge Transfer via Adversarial Belief Matching, 2019, eq. 2 and 3.
+    """
+    if not student_layers and not teacher_layers:
+        return hinton(1.0, temperature, regression)
+    return attention_transfer(student_layers, teacher_layers, weight, 1.0, temperature, regression)
 
 
 def tinybert(teacher: Any, student: Any, mapping: Mapped = "uniform") -> Entries:
@@ -327,6 +360,7 @@ def meal_v2(teacher_names: Sequence[str], *, temperature: float = 1.0, adversari
 
 
 METHODS: Mapping[str, Callable[..., Entries]] = {
+    "data_free": data_free,
     **{"hinton": hinton, "layers": layers, "attention_transfer": attention_transfer, "tinybert": tinybert, "pkd": pkd},
     **{"distilbert": distilbert, "minilm": minilm, "minilm_v2": minilm_v2, "mobilebert": mobilebert, "rkd": rkd},
     **{"crd": crd, "ofd": ofd, "byot": byot, "born_again": born_again, "deep_mutual_learning": deep_mutual_learning},

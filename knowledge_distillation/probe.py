@@ -18,7 +18,7 @@ from .context import kind_by_name, make_context
 from .deferred import Deferred
 from .errors import ConfigError, DataError, DistillationError, nearest, raise_all
 from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
-from .loss_model import MultiLayerBasedDistillationLoss
+from .loss_model import OWN_LOSS, MultiLayerBasedDistillationLoss
 from .losses import functions_of
 from .plan import Plan, Source, notes_of, row_of, shape_of
 from .teachers import FrozenTeacher
@@ -78,7 +78,7 @@ def bind(
             model.train()
             who = name or "student"
             check_vocabulary(model, student_inputs[name], who)
-            runs[name] = inputs_for(student_inputs[name], model, who)
+            runs[name] = inputs_for(student_inputs[name], model, who, loss_model.reads_own_loss)
             wanted = _readers((entry, _of(name, entry)) for entry in bound)
             adaptor = loss_model.student_output_adaptor
             taken["student"][name] = _source(model, runs[name], wanted, who, adaptor, problems)
@@ -186,9 +186,9 @@ def check_vocabulary(model: nn.Module, inputs: Inputs, who: str) -> None:
         )
 
 
-def inputs_for(inputs: Inputs, model: nn.Module, who: str) -> dict[str, Any]:
+def inputs_for(inputs: Inputs, model: nn.Module, who: str, labels_too: bool = False) -> dict[str, Any]:
     """The inputs that a model takes; a DataError where it takes none of what the batch has."""
-    taken = accepted(inputs, model)
+    taken = accepted(inputs, model, labels_too)
     if not taken:
         takes = ", ".join(forward_parameters(model)[0])
         raise DataError(
@@ -226,7 +226,8 @@ def _source(
     for feature, readers in asked.items():
         found = names.find(feature)
         if found is None:
-            problems.append((readers[0].index, names.explain(feature, who)))
+            why = _no_own_loss(feature, inputs, model, who) or names.explain(feature, who)
+            problems.append((readers[0].index, why))
         else:
             known[feature] = found
     places = {feature: one.location for feature, one in known.items()}
@@ -256,6 +257,17 @@ def _source(
         )
     source.ran = _depth(names, places, source.features.stop_early) if places else "not at all"  # type: ignore[union-attr]
     return source
+
+
+def _no_own_loss(feature: Feature, inputs: Inputs, model: nn.Module, who: str) -> str | None:
+    """Why a model computes no loss of its own, where that is what was asked for."""
+    if feature[:2] != OWN_LOSS or "labels" in inputs:
+        return None
+    if who.startswith("teacher"):
+        return f"{feature}: only a student is given labels to compute a loss from"
+    takes = "labels" in forward_parameters(model)[0]
+    why = "the batch has no 'labels'" if takes else f"the forward of {type(model).__name__} takes no 'labels'"
+    return f"{feature} is what the {who} computes from labels, and {why}"
 
 
 def _probe(

@@ -252,6 +252,10 @@ def hard_cross_entropy(student, labels, mask=None, keys=None, label_smoothing=0.
     return mean(cross_entropy, labelled)
 
 
+def own_loss(student, labels):
+    return student
+
+
 def label_mse(student, labels, mask=None, keys=None):
     predictions, targets = student.reshape(-1), labels.reshape(-1)
     return mean(lambda index: (predictions[index] - targets[index]) ** 2, items(targets.shape))

@@ -172,6 +172,7 @@ def test_nearly_every_message_shown_is_raised_by_the_block_before_it():
 def test_pages_have_python_blocks():
     pages = {page: sum(block.language == "python" for block in blocks(page)) for page in PAGES}
     wanted = ("quickstart", "distill_config", "recipes", "evaluators", "own_loop", "how_it_works", "troubleshooting")
+    wanted += ("extending", "detection_segmentation")
     assert all(pages[ROOT / "docs" / f"{name}.md"] for name in wanted) and pages[ROOT / "README.md"]
     assert sum(pages.values()) >= 40
 

@@ -89,7 +89,25 @@ def check_digits_sweep(output: str) -> None:
     assert re.search(r"^best student: runs/alpha=0\.[28],temperature=[28],seed=1/student$", output, re.MULTILINE)
 
 
+def check_own_loop(output: str) -> None:
+    lines = re.findall(r"^epoch (\d)/(\d)  loss ([\d.]+)  accuracy [01]\.\d+", output, re.MULTILINE)
+    one = [("1", "1"), ("1", "1"), ("2", "3"), ("3", "3")]  # teacher, student, and the student goes on where it was
+    assert [line[:2] for line in lines] == one * 2
+    for students in (lines[1:4], lines[5:]):
+        losses = [float(line[2]) for line in students]
+        assert losses == sorted(losses, reverse=True) and losses[0] != losses[-1]
+
+
+def check_scenes(output: str) -> None:
+    found = re.findall(r"^(teacher|plain|distilled) +(?:map50|mean_iou) +([01]\.\d{4})", output, re.MULTILINE)
+    assert [name for name, _ in found] == ["teacher", "plain", "distilled", "plain", "distilled"]
+    assert re.search(r"^distilled +mean +[01]\.\d{4} ± [01]\.\d{4}$", output, re.MULTILINE)
+
+
 RUNS = {
+    ("own_loop",): check_own_loop,
+    ("detection", "--seeds", "1", "2"): check_scenes,
+    ("segmentation", "--seeds", "1", "2"): check_scenes,
     ("bert12_to_bert3",): check_bert12_to_bert3,
     ("bert12_to_bert3", "--adaptor"): check_bert12_to_bert3_adaptor,
     ("custom_evaluator",): check_custom_evaluator,

@@ -130,7 +130,7 @@ def test_a_model_that_returns_a_tensor_offers_logits():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     model.forward = lambda x: nn.Sequential.forward(model, x)
     known = names_of(model, {"x": torch.randn(2, 4)})
-    assert list(known) == ["output.logits"]
+    assert list(known) == ["layer1.hidden_states", "layer2.hidden_states", "output.logits"]
     assert known["output.logits"].location.path == "2"
 
 

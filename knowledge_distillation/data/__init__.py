@@ -18,6 +18,9 @@ _ROOMS = {
     "Objective": "synthetic",
     "PseudoSamples": "synthetic",
     "SoftTokens": "synthetic",
+    "collate_detection": "scenes",
+    "detection_scenes": "scenes",
+    "segmentation_scenes": "scenes",
     "tokenize": "text",
     "train_tokenizer": "text",
     "train_word_tokenizer": "text",
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from .glue import load_glue as load_glue
     from .images import IMAGE_TASKS as IMAGE_TASKS
     from .images import load_images as load_images
+    from .scenes import collate_detection as collate_detection
+    from .scenes import detection_scenes as detection_scenes
+    from .scenes import segmentation_scenes as segmentation_scenes
     from .synthetic import GeneratorSource as GeneratorSource
     from .synthetic import Interval as Interval
     from .synthetic import Objective as Objective

@@ -77,11 +77,12 @@ def _labels_tokens(row: Any) -> bool:
 
 
 def _unpadded(rows: list[Any]) -> Any:
+    from torch.utils.data import default_collate
     from transformers import default_data_collator
 
     try:
-        return default_data_collator(rows)
-    except ValueError as error:
+        return default_collate(rows) if isinstance(rows[0], (tuple, list)) else default_data_collator(rows)
+    except (ValueError, RuntimeError) as error:
         raise DataError(
             f"rows cannot become one batch: {error}. Rows of different length are padded where processing_class is "
             "their tokenizer, or by a data_collator"

@@ -43,6 +43,7 @@ from .logits import (
     soft_cross_entropy,
     total_variation,
 )
+from .own import own_loss
 from .relational import correlation_congruence, nst, pkt, rkd_angle, rkd_distance, similarity_preserving
 from .review import ReviewKD
 from .squares import summed_attention_mse, summed_hidden_mse
@@ -122,6 +123,7 @@ SOFT_LOSSES: Mapping[str, Mapping[str, Loss]] = {
 HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
     "cross_entropy": dict.fromkeys(_LOGITS, hard_cross_entropy),
     "mse": {"vector": label_mse},
+    "own_loss": {"scalar": own_loss},
 }
 
 # Losses that compare each side with itself first, so that widths, heads or channels may differ: they look at the

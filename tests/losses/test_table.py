@@ -25,12 +25,12 @@ def name_of(function):
 
 PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
 FUNCTIONS = {name_of(f): f for table in (SOFT_LOSSES, HARD_LOSSES) for kinds in table.values() for f in kinds.values()}
-TEXTBOOK = ("hard_cross_entropy", "label_mse")  # nobody's method, so without a source
+TEXTBOOK = ("hard_cross_entropy", "label_mse", "own_loss")  # nobody's method, so without a source
 
 
 def test_the_names_are_listed_in_order():
     assert list_losses() == sorted(SOFT_LOSSES) and "kl_divergence" in list_losses()
-    assert list_losses(hard=True) == ["cross_entropy", "mse"]
+    assert list_losses(hard=True) == ["cross_entropy", "mse", "own_loss"]
 
 
 def test_one_name_is_the_function_that_fits_the_kind_and_the_target():
