@@ -64,7 +64,7 @@ def _scenes(number: int, seed: int, size: int, most: int, noise: float) -> Any:
         objects = []
         for _ in range(random.integers(1, most + 1)):
             shape, centre, half = (
-                random.integers(len(SHAPES)),
+                int(random.integers(len(SHAPES))),
                 random.uniform(0.2, 0.8, 2),
                 random.uniform(0.1, 0.2, 2),
             )
