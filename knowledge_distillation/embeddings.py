@@ -15,9 +15,10 @@ _SPECIAL = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 def begin_with_teacher(
     student: nn.Module, teacher: nn.Module, tokenizer: Any = None, student_tokenizer: Any = None
 ) -> None:
-    """Set a student's word embedding to its teacher's, in place.
+    """Set a student's word embedding to its teacher's, in place, scaled to the deviation that the student's own has.
 
-    Where the tokenizers differ, a token of the student's is the mean of the teacher's tokens for its text. A narrower
+    A transformer normalises what its embedding gives, which may be small; an LSTM reads it as it is. Where the
+    tokenizers differ, a token of the student's is the mean of the teacher's tokens for its text. A narrower
     embedding gets the principal components of the teacher's.
 
     Args:
@@ -42,7 +43,7 @@ def begin_with_teacher(
         )
     if width < vectors.shape[1]:
         vectors = principal_components(vectors, width)
-    target.data.copy_(vectors)
+    target.data.copy_(vectors * (target.std() / vectors.std()))
     padding = getattr(student.get_input_embeddings(), "padding_idx", None)  # type: ignore[operator]
     if padding is not None:
         target.data[padding] = 0
