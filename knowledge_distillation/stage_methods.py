@@ -49,12 +49,14 @@ def factor_transfer(
 
     Args:
         weight: 200 in Tian et al., Contrastive Representation Distillation, 2020; 500 on CIFAR-10 in the paper. The
-            paper trains the paraphraser first; here it learns beside the student.
+            paper trains the paraphraser first; here it learns beside the student, by its reconstruction error, of
+            weight 1.
         alpha, temperature: of soft targets beside it.
 
     Source: Kim et al., Paraphrasing Complex Network: Network Compression via Factor Transfer, 2018.
     """
     entry = _pair(*paired_stages(teacher, student)[-1], loss="factor_transfer", weight=weight)
+    entry["args"] = {"paraphraser_weight": 1 / weight} if weight else {}
     return _with_logits([entry], teacher, alpha, temperature)
 
 

@@ -15,6 +15,8 @@ from test_stages import Watch
 from training_script import collate, rows
 
 from knowledge_distillation import ConfigError, MultiLayerBasedDistillationLoss, parse_config
+from knowledge_distillation.config import Feature
+from knowledge_distillation.losses.activation import batch_norm_of
 from knowledge_distillation.presets import METHODS, check_options, expand, hinton, layers, list_presets
 
 LABELS = ("labels", "output.logits", "cross_entropy", 1.0)
@@ -310,7 +312,8 @@ def test_ofd_reads_what_goes_into_the_last_relu_of_a_stage() -> None:
             for model, block, path in zip((teacher, student), blocks, paths, strict=True):
                 assert model.get_submodule(path) is block.activation
             assert entry["loss"] == "margin_relu" and entry["projection"] == "conv1x1_bn"
-            before = teacher.get_submodule(entry["args"]["batch_norm"])
+            width = teacher.config.hidden_sizes[stage]
+            before = batch_norm_of(teacher, [Feature(paths[0], "input")], width)
             assert isinstance(before, torch.nn.BatchNorm2d) and before is blocks[0].layer[norm].normalization
             assert blocks[0].layer[norm] is blocks[0].layer[-1]
     assert [e["weight"] for e in expand("ofd", basic, basic, weight=8)] == [4.0, 8.0, 1.0]
