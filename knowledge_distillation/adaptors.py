@@ -90,9 +90,7 @@ def predicts_next_token(model: nn.Module) -> bool:
     return bool(_CAUSAL.search(type(model).__name__))
 
 
-def with_context(
-    inputs: Inputs, model: nn.Module, labels_too: bool = False
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def with_context(inputs: Inputs, model: nn.Module, labels_too: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `forward` takes of a model's inputs; and all that losses may ask for: those, and every other input."""
     taken = accepted(inputs, model, labels_too)
     return taken, {**inputs, **taken}

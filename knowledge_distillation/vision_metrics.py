@@ -106,9 +106,7 @@ def mean_iou(predictions: Tensor, references: Tensor, classes: int, ignored: int
 def predicted_objects(logits: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
     """Each candidate with its best class, of logits (batch, candidates, classes + 1) whose last is "no object"."""
     scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-    return [
-        {"scores": s, "labels": one, "boxes": b} for s, one, b in zip(scores, labels, boxes, strict=True)
-    ]
+    return [{"scores": s, "labels": one, "boxes": b} for s, one, b in zip(scores, labels, boxes, strict=True)]
 
 
 class DetectionEvaluator:

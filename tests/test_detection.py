@@ -60,7 +60,10 @@ def test_the_students_own_loss_is_a_term_and_its_gradient_trains():
     run = made(None, student, [{**OWN, "weight": 0.5}], [batch], learning_rate=1e-2)
     losses = run.train_epoch()
     run.close()
-    assert losses == {"loss": pytest.approx(expected.item() / 2, rel=1e-5), "own": pytest.approx(expected.item(), rel=1e-5)}
+    assert losses == {
+        "loss": pytest.approx(expected.item() / 2, rel=1e-5),
+        "own": pytest.approx(expected.item(), rel=1e-5),
+    }
     assert not torch.equal(student.bbox_predictor.layers[0].weight, before)
 
 
@@ -177,11 +180,13 @@ def test_average_precision_by_hand():
         {"class_labels": torch.tensor([], dtype=torch.long), "boxes": torch.zeros(0, 4)},
     ]
     predictions = [
-        predicted((0.9, 0, here), (0.8, 0, here), (0.5, 0, there), (0.4, 1, there)),  # found, found twice, found, wrong
+        predicted(
+            (0.9, 0, here), (0.8, 0, here), (0.5, 0, there), (0.4, 1, there)
+        ),  # found, found twice, found, wrong
         predicted((0.7, 1, here)),  # of the other class
         predicted((0.6, 0, here)),  # where there is nothing
     ]
-    # Class 0, by score: right, wrong, wrong, right, of 3 objects: precision 1 at recall 1/3, 2/4 at 2/3. Class 1: none.
+    # Class 0 by score: right, wrong, wrong, right, of 3 objects: precision 1 at recall 1/3, 2/4 at 2/3. Class 1: none.
     class_0 = 1 / 3 * 1 + 1 / 3 * 0.5
     assert mean_average_precision(predictions, references) == pytest.approx((class_0 + 0) / 2)
     assert mean_average_precision([predicted()] * 3, references) == 0.0
@@ -192,7 +197,9 @@ def test_average_precision_by_hand():
 
 def test_precision_never_rises_with_recall():
     references = [{"class_labels": torch.zeros(2, dtype=torch.long), "boxes": torch.cat([UNIT, UNIT / 4])}]
-    wrong_first = predicted((0.9, 0, [0.9, 0.9, 0.1, 0.1]), (0.8, 0, UNIT[0].tolist()), (0.7, 0, (UNIT[0] / 4).tolist()))
+    wrong_first = predicted(
+        (0.9, 0, [0.9, 0.9, 0.1, 0.1]), (0.8, 0, UNIT[0].tolist()), (0.7, 0, (UNIT[0] / 4).tolist())
+    )
     assert mean_average_precision([wrong_first], references) == pytest.approx(2 / 3)  # 1/2 at recall 1/2 becomes 2/3
 
 
@@ -244,5 +251,5 @@ def test_scenes_are_those_of_their_seed():
     one, same, other = (detection_scenes(2, seed=seed, size=16) for seed in (3, 3, 4))
     assert torch.equal(one[1]["pixel_values"], same[1]["pixel_values"])
     assert not torch.equal(one[1]["pixel_values"], other[1]["pixel_values"])
-    with pytest.raises(DataError, match="size of 16 or more .* found number=1, most=3, size=8, noise=0.2"):
+    with pytest.raises(DataError, match="size of 16 or more .* found number=1, most=3, size=8, noise=0.1"):
         detection_scenes(1, size=8)

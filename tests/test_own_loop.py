@@ -31,7 +31,9 @@ class MLP(nn.Module):
 class CNN(nn.Sequential):
     def __init__(self, width: int) -> None:
         layers = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, stride=2), nn.ReLU()]
-        super().__init__(*layers, nn.Conv2d(width, width, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+        super().__init__(
+            *layers, nn.Conv2d(width, width, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3)
+        )
 
 
 def rows(number: int = 24, shape: tuple[int, ...] = (6,)) -> TensorDataset:
@@ -41,7 +43,11 @@ def rows(number: int = 24, shape: tuple[int, ...] = (6,)) -> TensorDataset:
 
 
 def made(teacher: nn.Module | None, student: nn.Module, entries: list, **more) -> KnowledgeDistiller:
-    data = {} if "train_dataset" in more else {"train_dataloader": DataLoader(rows(), 8), "dev_dataloader": DataLoader(rows(), 8)}
+    data = (
+        {}
+        if "train_dataset" in more
+        else {"train_dataloader": DataLoader(rows(), 8), "dev_dataloader": DataLoader(rows(), 8)}
+    )
     settings = {"learning_rate": 1e-2, "mixed_precision": "no", "disable_tqdm": True, "device": "cpu", **data, **more}
     return KnowledgeDistiller(teacher, student, entries, **settings)
 
@@ -83,7 +89,9 @@ def test_a_number_is_that_of_a_linear_map_or_convolution_in_the_order_they_run(m
         {"teacher": f"{path}.output", "student": f"{number}.hidden_states", "loss": "mse", "name": str(i)}
         for i, (number, path) in enumerate(zip(numbers, paths, strict=True))
     ]
-    run = made(seeded(model, 4), seeded(model, 4), entries, train_dataloader=[rows(8, shape)[:]], teacher_dtype="float32")
+    run = made(
+        seeded(model, 4), seeded(model, 4), entries, train_dataloader=[rows(8, shape)[:]], teacher_dtype="float32"
+    )
     losses = run.train_epoch()
     run.close()
     assert [losses[str(i)] for i in range(len(numbers))] == [pytest.approx(0.0, abs=1e-12)] * len(numbers)
@@ -136,7 +144,9 @@ def test_attention_transfer_takes_the_same_numbers_on_both_sides():
     run = made(seeded(CNN, 5), seeded(CNN, 4), attention_transfer([1, 3]), **data)
     losses = run.train_epoch()
     run.close()
-    assert losses["attention_transfer:layer1_hidden_states"] > 0 and losses["attention_transfer:layer3_hidden_states"] > 0
+    assert (
+        losses["attention_transfer:layer1_hidden_states"] > 0 and losses["attention_transfer:layer3_hidden_states"] > 0
+    )
 
 
 @pytest.mark.parametrize(
