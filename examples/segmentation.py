@@ -29,7 +29,7 @@ def segformer(widths, decoder, seed):
     stages = {"num_encoder_blocks": 2, "depths": [2, 2], "hidden_sizes": widths, "num_attention_heads": [1, 2]}
     stages |= {"sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [2, 2]}
     return SegformerForSemanticSegmentation(
-        SegformerConfig(**stages, decoder_hidden_size=decoder, num_labels=4, drop_path_rate=0.0)
+        SegformerConfig(**stages, decoder_hidden_size=decoder, num_labels=4, drop_path_rate=0.0, initializer_range=0.1)
     )
 
 
@@ -42,7 +42,7 @@ def train(student, teacher, entries, data, epochs, seed):
         **data,
         evaluator=SegmentationEvaluator(),
         num_train_epochs=epochs,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         mixed_precision="no",
         seed=seed,
         disable_tqdm=True,
@@ -56,8 +56,8 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the students; the teacher is one")
     options = parser.parse_args()
 
-    train_rows, dev_rows = (64, 32) if options.smoke else (1000, 300)
-    teacher_epochs, epochs = (1, 1) if options.smoke else (30, 10)
+    train_rows, dev_rows = (64, 32) if options.smoke else (2000, 300)
+    teacher_epochs, epochs = (1, 1) if options.smoke else (12, 10)
     data = {
         "train_dataset": segmentation_scenes(train_rows, seed=0),
         "eval_dataset": segmentation_scenes(dev_rows, seed=1),
@@ -68,7 +68,7 @@ def main():
     scores = {"plain": [], "distilled": []}
     for seed in options.seeds:
         for name, entries in (("plain", [LABELS]), ("distilled", [LABELS, TEACHER])):
-            student = segformer(widths=[8, 16], decoder=16, seed=seed)
+            student = segformer(widths=[16, 32], decoder=32, seed=seed)
             score = train(student, teacher if name == "distilled" else None, entries, data, epochs, seed)
             scores[name].append(score)
             print(f"{name:<11} mean_iou {score:.4f}  seed {seed}", flush=True)

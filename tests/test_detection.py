@@ -186,7 +186,7 @@ def test_average_precision_by_hand():
         predicted((0.7, 1, here)),  # of the other class
         predicted((0.6, 0, here)),  # where there is nothing
     ]
-    # Class 0, by score: right, wrong, wrong, right, of 3 objects: precision 1 at recall 1/3, 2/4 at 2/3. Class 1: no
+    # Class 0 by score: right, wrong, wrong, right, of 3 objects: precision 1 at recall 1/3, 2/4 at 2/3. Class 1: none.
     class_0 = 1 / 3 * 1 + 1 / 3 * 0.5
     assert mean_average_precision(predictions, references) == pytest.approx((class_0 + 0) / 2)
     assert mean_average_precision([predicted()] * 3, references) == 0.0
@@ -251,5 +251,5 @@ def test_scenes_are_those_of_their_seed():
     one, same, other = (detection_scenes(2, seed=seed, size=16) for seed in (3, 3, 4))
     assert torch.equal(one[1]["pixel_values"], same[1]["pixel_values"])
     assert not torch.equal(one[1]["pixel_values"], other[1]["pixel_values"])
-    with pytest.raises(DataError, match="size of 16 or more .* found number=1, most=3, size=8, noise=0.2"):
+    with pytest.raises(DataError, match="size of 16 or more .* found number=1, most=3, size=8, noise=0.1"):
         detection_scenes(1, size=8)

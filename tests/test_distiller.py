@@ -897,6 +897,7 @@ def test_callbacks_are_called_in_order(tmp_path: Path) -> None:
     )
     run.train()
     assert recorder.events == [
+        ("on_init_end", 0),
         ("on_train_begin", 0),
         ("on_step_end", 1),
         ("on_step_end", 2),
@@ -916,7 +917,7 @@ def test_a_run_that_fails_still_ends_for_its_callbacks() -> None:
     recorder = Recorder()
     with pytest.raises(ZeroDivisionError):
         distiller(callbacks=[recorder, Watch(lambda d: 1 / 0)]).train()
-    assert [event for event, _ in recorder.events] == ["on_train_begin", "on_step_end", "on_train_end"]
+    assert [event for event, _ in recorder.events] == ["on_init_end", "on_train_begin", "on_step_end", "on_train_end"]
 
 
 def test_a_callback_stops_the_run_after_the_step(tmp_path: Path) -> None:
@@ -1085,7 +1086,7 @@ def test_a_finished_run_resumed_trains_nothing_and_knows_its_scores(tmp_path: Pa
         recorder = Recorder()
         again = distiller(**settings, callbacks=[recorder])
         assert again.train(resume_from_checkpoint=True) == first and "best_accuracy" in first
-        assert [event for event, _ in recorder.events] == ["on_train_begin", "on_train_end"]
+        assert [event for event, _ in recorder.events] == ["on_init_end", "on_train_begin", "on_train_end"]
         assert contents(tmp_path) == before
 
 

@@ -12,7 +12,7 @@ from ..errors import DataError
 SHAPES = ("rectangle", "disc", "diamond")  # class 0, 1, 2; of a segmentation 1, 2, 3, with 0 for the background
 
 
-def detection_scenes(number: int, seed: int = 0, size: int = 48, most: int = 3, noise: float = 0.2) -> list[Any]:
+def detection_scenes(number: int, seed: int = 0, size: int = 48, most: int = 3, noise: float = 0.1) -> list[Any]:
     """Pictures with their objects, as transformers' detectors take them.
 
     Args:
@@ -33,7 +33,7 @@ def detection_scenes(number: int, seed: int = 0, size: int = 48, most: int = 3, 
     return rows
 
 
-def segmentation_scenes(number: int, seed: int = 0, size: int = 48, most: int = 3, noise: float = 0.2) -> list[Any]:
+def segmentation_scenes(number: int, seed: int = 0, size: int = 48, most: int = 3, noise: float = 0.1) -> list[Any]:
     """Pictures with the class of each pixel; arguments as for `detection_scenes`.
 
     Returns:
@@ -63,17 +63,14 @@ def _scenes(number: int, seed: int, size: int, most: int, noise: float) -> Any:
         classes = np.zeros((size, size), np.int64)
         objects = []
         for _ in range(random.integers(1, most + 1)):
-            shape, centre, half = (
-                int(random.integers(len(SHAPES))),
-                random.uniform(0.2, 0.8, 2),
-                random.uniform(0.1, 0.2, 2),
-            )
+            shape = int(random.integers(len(SHAPES)))
+            centre, half = random.uniform(0.25, 0.75, 2), random.uniform(0.12, 0.25, 2)
             inside = _inside(shape, size, centre, half)
             if classes[inside].any():
                 continue  # objects do not hide each other, so that every answer can be seen
             picture[:, inside] = (background + random.uniform(0.5, 1.0, 3) * random.choice([-1, 1], 3))[:, None]
             classes[inside] = shape + 1
-            objects.append((int(shape), [*centre.tolist(), *(2 * half).tolist()]))
+            objects.append((shape, [*centre.tolist(), *(2 * half).tolist()]))
         picture += random.normal(0, noise, picture.shape)
         yield torch.tensor(picture, dtype=torch.float32), torch.tensor(classes), objects
 
