@@ -13,7 +13,7 @@ _ROOMS = {
     "LengthGroupedBatchSampler": "batching",
     "GeneratorSource": "synthetic",
     "Interval": "synthetic",
-    "Objective": "synthetic",
+    "Objective": "objective",
     "PseudoSamples": "synthetic",
     "SoftTokens": "synthetic",
     "tokenize": "text",
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from .glue import GlueTask as GlueTask
     from .glue import find_task as find_task
     from .glue import load_glue as load_glue
+    from .objective import Objective as Objective
     from .synthetic import GeneratorSource as GeneratorSource
     from .synthetic import Interval as Interval
-    from .synthetic import Objective as Objective
     from .synthetic import PseudoSamples as PseudoSamples
     from .synthetic import SoftTokens as SoftTokens
     from .text import tokenize as tokenize
