@@ -240,7 +240,7 @@ def sweep(
         runs = RecipeRuns(recipe, [*_for_method(method), *overrides], given | {"method": method})
         axes, numbers = parse_grid(grid), parse_seeds(seeds, runs.base)
         every = points(axes, numbers)
-        greater = runs.check(every)
+        greater = runs.check(axes, numbers)
         folder = Path(output_dir or runs.base.output_dir or "runs/sweep")
         _say(f"{len(every)} runs in {folder}")
         result = run_sweep(
@@ -250,6 +250,7 @@ def sweep(
             output_dir=folder,
             greater_is_better=greater,
             share_teacher=share_teacher,
+            identity=runs.identity,
             say=_say,
         )
         picture = sweep_report.picture_of(result)

@@ -48,7 +48,8 @@ class Point:
     def name(self) -> str:
         """What its directory is called: `weight=0.2,temperature=4,seed=1`."""
         text = ",".join(f"{key}={value}" for key, value in {**self.values, "seed": self.seed}.items())
-        return re.sub(r"[^\w.=,+-]+", "_", text)
+        name = re.sub(r"[^\w.=,+-]+", "_", text)
+        return name if len(name) < 150 else f"{name[:120]}-{xxhash.xxh3_64_hexdigest(text.encode())}"
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -161,7 +162,7 @@ class RecipeRuns:
         raise_all(ConfigError, "distill_config", parse_config(entries).problems if entries else ())
         return recipe
 
-    def check(self, runs: Sequence[Point]) -> bool:
+    def check(self, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> bool:
         """Read the recipe of every run, and bind one run for every value of the grid. Nothing is trained or written.
 
         Returns:
@@ -170,20 +171,19 @@ class RecipeRuns:
         Raises:
             ConfigError: a key that is unknown or names nothing, or a value that does not fit.
         """
-        for run in runs:
+        for run in points(grid, seeds):
             self.recipe(run.values, run.seed)
-        greater = True
-        seen: set[tuple[str, str]] = set()
-        for run in runs:
-            values = {(key, str(value)) for key, value in run.values.items()}
-            if values & seen:
-                continue  # of a grid of 4 by 4, four runs hold every value
-            seen |= values
-            distiller = self(run.values, run.seed, None, None)
+        for number in range(max(map(len, grid.values()))):
+            values = {key: values[min(number, len(values) - 1)] for key, values in grid.items()}
+            distiller = self(values, seeds[0], None, None)
             distiller.plan()
             distiller.close()
-            greater = is_greater_better(distiller)
-        return greater
+        return is_greater_better(distiller)
+
+    @property
+    def identity(self) -> str:
+        """What the runs have in common, as text."""
+        return repr({f.name: getattr(self.base, f.name) for f in fields(self.base) if f.name != "output_dir"})
 
     def _ingredients(self, recipe: Recipe) -> Ingredients:
         from .ingredients import Ingredients

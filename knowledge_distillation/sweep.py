@@ -78,6 +78,7 @@ def sweep(
     output_dir: str | Path,
     greater_is_better: bool = True,
     share_teacher: bool = True,
+    identity: str = "",
     say: Callable[[str], None] = _NONE,
 ) -> Sweep:
     """Train every combination of the grid with every seed. Called again with the same `output_dir` it goes on.
@@ -92,6 +93,7 @@ def sweep(
         output_dir: `runs/` holds a directory for each run, `cache/` the teacher's outputs, `study.db` Optuna's record.
         greater_is_better: whether the greater score is the better.
         share_teacher: whether runs share the teacher's outputs; not for inputs that change, such as augmented images.
+        identity: what the runs are made of; with another one, runs that are done are looked at again.
         say: told of each run.
 
     Raises:
@@ -101,7 +103,7 @@ def sweep(
     folder, every = Path(output_dir), points(grid, seeds)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     cache = str(folder / "cache") if share_teacher else None
-    study = _study(optuna, folder, grid, seeds, greater_is_better)
+    study = _study(optuna, folder, [identity, *(point.name for point in every)], greater_is_better)
     by_name = {point.name: point for point in every}
     if len(by_name) < len(every):
         raise ConfigError("two points of the grid would have one directory: their values read alike")
@@ -173,10 +175,9 @@ def _optuna() -> Any:
     return optuna
 
 
-def _study(optuna: Any, folder: Path, grid: Mapping[str, Any], seeds: Sequence[int], greater: bool) -> Any:
-    """The study of this grid in the folder's file. Another grid is another study; runs it shares are not run again."""
-    names = [point.name for point in points(grid, seeds)]
-    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
+def _study(optuna: Any, folder: Path, of: Sequence[str], greater: bool) -> Any:
+    """The study of this sweep in the folder's file. Another grid is another study, and finds these runs."""
+    digest = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:12]
     with FileLock(folder / "study.lock"):
         return optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",

@@ -695,7 +695,9 @@ SETTINGS = {
     "techer=x": ["recipe: unknown key 'techer'. Nearest: teacher. Keys: teacher, student, task"],
     "task=sst": ["recipe: task 'sst' is unknown. Nearest: sst2. Known: embedded, sst2, qqp"],
     "task=[1]": ["recipe: task is a text; found [1]"],
-    "method=hintn": ["recipe: method 'hintn' is unknown. Nearest: hinton. Known: activation_boundary, at, attention_transfer, "],
+    "method=hintn": [
+        "recipe: method 'hintn' is unknown. Nearest: hinton. Known: activation_boundary, at, attention_transfer, "
+    ],
     "method=hinton": ["recipe: give either method or distill_config"],
     "alpha=x": ["recipe: alpha is a number; found 'x'"],
     "max_length=0": ["recipe: max_length is a whole number of 1 or more; found 0"],

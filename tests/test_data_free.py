@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from knowledge_distillation import Callback, ConfigError, DataError, KnowledgeDistiller
 from knowledge_distillation.callbacks import read_history
 from knowledge_distillation.data import GeneratorSource, Interval, Objective, PseudoSamples, SoftTokens
-from knowledge_distillation.data.synthetic import activation, balance, one_hot
+from knowledge_distillation.data.objective import activation, balance, one_hot
 from knowledge_distillation.models import ImageGenerator, VectorGenerator
 
 SOFT = [{"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"}]
@@ -210,6 +210,14 @@ def test_attention_transfer_is_an_ordinary_entry():
     entry = {"teacher": "conv.output", "student": "conv.output", "loss": "attention_transfer", "weight": 10}
     metrics = run(generated(), config=[*SOFT, entry]).train()
     assert metrics["attention_transfer:conv_output"] > 0
+
+
+@SOURCES
+def test_a_source_learns_in_bf16(make):
+    source = make(student_iters=1)
+    before = weights(source.maker)
+    assert math.isfinite(run(source, mixed_precision="bf16").train()["loss"])
+    assert not same(before, weights(source.maker))
 
 
 def test_in_a_loop_of_ones_own_the_source_learns_as_well():

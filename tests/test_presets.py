@@ -177,7 +177,7 @@ def test_every_method_is_held_to_its_paper() -> None:
     elsewhere = {"layers", "ofd", "byot", "meal_v2"}  # tests of their own
     elsewhere |= {name for name, method in METHODS.items() if method.__module__.endswith("stage_methods")}
     elsewhere |= {"at", "kd"}  # second names
-    elsewhere |= {"data_free"}  # test_own_loop.py
+    elsewhere |= {"data_free"}
     assert {*DEFAULTS, *elsewhere} == set(METHODS) and not elsewhere & set(DEFAULTS)
 
 
@@ -375,6 +375,15 @@ def test_one_real_output_has_no_classes_to_compare(method: str) -> None:
 def test_what_has_no_weight_is_left_out(method: str, options: dict[str, Any], left: int) -> None:
     entries = expand(method, *models_of(method), **options)
     assert len(entries) == left and all(entry["weight"] for entry in entries)
+
+
+def test_data_free_needs_no_labels() -> None:
+    (soft,) = expand("data_free")
+    assert (soft["loss"], soft["args"], soft["weight"]) == ("kl_divergence", {"temperature": 1.0}, 1.0)
+    looks, last = expand("data_free", student_layers=[1, 3], weight=9)
+    assert looks["teacher"] == looks["student"] == "layer{1,3}.hidden_states"
+    assert (looks["loss"], looks["weight"]) == ("attention_transfer", 9)
+    assert last == soft and not any(entry.hard for entry in parse_config([looks, last]).entries)
 
 
 def test_presets_by_name() -> None:

@@ -408,6 +408,41 @@ def test_what_does_not_fit_is_one_error_before_anything_runs(arguments, told, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sweep_may_get_more_epochs_and_no_other_recipe(tmp_path):
+    path = written(tmp_path, distill_config=TAUGHT)
+    call = ("sweep", path, "--grid", "weight=0.2", "-o", tmp_path / "out")
+    assert distill(*call).exit_code == 0
+    refused = distill(*call, "--set", "training.learning_rate=0.1")
+    assert refused.exit_code == 2
+    assert "settings.learning_rate: it has 5e-05, asked is 0.1" in " ".join(refused.stderr.split())
+    assert distill(*call, "--epochs", "2").exit_code == 0
+    lines = (tmp_path / "out" / "runs" / "weight=0.2,seed=1" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "eval_accuracy" in line] == [3, 6]
+
+
+def test_every_value_of_a_grid_is_bound_before_anything_runs(tmp_path, monkeypatch):
+    bound: list[float] = []
+    monkeypatch.setattr(RecipeRuns, "__call__", lambda self, values, *_: bound.append(dict(values)) or _Plan())
+    runs = RecipeRuns(written(tmp_path, distill_config=TAUGHT))
+    runs.check({"weight": [0.1, 0.2, 0.3], "temperature": [2, 4]}, [1])
+    assert bound == [
+        {"weight": 0.1, "temperature": 2},
+        {"weight": 0.2, "temperature": 4},
+        {"weight": 0.3, "temperature": 4},
+    ]
+
+
+class _Plan:
+    """As much of a distiller as `check` looks at."""
+
+    evaluator, dev_dataloader = staticmethod(max), ()
+    settings = type("Settings", (), {"greater_is_better": True})
+
+    def plan(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def test_runs_over_one_teacher_load_it_once_and_others_anew(tmp_path):
     path = written(tmp_path, distill_config=TAUGHT)
     runs = RecipeRuns(path)

@@ -15,7 +15,7 @@ _ROOMS = {
     "LengthGroupedBatchSampler": "batching",
     "GeneratorSource": "synthetic",
     "Interval": "synthetic",
-    "Objective": "synthetic",
+    "Objective": "objective",
     "PseudoSamples": "synthetic",
     "SoftTokens": "synthetic",
     "collate_detection": "scenes",
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from .glue import load_glue as load_glue
     from .images import IMAGE_TASKS as IMAGE_TASKS
     from .images import load_images as load_images
+    from .objective import Objective as Objective
     from .scenes import collate_detection as collate_detection
     from .scenes import detection_scenes as detection_scenes
     from .scenes import segmentation_scenes as segmentation_scenes
     from .synthetic import GeneratorSource as GeneratorSource
     from .synthetic import Interval as Interval
-    from .synthetic import Objective as Objective
     from .synthetic import PseudoSamples as PseudoSamples
     from .synthetic import SoftTokens as SoftTokens
     from .text import tokenize as tokenize

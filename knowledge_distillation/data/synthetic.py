@@ -6,9 +6,9 @@ A source is a data loader and a callback in one: give it as `train_dataloader`, 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,104 +20,11 @@ from ..config import Feature
 from ..errors import ConfigError
 from ..evaluators import modes_kept
 from ..features import catalogue, first_rows, preserved
-from ..losses import check_arguments, get_loss
 from ..probe import inputs_for, on_first_batch
+from .objective import LOGITS, Objective
 
 if TYPE_CHECKING:
     from ..distiller import KnowledgeDistiller
-
-LOGITS = Feature("output", "logits")
-
-
-# --- what makes a sample worth learning from -------------------------------------------------------------------------
-
-
-def one_hot(logits: Tensor) -> Tensor:
-    """Cross-entropy of the teacher's prediction with its own most probable class: small where it is sure.
-
-    -mean_i log max_c softmax(logits)(i, c), 0 or more; logits (batch, classes).
-
-    Source: Chen et al., Data-Free Learning of Student Networks (DAFL), 2019, eq. 3.
-    """
-    return -logits.log_softmax(-1).amax(-1).mean()
-
-
-def activation(features: Tensor) -> Tensor:
-    """Minus the mean absolute value of a teacher's feature: small where its filters answer.
-
-    Source: Chen et al., 2019, eq. 4; the mean over all values as in the authors' code.
-    """
-    return -features.abs().mean()
-
-
-def balance(logits: Tensor) -> Tensor:
-    """Minus the entropy of the teacher's mean prediction over the batch: small where all classes are there alike.
-
-    sum_c p(c) log10 p(c) with p = mean_i softmax(logits)(i), from -log10(classes) to 0.
-
-    Source: Chen et al., 2019, eq. 5; the logarithm to base 10 as in the authors' code.
-    """
-    mean = logits.softmax(-1).mean(0)
-    return torch.special.xlogy(mean, mean).sum() / math.log(10)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a source makes its samples for: the weighted sum of these terms, minimised.
-
-    Args:
-        disagreement: weight of minus the loss between student and teacher (Micaelli and Storkey, 2019).
-        one_hot, balance: weights of the terms of DAFL on the teacher's logits.
-        activation: weight of DAFL's term on `feature`.
-        loss: the loss that is maximised, by its name or as a callable `(student_logits, teacher_logits)`;
-            `torch.nn.functional.l1_loss` is that of Fang et al., Data-Free Adversarial Distillation, 2019.
-        args: arguments of a loss given by name.
-        feature: of the teacher, by the names of a distill_config: `fc.input`, `layer-1.hidden_states`.
-
-    Raises:
-        ConfigError: no term has a weight, an unknown loss or argument, `activation` without a feature.
-    """
-
-    disagreement: float = 1.0
-    one_hot: float = 0.0
-    activation: float = 0.0
-    balance: float = 0.0
-    loss: str | Callable[..., Tensor] = "kl_divergence"
-    args: Mapping[str, Any] = field(default_factory=dict)
-    feature: str = ""
-
-    def __post_init__(self) -> None:
-        if not (self.disagreement or self.one_hot or self.activation or self.balance):
-            raise ConfigError("objective: every weight is 0, so that there is nothing to make samples for")
-        if self.activation and "." not in self.feature:
-            raise ConfigError(f"objective: activation needs a teacher feature, as fc.input; found {self.feature!r}")
-        if isinstance(self.loss, str):
-            problem = check_arguments(self.loss, get_loss(self.loss, "vector"), self.args, ())
-            if problem:
-                raise ConfigError(f"objective: {problem}")
-
-    @property
-    def watched(self) -> list[Feature]:
-        """The teacher's features it looks at."""
-        return [LOGITS, *([Feature(*self.feature.rsplit(".", 1))] if self.activation else [])]
-
-    def __call__(self, student: Tensor | None, teacher: Mapping[Feature, Tensor]) -> Tensor:
-        """
-        Args:
-            student: its logits (batch, classes); None where disagreement has no weight.
-            teacher: the features of `watched`.
-        """
-        logits = teacher[LOGITS].float()
-        total = logits.new_zeros(())
-        if student is not None:
-            loss = get_loss(self.loss, "vector") if isinstance(self.loss, str) else self.loss
-            total = total - self.disagreement * loss(student.float(), logits, **self.args).mean()
-        if self.one_hot:
-            total = total + self.one_hot * one_hot(logits)
-        if self.activation:
-            total = total + self.activation * activation(teacher[self.watched[1]].float())
-        return total + self.balance * balance(logits) if self.balance else total
-
 
 # --- scalers ---------------------------------------------------------------------------------------------------------
 
@@ -155,7 +62,7 @@ class SoftTokens:
 # --- sources ---------------------------------------------------------------------------------------------------------
 
 
-class SyntheticSource(Callback):
+class SyntheticSource(Callback, ABC):
     """Batches made by a module out of a code, and the training of that module between the student's steps.
 
     What the student's batches are made of depends on the run's seed and the epoch alone; what the module's own steps
@@ -196,9 +103,8 @@ class SyntheticSource(Callback):
             yield batch
 
     def _made(self, code: Tensor) -> Any:
-        device = next(p.device for p in self.maker.parameters())
         try:
-            made = self.maker(code.to(device))
+            made = self.maker(code.to(self._device))
             made = made if self.scaler is None else self.scaler(made)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ConfigError(f"{self._maker_name} fails on {tuple(code.shape)}: {error}") from error
@@ -210,6 +116,10 @@ class SyntheticSource(Callback):
     @property
     def _maker_name(self) -> str:
         return type(self.maker).__name__
+
+    @property
+    def _device(self) -> torch.device:
+        return next(p.device for p in self.maker.parameters())
 
     # --- the callback
 
@@ -241,6 +151,7 @@ class SyntheticSource(Callback):
     def on_log(self, distiller: KnowledgeDistiller, values: dict[str, float]) -> None:
         if self._losses:
             values["source_loss"] = float(torch.stack(self._losses).mean())
+            distiller.accelerator.log({"source_loss": values["source_loss"]}, step=distiller.progress.step)
             self._losses.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -388,7 +299,7 @@ class PseudoSamples(SyntheticSource):
     def samples(self) -> Tensor:
         """(number, *size): the samples as they are now, scaled."""
         with torch.no_grad():
-            values = self.maker(torch.arange(self.number))
+            values = self.maker(torch.arange(self.number, device=self._device))
             return values if self.scaler is None else self.scaler(values)
 
     def _codes(self, generator: torch.Generator) -> Iterator[Tensor]:
