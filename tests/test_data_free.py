@@ -180,6 +180,15 @@ def test_only_the_samples_of_a_batch_move():
     assert moved.sum() == 8
 
 
+@SOURCES
+def test_every_own_step_is_made_of_something_else(make):
+    source = make(student_iters=1, **{"generator_iters" if make is generated else "pseudo_iters": 2})
+    codes: list[Tensor] = []
+    source.maker.register_forward_pre_hook(lambda module, given: codes.append(given[0]))
+    run(source, student=net(3, 2)).train()  # nothing in it draws a random number
+    assert len({tuple(code.flatten().tolist()) for code in codes[-15:]}) == 15  # of 5 batches and 10 own steps
+
+
 def test_an_epoch_of_a_bank_is_every_sample_once():
     source = banked(scaler=Interval(0, 1))
     batches = [batch[0] for batch in source]

@@ -26,6 +26,7 @@ from .objective import LOGITS, Objective
 if TYPE_CHECKING:
     from ..distiller import KnowledgeDistiller
 
+
 # --- scalers ---------------------------------------------------------------------------------------------------------
 
 
@@ -166,9 +167,10 @@ class SyntheticSource(Callback, ABC):
         student, teacher = distiller.student, distiller.teacher
         assert teacher is not None
         teacher.hold_still()
+        codes = [self._code() for _ in range(self.iters)]  # here, since the random state is put back below
         with preserved(student), torch.enable_grad(), distiller.accelerator.autocast():
-            for _ in range(self.iters):
-                batch = distiller._batch(self._made(self._code()))
+            for code in codes:
+                batch = distiller._batch(self._made(code))
                 taught = _taken(teacher.model, self._of_teacher, teacher.cast(_one(batch.teachers)))
                 own = _taken(student, self._of_student, batch.students[""]) if self._of_student else {}
                 self._step(self.objective(own.get(LOGITS), taught))
