@@ -132,6 +132,7 @@ DEFAULTS = {
     "attention_transfer": {
         "": [*each("hidden_states", {1: 1, 3: 3}, "attention_transfer", 1000.0), soft(0.5), hard(0.5)]
     },
+    "data_free": {"": [soft()]},
     "tinybert": {
         "intermediate": [EMBEDDING, *each("hidden_states", EVEN), *each("attention_scores", EVEN)],
         "prediction": [soft(loss="soft_cross_entropy")],
@@ -369,7 +370,7 @@ def test_what_has_no_weight_is_left_out(method: str, options: dict[str, Any], le
 
 
 def test_presets_by_name() -> None:
-    assert list_presets() == sorted(METHODS) and len(METHODS) == 16
+    assert list_presets() == sorted(METHODS) and len(METHODS) == 17
     assert expand("hinton", alpha=0.1) == hinton(0.1)
     assert expand("layers", TWELVE, THREE, alpha=0.1) == layers(TWELVE, THREE, 0.1)
     assert expand("hinton", bert(num_labels=1), regression=False)[0]["loss"] == "kl_divergence"  # what is given holds
@@ -379,6 +380,12 @@ def test_entries_are_the_callers_own() -> None:
     first = expand("tinybert", TWELVE, THREE)
     first[0]["weight"] = 7
     assert "weight" not in expand("tinybert", TWELVE, THREE)[0] and "weight" not in layers(TWELVE, THREE)[0]
+
+
+def test_without_data_labels_are_never_asked_for() -> None:
+    looks = each("hidden_states", {4: 1, 12: 3}, "attention_transfer", 250.0)
+    assert told(expand("data_free", student_layers=[1, 3], teacher_layers=[4, 12])) == {"": [*looks, soft()]}
+    assert expand("data_free", teacher_layers=[2]) == expand("data_free", student_layers=[2])
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
