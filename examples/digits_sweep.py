@@ -58,7 +58,7 @@ def run(options, folder):
         lambda module, args, given: counted.append(len(given["input"])), with_kwargs=True
     )
     train = digits(64 if options.smoke else 300)[0]  # the student has few: the teacher knows more than their labels
-    epochs = {"num_train_epochs": 2 if options.smoke else 30, "learning_rate": 3e-3}
+    epochs = {"num_train_epochs": 2 if options.smoke else 40, "learning_rate": 1e-2, "eval_steps": 50}
 
     def make(values, seed, output_dir, teacher_cache):
         soft = {"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"}
@@ -70,6 +70,7 @@ def run(options, folder):
             train_dataloader=train,
             dev_dataloader=dev,
             evaluator=accuracy,
+            save_steps=200,
             metric_for_best_model="accuracy",
             output_dir=output_dir,
             teacher_cache=teacher_cache,
