@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import attention, checkpoint, keeping, placement
+from . import attention, checkpoint, keeping, layout, placement
 from .adaptors import adapted, named, same_inputs, with_context
 from .balance import Balance, gradient_norms
 from .cached_teacher import Keyed
@@ -559,6 +559,8 @@ class KnowledgeDistiller:
                 self._compile(plan)
             else:
                 self._speed_up_attention()
+            for model in self._in_half_precision():
+                self._undo.callback(layout.channels_last(model))
             if cached:
                 stage, adaptor = self.stages[self.progress.stage].name, self.loss_model.teacher_output_adaptor
                 self._caches = open_caches(self.settings, self.teachers, plan.teachers, teachers, stage, adaptor)
@@ -572,10 +574,14 @@ class KnowledgeDistiller:
         return plan
 
     def _speed_up_attention(self) -> None:
-        models = [teacher.model for teacher in self.teachers.values() if teacher.dtype is torch.bfloat16]
-        models += self.students.values() if self.accelerator.mixed_precision == "bf16" else ()
-        for model in filter(attention.pays, models):
+        for model in filter(attention.pays, self._in_half_precision(torch.bfloat16)):
             self._undo.callback(attention.use(model))  # type: ignore[arg-type]
+
+    def _in_half_precision(self, *types: torch.dtype) -> list[nn.Module]:
+        """The models that compute in one of `types`, of bfloat16 and float16 where none is given."""
+        types = types or (torch.bfloat16, torch.float16)
+        models = [teacher.model for teacher in self.teachers.values() if teacher.dtype in types]
+        return [*models, *(self.students.values() if placement.half_precision(self.accelerator) in types else ())]
 
     def _sizes(self) -> tuple[Any, int | None]:
         """The length of every training sample, and about how many there are, as far as it is known."""
@@ -660,6 +666,7 @@ class KnowledgeDistiller:
                 raise ConfigError("an entry has a learning_rate, and your lr_scheduler does not know it: leave it out")
             if extra and self._scheduler is not None:  # a schedule made before knows only the groups that were there
                 optimizer.param_groups[0]["params"].extend(extra)
+        layout.keep_alike(optimizer)
         scheduler = self._scheduler or (
             placement.make_scheduler(stage.settings, optimizer, self.total_steps)
             if own is None

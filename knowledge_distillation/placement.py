@@ -75,8 +75,13 @@ def _forget_previous(wanted: torch.device | None) -> None:
 def teacher_dtype(settings: TrainingSettings, accelerator: Accelerator) -> torch.dtype | None:
     """The type of the teacher's weights; None keeps their own."""
     if settings.teacher_dtype == "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+        return half_precision(accelerator)
     return _DTYPES[settings.teacher_dtype]
+
+
+def half_precision(accelerator: Accelerator) -> torch.dtype | None:
+    """The type in which students compute under mixed precision; None without."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
 
 
 def make_optimizer(

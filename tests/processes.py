@@ -6,9 +6,12 @@ threads, can wait for ever for a lock that one of them held.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +42,8 @@ class Forked:
         """The exit status, no later than in `timeout` seconds; if it is not 0, what the process wrote is printed."""
         self._process.join(timeout)
         if self.poll() is None:
+            os.kill(self._process.pid, signal.SIGUSR1)  # it writes where each of its threads stands
+            time.sleep(1)
             self.kill()
             self._process.join()
         if self.poll() != 0:
@@ -51,6 +56,7 @@ def _run(work: Callable[..., None], arguments: tuple[str, ...], environment: dic
     os.environ.update(environment)
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+    faulthandler.register(signal.SIGUSR1, 2, all_threads=True)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     status = 1
     try:

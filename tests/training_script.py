@@ -128,7 +128,8 @@ class StopAt(Callback):
 
 def forked(output_dir: str, *options: str, **environment: str) -> Forked:
     """This script as a process of its own; what it writes is in a file beside its folder."""
-    return Forked(main, output_dir, *options, log=Path(f"{output_dir}.log"), **environment)
+    log = Path(f"{output_dir}{environment.get('RANK', '')}.log")
+    return Forked(main, output_dir, *options, log=log, **environment)
 
 
 def main(*arguments: str) -> None:

@@ -26,6 +26,7 @@ ROWS: dict[str, list[str]] = {
     **{name: ["--method", name] for name in ("rkd", "crd", "channel_wise", "byot")},
 }
 SMALL = [
+    "image_size=24",
     *("teacher.depth=16", "teacher.widen_factor=2", "student.depth=16", "student.widen_factor=1"),
     *("training.num_train_epochs=3", "finetune.num_train_epochs=20", "training.lr_scheduler_type=cosine"),
     *("training.lr_scheduler_kwargs=null", "training.warmup_ratio=0.05", "training.save_steps=100"),
