@@ -1,4 +1,4 @@
-"""Convolutions with their weights channels last, in which layout half precision is fastest, and optimizers beside it."""
+"""Convolutions whose weights lie channels last, where half precision is fastest, and optimizers beside them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def channels_last(model: nn.Module) -> Callable[[], None]:
     return lambda: _lay_out(changed, torch.contiguous_format)
 
 
-def _lay_out(weights: list[nn.Parameter], layout: torch.memory_format) -> None:
+def _lay_out(weights: list[torch.Tensor], layout: torch.memory_format) -> None:
     for weight in weights:
         weight.data = weight.data.contiguous(memory_format=layout)
 
@@ -35,5 +35,9 @@ def _follow(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {}) if parameter.dim() == 4 else {}
             for name, value in state.items():
-                if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                if (
+                    isinstance(value, torch.Tensor)
+                    and value.shape == parameter.shape
+                    and value.stride() != parameter.stride()
+                ):
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

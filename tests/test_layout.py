@@ -25,7 +25,13 @@ def batches(number: int) -> list[dict[str, torch.Tensor]]:
 
 
 def made(student: nn.Module, precision: str, **more) -> KnowledgeDistiller:
-    settings = {"learning_rate": 0.05, "num_train_epochs": 2, "mixed_precision": precision, "disable_tqdm": True, **more}
+    settings = {
+        "learning_rate": 0.05,
+        "num_train_epochs": 2,
+        "mixed_precision": precision,
+        "disable_tqdm": True,
+        **more,
+    }
     return KnowledgeDistiller(model(1), student, hinton(), train_dataloader=batches(3), device="cpu", **settings)
 
 
