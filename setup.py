@@ -36,6 +36,7 @@ setup(
         "tensorboard": ["tensorboard>=2.16"],
         "sweep": ["optuna>=4.0", "filelock>=3.12", "matplotlib>=3.8"],
         "vision": ["pillow>=10.0", "scikit-learn>=1.4"],
+        "detection": ["scipy>=1.11"],
         "docs": ["mkdocs>=1.6"],
         "dev": [
             "pytest>=8.0",

@@ -2,7 +2,7 @@
 
 The images of scikit-learn's digits train the teacher and measure the student; the student learns from made ones alone.
 
-python examples/data_free.py [--source generator|bank] [--seeds 1,2,3] [--smoke]
+python examples/data_free.py [--source generator|bank] [--seeds 1 2 3] [--smoke]
 """
 
 import argparse
@@ -88,13 +88,13 @@ def bank(smoke):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", choices=("generator", "bank"), help="none: both")
-    parser.add_argument("--seeds", default="1", help="1,2,3")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that all works")
     options = parser.parse_args()
     sources = {"generator": generator, "bank": bank}
     train, dev = digits()
     settings = {"weight_decay": 0.0, "mixed_precision": "no", "disable_tqdm": True, "lr_scheduler_type": "cosine"}
-    for seed in map(int, options.seeds.split(",")):
+    for seed in options.seeds:
         torch.manual_seed(seed)
         teacher = Stages(24)
         epochs = {"num_train_epochs": 1 if options.smoke else 12, "seed": seed}

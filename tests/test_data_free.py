@@ -15,6 +15,7 @@ from knowledge_distillation.callbacks import read_history
 from knowledge_distillation.data import GeneratorSource, Interval, Objective, PseudoSamples, SoftTokens
 from knowledge_distillation.data.objective import activation, balance, one_hot
 from knowledge_distillation.models import ImageGenerator, VectorGenerator
+from knowledge_distillation.presets import data_free
 
 SOFT = [{"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"}]
 SIZE = (1, 8, 8)
@@ -65,6 +66,21 @@ def run(source: object, student: nn.Module | None = None, config: object = SOFT,
     teacher = net(6, 1)
     teacher.fc.bias.data[0] += 1  # one class before the others
     return KnowledgeDistiller(teacher, student or net(3, 2, dropout=0.2), config, **{**plain, **options})
+
+
+@SOURCES
+def test_the_method_data_free_learns_from_either_source(make):
+    """Soft targets and where a layer by number looks, on samples without labels; the student comes nearer."""
+    entries = data_free(student_layers=[1], weight=1)
+    trained = run(make(), config=entries, num_train_epochs=30)
+    trained.train()
+    images = torch.randn(64, *SIZE, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        taught = trained.teacher(images).softmax(-1)
+        before, after = (
+            (model.eval()(images).softmax(-1) - taught).abs().mean() for model in (net(3, 2), trained.student)
+        )
+    assert after < before / 2
 
 
 # --- generators and objective ----------------------------------------------------------------------------------------
