@@ -1,6 +1,6 @@
 """A grid of alpha and temperature on scikit-learn's digits: one teacher, whose outputs all runs share.
 
-python examples/digits_sweep.py [--output-dir runs/digits_sweep] [--seeds 1,2,3] [--smoke]
+python examples/digits_sweep.py [--output-dir runs/digits_sweep] [--seeds 1 2 3] [--smoke]
 """
 
 import argparse
@@ -38,7 +38,7 @@ def digits(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", help="none: a folder that is deleted in the end")
-    parser.add_argument("--seeds", default="1", help="1,2,3")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--smoke", action="store_true", help="four short runs, to see that all works")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -85,9 +85,8 @@ def run(options, folder):
     probe = sum(counted)  # binding a run takes a look at its first batch
     counted.clear()
     grid = {"alpha": [0.2, 0.8], "temperature": [2, 8]} if options.smoke else GRID
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    result = sweep(make, grid, seeds, output_dir=folder, say=print)
-    runs, trained = len(result.rows) * len(seeds), sum(len(batch["labels"]) for batch in train)
+    result = sweep(make, grid, options.seeds, output_dir=folder, say=print)
+    runs, trained = len(result.rows) * len(options.seeds), sum(len(batch["labels"]) for batch in train)
     passed = sum(counted) - runs * probe
     print(f"rows through the teacher in {runs} runs: {passed} of {trained}, and {probe} to bind each run")
     Console().print(table_of(result), heat_table(result))

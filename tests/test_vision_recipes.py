@@ -491,6 +491,15 @@ def test_the_recipe_of_a_folder_by_command(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_the_recipe_of_digits_by_command(tmp_path):
+    path, teacher, out = EXAMPLES / "digits.yaml", tmp_path / "teacher", tmp_path / "sweep"
+    succeeded(distill("finetune", path, "--set", "training.max_steps=2", "-o", teacher))
+    given = ("--teacher", teacher / "student", "--set", "max_train_samples=20", "--set", "training.num_train_epochs=1")
+    said = succeeded(distill("sweep", path, *given, "--grid", "alpha=0.2,0.8", "--grid", "temperature=2,8", "-o", out))
+    assert "alpha down, temperature across" in said
+    assert [json.loads(file.read_text())["samples"] for file in out.glob("cache/**/complete.json")] == [20]
+
+
 def test_the_cache_is_filled_by_command(tmp_path):
     path = written(tmp_path, method="at")
     said = succeeded(distill("cache", path, "--teacher-cache", tmp_path / "cache"))
