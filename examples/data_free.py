@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from knowledge_distillation import KnowledgeDistiller
 from knowledge_distillation.data import GeneratorSource, Interval, Objective, PseudoSamples
-from knowledge_distillation.models import ImageGenerator
+from knowledge_distillation.models import VectorGenerator
 
 LABELS = [{"student": "output.logits", "loss": "cross_entropy"}]
 # The logits, and with projections what the stages say: made images say much more than their classes.
@@ -57,23 +57,24 @@ def digits():
     return batches, [{"image": images[rows], "labels": labels[rows]} for rows in order[1297:].split(250)]
 
 
+def smooth(values):
+    """Numbers of 5 by 5 as an image of 8 by 8, as smooth as strokes of a pen; most of it black."""
+    return Interval(0, 1, slope=5)(interpolate(values, (8, 8), mode="bicubic", align_corners=False) - 0.3)
+
+
 def generator(smoke):
-    made = ImageGenerator((1, 8, 8), noise_dim=64, width=16)
     return GeneratorSource(
-        made,
+        VectorGenerator((1, 5, 5), noise_dim=64),
         batch_size=8 if smoke else 64,
         steps_per_epoch=2 if smoke else 100,
         student_iters=1 if smoke else 5,
         generator_lr=1e-3,
         objective=OBJECTIVE,
-        scaler=Interval(0, 1, slope=4),
+        scaler=smooth,
     )
 
 
 def bank(smoke):
-    def smooth(values):
-        return Interval(0, 1, slope=5)(interpolate(values, (8, 8), mode="bicubic", align_corners=False) - 0.3)
-
     return PseudoSamples(
         (1, 5, 5),
         16 if smoke else 4096,
