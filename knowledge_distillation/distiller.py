@@ -249,7 +249,8 @@ class KnowledgeDistiller:
             try:
                 self._call("on_train_end")
             finally:
-                self.accelerator.end_training()
+                for tracker in self.accelerator.trackers:  # the processes go on together: a run may be measured now
+                    tracker.finish()
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training data, for a loop of one's own. Returns the mean of the loss and of every term."""

@@ -204,6 +204,7 @@ def main(*arguments: str) -> None:
         disable_tqdm=True,
     )
     distiller.train(resume_from_checkpoint=options.resume)
+    distiller.evaluate()  # a run that is over may still be measured
 
 
 if __name__ == "__main__":
