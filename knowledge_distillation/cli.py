@@ -311,7 +311,7 @@ def evaluate(
         else:
             from .teachers import FrozenTeacher
 
-            student = build_model(model, read, ready.student_tokenizer, ready.seed)
+            student = build_model(model, read, ready.student_tokenizer or ready.tokenizer, ready.seed)
             distiller = ready.distiller(student, read.hard_entries(), None)
             distiller.teachers = {"": FrozenTeacher(ready.teacher)}
         _say(f"{task}: {len(ready.data['validation'])} rows")

@@ -470,6 +470,8 @@ def test_the_recipe_of_cifar10_by_command(tmp_path):
     assert "layer3.hidden_states" in said and "attention_tran" in said
     said = succeeded(distill("evaluate", tmp_path / "at" / "student", "--task", "cifar10", "--data-dir", data))
     assert "cifar10: 3 rows" in said and "accuracy: " in said
+    both = ("--task", "cifar10", "--data-dir", data, "--teacher", teacher / "student")
+    assert "agreement: 1.0000" in succeeded(distill("evaluate", teacher / "student", *both))
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "at" / "student")
     assert loaded.config.id2label[3] == "kind3"
 
