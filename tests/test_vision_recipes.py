@@ -15,6 +15,7 @@ from transformers import AutoModelForImageClassification
 
 from knowledge_distillation import Callback, ConfigError, placement
 from knowledge_distillation.config import parse_config
+from knowledge_distillation.grid import RecipeRuns
 from knowledge_distillation.ingredients import Ingredients, build_model
 from knowledge_distillation.models import WideResNetConfig, WideResNetForImageClassification
 from knowledge_distillation.presets import expand
@@ -497,6 +498,16 @@ def test_the_cache_is_filled_by_command(tmp_path):
     path = written(tmp_path, method="at")
     said = succeeded(distill("cache", path, "--teacher-cache", tmp_path / "cache"))
     assert "16 samples" in said
+
+
+def test_runs_of_a_sweep_share_a_cache_where_it_serves(tmp_path):
+    runs = RecipeRuns(written(tmp_path))
+
+    def cache(**values: Any) -> str | None:
+        return runs(values, 1, None, str(tmp_path / "cache")).settings.teacher_cache
+
+    assert cache(augment=True) is None
+    assert cache() == cache(temperature=3.0) != cache(**{"training.teacher_dtype": "bfloat16"})
 
 
 def test_a_teacher_sees_pictures_as_it_saw_them_before(tmp_path):
