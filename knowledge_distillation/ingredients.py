@@ -140,7 +140,7 @@ class Ingredients:
         data, reader = self.data, None if finetune else self.student_tokenizer
         if reader is None and not images:
             data = {name: of_teacher(rows) for name, rows in data.items()}
-        return KnowledgeDistiller(
+        run = KnowledgeDistiller(
             self.teacher if needed else None,
             student,
             entries,
@@ -153,6 +153,8 @@ class Ingredients:
             output_dir=output_dir,
             **training,
         )
+        run.recipe = self.recipe.made_of(finetune)
+        return run
 
 
 def of_teacher(rows: Any) -> Any:

@@ -197,6 +197,15 @@ class Recipe:
         stages = [{key: value for key, value in stage.items() if key != "distill_config"} for stage in self.stages]
         return {**self.training, "stages": stages}
 
+    def made_of(self, finetune: bool) -> dict[str, Any]:
+        """The data and the models that it describes, without places on disk: what no continuation of a run changes."""
+        data = ("task", "max_train_samples", "max_eval_samples", "image_size", "augment", "max_length")
+        described = ("teacher",) if finetune else ("teacher", "student")
+        return {
+            **{key: getattr(self, key) for key in data},
+            **{key: getattr(self, key) for key in described if isinstance(getattr(self, key), Mapping)},
+        }
+
     @property
     def glue_task(self) -> GlueTask:
         return find_task("sst2" if self.task == EMBEDDED else self.task)
