@@ -110,7 +110,7 @@ class Pictures:
         try:
             with self.opened(number) as image:
                 return squared(image, self.size, self.channels)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow raises any of them on broken files
+        except Exception as error:  # a broken file has errors of its own in every format
             raise DataError(f"{self.called(number)} cannot be read as a picture: {error}") from error
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,13 @@ def test_a_tenth_of_each_class_is_held_out_where_nobody_did(tmp_path):
         assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 32
 
 
+def enormous() -> bytes:
+    """A small file whose header says that it holds more pixels than Pillow reads."""
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "BMP")
+    return file.getvalue()[:18] + struct.pack("<ii", 40_000, 40_000) + file.getvalue()[26:]
+
+
 def test_a_named_task_reads_a_folder_of_its_name(tmp_path):
     for split in ("train", "test"):
         by_class(tmp_path / "cifar10" / split, {f"kind{n}": 1 for n in range(10)}, (32, 32))
@@ -127,6 +135,10 @@ def test_a_named_task_reads_a_folder_of_its_name(tmp_path):
         (
             lambda root: (root / "val" / "dog" / "0.png").write_bytes((root / "train/dog/0.png").read_bytes()[:50]),
             r"val.dog.0.png cannot be read as a picture",
+        ),
+        (
+            lambda root: (root / "train" / "cat" / "1.png").write_bytes(enormous()),
+            r"train.cat.1.png cannot be read as",
         ),
     ],
 )
@@ -257,6 +269,20 @@ def test_the_digits():
     assert abs(float(batch["pixel_values"].mean())) < 1e-3 and abs(float(batch["pixel_values"].std()) - 1) < 1e-3
     assert max(data["train"][i]["pixel_values"].max() for i in range(20)) == 255
     assert load_images("digits", image_size=16)["train"][0]["pixel_values"].shape == (16, 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_train_samples": 0}, "max_train_samples is 0; it must be at least 1"),
+        ({"max_eval_samples": -1}, "max_eval_samples is -1; it must be at least 1"),
+        ({"mean": (0.5,) * 3, "std": (0.2,) * 3}, "mean and std of digits have 1 numbers, those of std above 0"),
+        ({"mean": (0.5,), "std": (0.0,)}, "mean and std of digits have 1 numbers, those of std above 0"),
+    ],
+)
+def test_arguments_out_of_range(given, message):
+    with pytest.raises(ConfigError, match=message):
+        load_images("digits", **given)
 
 
 def test_a_sample_is_fixed_and_nested():
