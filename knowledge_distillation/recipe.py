@@ -108,7 +108,7 @@ class Recipe:
 
     def _check_images(self) -> None:
         Augmentation.parse(self.augment, None)
-        pictures, text = ("image_size", "augment"), ("tokenizer",)
+        pictures, text = ("image_size", "augment"), ("tokenizer", "student_tokenizer")
         foreign = [key for key in (pictures if self.image_task is None else text) if getattr(self, key) is not None]
         if foreign:
             kind = "an image task" if self.image_task is None else "text"

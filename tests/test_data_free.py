@@ -263,7 +263,9 @@ def test_a_generator_may_have_parameters_that_do_not_learn():
     generator = Partly()
     before = weights(generator)
     run(GeneratorSource(generator, batch_size=8, steps_per_epoch=2, student_iters=1)).train()
-    changed = {name.split(".")[0] for name, value in weights(generator).items() if not torch.equal(value, before[name])}
+    changed = {
+        name.split(".")[0] for name, value in weights(generator).items() if not torch.equal(value, before[name])
+    }
     assert changed == {"learns"}
 
 
