@@ -333,6 +333,22 @@ def test_a_batch_is_normalised_and_has_its_channels_last_in_memory():
     assert batch["labels"].tolist() == [1, 1] and batch["sample_index"].tolist() == [1, 3]
 
 
+def test_the_form_of_a_model_on_the_hub(tmp_path, monkeypatch):
+    form = images.ImageFormat(6, 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ("a", "b"))
+    form.save_pretrained(tmp_path)
+
+    def cached_file(name: str, file: str) -> str:
+        if name != "someone/resnet":
+            raise OSError("no such file")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+    assert saved_format("someone/resnet") == {"size": 6, "mean": form.mean, "std": form.std}
+    assert (
+        saved_format("someone/other") == saved_format("./someone/resnet") == saved_format({"model_type": "vit"}) == {}
+    )
+
+
 def test_the_saved_form_is_the_one_transformers_uses(tmp_path):
     from transformers import AutoImageProcessor
 
