@@ -167,7 +167,8 @@ def of_teacher(rows: Any) -> Any:
 def load_data(recipe: Recipe) -> dict[str, Any]:
     """The task's raw rows, `train` and `validation`; of an image task ready for a model."""
     if recipe.image_task is not None:
-        own = saved_format(recipe.teacher)  # a teacher sees pictures as it saw them before
+        # A teacher sees pictures as it saw them before; without one a student does.
+        own = saved_format(recipe.student if recipe.teacher is None else recipe.teacher)
         return load_images(
             recipe.task,
             recipe.data_dir,

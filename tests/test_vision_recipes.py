@@ -537,4 +537,6 @@ def test_a_teacher_sees_pictures_as_it_saw_them_before(tmp_path):
     run.train()
     again = ready(tmp_path, teacher=str(tmp_path / "t" / "student"), image_size=None, max_train_samples=20)
     assert again.tokenizer.mean == made.tokenizer.mean != ready(tmp_path, max_train_samples=20).tokenizer.mean
+    alone = ready(tmp_path, teacher=None, student=str(tmp_path / "t" / "student"), max_train_samples=20)
+    assert alone.tokenizer.mean == made.tokenizer.mean
     assert isinstance(build_model(WIDE, Recipe(task="digits"), again.tokenizer, 1), WideResNetForImageClassification)
