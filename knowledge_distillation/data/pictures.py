@@ -67,7 +67,7 @@ class ImageFormat:
 
 
 def saved_format(model: Any) -> dict[str, Any]:
-    """`size`, `mean` and `std` that lie beside a model, in a local directory or on the hub, as far as they are there."""
+    """`size`, `mean` and `std` that lie beside a model, in a directory or on the hub, as far as they are there."""
     path = _preprocessor_of(model) if isinstance(model, (str, Path)) else None
     if path is None or not path.is_file():
         return {}
