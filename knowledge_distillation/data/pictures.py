@@ -88,7 +88,7 @@ def _preprocessor_of(model: str | Path) -> Path | None:
     from transformers.utils import cached_file
 
     try:
-        return Path(cached_file(name, _PREPROCESSOR))
+        return Path(str(cached_file(name, _PREPROCESSOR)))
     except (OSError, ValueError):  # it has none; or the hub fails, which is said where the model is loaded
         return None
 
