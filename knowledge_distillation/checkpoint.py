@@ -86,7 +86,7 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
         return [
             line
             for key in dict.fromkeys([*old, *new])
-            if key not in _FREE
+            if key not in _FREE and (key != "recipe" or (key in old and key in new))  # from Python there is none
             for line in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
         ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

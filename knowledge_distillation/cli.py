@@ -297,11 +297,12 @@ def evaluate(
     teacher: Teacher = None,
 ) -> None:
     """Score a model on a task's evaluation data, and how often it agrees with a teacher."""
+    from .data.images import IMAGE_TASKS
     from .ingredients import Ingredients, build_model
     from .recipe import load_recipe
 
     given = {"teacher": teacher or model, "task": task, "data_dir": data_dir}
-    if teacher is not None:  # each reads its own tokens
+    if teacher is not None and task not in IMAGE_TASKS:  # each reads its own tokens
         given["student_tokenizer"] = model
     with _errors(), _quiet():
         read = load_recipe(None, (), given)
@@ -311,7 +312,7 @@ def evaluate(
         else:
             from .teachers import FrozenTeacher
 
-            student = build_model(model, read, ready.student_tokenizer, ready.seed)
+            student = build_model(model, read, ready.student_tokenizer or ready.tokenizer, ready.seed)
             distiller = ready.distiller(student, read.hard_entries(), None)
             distiller.teachers = {"": FrozenTeacher(ready.teacher)}
         _say(f"{task}: {len(ready.data['validation'])} rows")

@@ -167,6 +167,7 @@ class KnowledgeDistiller:
         self._caches = TeacherCaches()
         self._ready = self._optimizer_ready = self._stop_asked = self._tracked = False
         self.metrics: dict[str, float] = {}
+        self.recipe: Mapping[str, Any] | None = None  # what made the data and the models, where a file says it
         self._losses: dict[str, float] = {}
         self._idle_batch: Batch
         self._logged = Running()

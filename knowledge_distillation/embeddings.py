@@ -43,7 +43,7 @@ def begin_with_teacher(
         )
     if width < vectors.shape[1]:
         vectors = principal_components(vectors, width)
-    target.data.copy_(vectors * (target.std() / vectors.std()))
+    target.data.copy_(vectors * (target.std().cpu() / vectors.std()))
     padding = getattr(student.get_input_embeddings(), "padding_idx", None)  # type: ignore[operator]
     if padding is not None:
         target.data[padding] = 0
@@ -77,7 +77,10 @@ def principal_components(vectors: Tensor, width: int) -> Tensor:
 
 def _embedding(model: nn.Module, who: str) -> Tensor:
     get: Any = getattr(model, "get_input_embeddings", None)
-    weight = getattr(get() if get else None, "weight", None)
+    try:
+        weight = getattr(get() if get else None, "weight", None)
+    except NotImplementedError:  # transformers, of a model it finds none in
+        weight = None
     if weight is None:
         raise ConfigError(f"the {who}, a {type(model).__name__}, has no word embedding")
     return weight

@@ -28,6 +28,8 @@ _OF_A_RUN = (
     *("student", "method", "alpha", "temperature", "method_args", "mapping", "distill_config", "stages"),
     *("training", "finetune", "output_dir"),
 )
+# Settings that decide how a teacher's outputs are computed and stored.
+_OF_A_CACHE = ("mixed_precision", "teacher_dtype", "teacher_cache_dtype", "teacher_cache_top_k")
 _NO_AXIS = {
     "output_dir": "the sweep gives each run a directory",
     "finetune": "a sweep distils, and does not read these settings",
@@ -136,7 +138,8 @@ class RecipeRuns:
         ready = self._ingredients(recipe)
         student = ready.student()
         entries = ready.entries(student)
-        cache = recipe.training.get("teacher_cache") or (teacher_cache and _cache_of(teacher_cache, recipe, entries))
+        folder = None if recipe.augmented else teacher_cache  # what the teacher says of changed pictures never recurs
+        cache = recipe.training.get("teacher_cache") or (folder and _cache_of(folder, recipe, entries))
         distiller = ready.distiller(student, entries, output_dir, teacher_cache=cache)
         settings = distiller.settings
         alike = [settings.per_device_eval_batch_size, settings.group_by_length, settings.teacher_dtype]
@@ -220,7 +223,8 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
 def _cache_of(folder: str, recipe: Recipe, entries: list[Any]) -> str:
     """The part of a sweep's cache that holds what these entries read of this recipe's teacher."""
     read = sorted({str(feature) for entry in parse_config(entries).entries for feature in entry.teacher})
-    return str(Path(folder, xxhash.xxh3_64_hexdigest(repr([read, _shared(recipe)]).encode())))
+    stored = {key: value for key, value in recipe.training.items() if key in _OF_A_CACHE}
+    return str(Path(folder, xxhash.xxh3_64_hexdigest(repr([read, _shared(recipe) | stored]).encode())))
 
 
 # --- what a key names ------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ class Ingredients:
         data, reader = self.data, None if finetune else self.student_tokenizer
         if reader is None and not images:
             data = {name: of_teacher(rows) for name, rows in data.items()}
-        return KnowledgeDistiller(
+        run = KnowledgeDistiller(
             self.teacher if needed else None,
             student,
             entries,
@@ -153,6 +153,8 @@ class Ingredients:
             output_dir=output_dir,
             **training,
         )
+        run.recipe = self.recipe.made_of(finetune)
+        return run
 
 
 def of_teacher(rows: Any) -> Any:
@@ -165,7 +167,8 @@ def of_teacher(rows: Any) -> Any:
 def load_data(recipe: Recipe) -> dict[str, Any]:
     """The task's raw rows, `train` and `validation`; of an image task ready for a model."""
     if recipe.image_task is not None:
-        own = saved_format(recipe.teacher)  # a teacher sees pictures as it saw them before
+        # A teacher sees pictures as it saw them before; without one a student does.
+        own = saved_format(recipe.student if recipe.teacher is None else recipe.teacher)
         return load_images(
             recipe.task,
             recipe.data_dir,
@@ -231,6 +234,8 @@ def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
     described = dict(wanted)
     kind, zero = described.pop("model_type"), bool(described.pop("zero_residual_branches", False))
     weights = described.pop("weights", None)
+    if weights is not None and not isinstance(weights, str):
+        raise ConfigError(f"recipe: weights of a model is the path of a file; found {weights!r}")
     try:
         config = AutoConfig.for_model(kind)
     except ValueError as error:
@@ -303,7 +308,7 @@ def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
     where = str(path) if looks_local else name
     try:
         if "num_labels" in arguments:
-            _check_labels(transformers.AutoConfig.from_pretrained(where), name, what, arguments["num_labels"])
+            _check_labels(transformers.AutoConfig.from_pretrained(where), name, what, **arguments)
         return getattr(transformers, auto).from_pretrained(where, **arguments)
     except ConfigError:
         raise
@@ -311,13 +316,23 @@ def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
         raise ConfigError(f"recipe: cannot load {what} {name!r}: {_brief(error)}") from error
 
 
-def _check_labels(config: Any, name: str, what: str, labels: int) -> None:
-    """A saved classification head has to have the task's classes."""
+def _check_labels(
+    config: Any, name: str, what: str, num_labels: int, id2label: Mapping[int, str] | None = None, **_: Any
+) -> None:
+    """A saved classification head has to have the task's classes, those of the same names in the same order."""
     heads = ("ForSequenceClassification", "ForImageClassification")
-    has_head = any(str(one).endswith(heads) for one in config.architectures or ())
-    if has_head and config.num_labels != labels:
+    if not any(str(one).endswith(heads) for one in config.architectures or ()):
+        return
+    if config.num_labels != num_labels:
         raise ConfigError(
-            f"recipe: cannot load {what} {name!r}: it has {config.num_labels} classes, and the task {labels}"
+            f"recipe: cannot load {what} {name!r}: it has {config.num_labels} classes, and the task {num_labels}"
+        )
+    mine, theirs = ([names[i] for i in sorted(names)] for names in (id2label or {}, config.id2label))
+    if mine != theirs and sorted(mine) == sorted(theirs):
+        first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+        raise ConfigError(
+            f"recipe: cannot load {what} {name!r}: its class {first} is {theirs[first]!r}, and that of the data "
+            f"{mine[first]!r}: the same classes in another order"
         )
 
 

@@ -92,6 +92,7 @@ def open_output(run: KnowledgeDistiller, directory: Path, resume: bool | str | P
     models = {"student": run.student, "teacher": None, **labelled(run.students, "peer")}
     models |= labelled({name: teacher.model for name, teacher in run.teachers.items()}, "teacher")
     identity = run_state.identity(run.loss_model, models, run.settings, shape)
+    identity |= {} if run.recipe is None else {"recipe": dict(run.recipe)}
     if run.accelerator.is_main_process:
         checkpoint.check_free(directory, identity, bool(resume), run.settings.overwrite_output_dir)
     folder = Path(resume) if isinstance(resume, (str, Path)) else directory

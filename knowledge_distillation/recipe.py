@@ -108,7 +108,7 @@ class Recipe:
 
     def _check_images(self) -> None:
         Augmentation.parse(self.augment, None)
-        pictures, text = ("image_size", "augment"), ("tokenizer",)
+        pictures, text = ("image_size", "augment"), ("tokenizer", "student_tokenizer")
         foreign = [key for key in (pictures if self.image_task is None else text) if getattr(self, key) is not None]
         if foreign:
             kind = "an image task" if self.image_task is None else "text"
@@ -196,6 +196,15 @@ class Recipe:
             return dict(self.training)
         stages = [{key: value for key, value in stage.items() if key != "distill_config"} for stage in self.stages]
         return {**self.training, "stages": stages}
+
+    def made_of(self, finetune: bool) -> dict[str, Any]:
+        """The data and the models that it describes, without places on disk: what no continuation of a run changes."""
+        data = ("task", "max_train_samples", "max_eval_samples", "image_size", "augment", "max_length")
+        described = ("teacher",) if finetune else ("teacher", "student")
+        return {
+            **{key: getattr(self, key) for key in data},
+            **{key: getattr(self, key) for key in described if isinstance(getattr(self, key), Mapping)},
+        }
 
     @property
     def glue_task(self) -> GlueTask:

@@ -101,12 +101,14 @@ def sweep(
     """
     optuna = _optuna()
     folder, every = Path(output_dir), points(grid, seeds)
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    cache = str(folder / "cache") if share_teacher else None
-    study = _study(optuna, folder, [identity, *(point.name for point in every)], greater_is_better)
     by_name = {point.name: point for point in every}
     if len(by_name) < len(every):
         raise ConfigError("two points of the grid would have one directory: their values read alike")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file; a directory is needed")
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    cache = str(folder / "cache") if share_teacher else None
+    study = _study(optuna, folder, [identity, *by_name], greater_is_better)
     _queue(optuna, study, folder, by_name)
 
     def objective(trial: Any) -> float:

@@ -92,11 +92,20 @@ def mean_iou(predictions: Tensor, references: Tensor, classes: int, ignored: int
         classes: how many there are.
 
     Returns:
-        From 0 to 1.
+        From 0 to 1; 0 where no pixel counts.
+
+    Raises:
+        DataError: a class number out of range.
 
     Source: Everingham et al., The PASCAL Visual Object Classes Challenge, 2010.
     """
     counted = references != ignored
+    for numbers, what in ((references[counted], "label"), (predictions[counted], "predicted class")):
+        wrong = numbers[(numbers < 0) | (numbers >= classes)]
+        if len(wrong):
+            raise DataError(f"{what} {int(wrong[0])} is out of range: there are {classes} classes, 0 to {classes - 1}")
+    if not counted.any():
+        return 0.0
     pairs = references[counted] * classes + predictions[counted]
     table = torch.bincount(pairs.flatten(), minlength=classes**2).view(classes, classes)
     both, either = table.diag(), table.sum(0) + table.sum(1) - table.diag()

@@ -62,7 +62,9 @@ def _read(path: Path) -> Any:
 def _unwrapped(state: Any, path: str | Path) -> dict[str, Tensor]:
     inner = next((state[key] for key in _INSIDE if isinstance(state, Mapping) and key in state), state)
     inner = inner if isinstance(inner, Mapping) else state
-    tensors = isinstance(inner, Mapping) and all(isinstance(value, Tensor) for value in inner.values())
+    tensors = isinstance(inner, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in inner.items()
+    )
     if not tensors or not inner:
         held = (
             f"a mapping of {', '.join(map(str, inner))[:200]}" if isinstance(inner, Mapping) else type(inner).__name__

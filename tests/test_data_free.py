@@ -245,6 +245,30 @@ def test_a_source_learns_in_bf16(make):
     assert not same(before, weights(source.maker))
 
 
+class Partly(nn.Module):
+    """A generator of which one parameter learns, one is frozen and one does nothing."""
+
+    noise_dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learns, self.frozen, self.idle = nn.Linear(4, 64), nn.Linear(4, 64), nn.Linear(1, 1)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return (self.learns(noise) + self.frozen(noise)).unflatten(1, (1, 8, 8))
+
+
+def test_a_generator_may_have_parameters_that_do_not_learn():
+    generator = Partly()
+    before = weights(generator)
+    run(GeneratorSource(generator, batch_size=8, steps_per_epoch=2, student_iters=1)).train()
+    changed = {
+        name.split(".")[0] for name, value in weights(generator).items() if not torch.equal(value, before[name])
+    }
+    assert changed == {"learns"}
+
+
 def test_in_a_loop_of_ones_own_the_source_learns_as_well():
     source = generated()
     before = weights(source.maker)
@@ -340,6 +364,11 @@ class OnlyIds(nn.Module):
             lambda: run(GeneratorSource(nn.Sequential(nn.Linear(2, 2), nn.Flatten(0)), noise_dim=2, batch_size=3)),
             ConfigError,
             "Sequential made (6,) out of 3 codes; one sample each is needed",
+        ),
+        (
+            lambda: run(generated(scaler=lambda made: (made > 0).float())),
+            ConfigError,
+            "ImageGenerator or its scaler lets no gradient through to what is trained",
         ),
         (lambda: ImageGenerator((1, 8, 6)), ConfigError, "with H and W multiples of 4; found (1, 8, 6)"),
         (lambda: VectorGenerator(()), ConfigError, "size is the shape of one sample; found ()"),

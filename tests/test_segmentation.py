@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from knowledge_distillation import KnowledgeDistiller
+from knowledge_distillation import DataError, KnowledgeDistiller
 from knowledge_distillation.data import segmentation_scenes
 from knowledge_distillation.vision_metrics import SegmentationEvaluator, mean_iou
 
@@ -61,6 +61,11 @@ def test_intersection_over_union_by_hand():
     assert mean_iou(predictions, references.clamp(max=3), classes=4, ignored=-1) == pytest.approx(
         (1 / 4 + 2 / 3 + 1 / 2 + 1 / 2) / 4
     )
+    assert mean_iou(predictions, torch.full_like(references, 255), classes=4) == 0.0
+    with pytest.raises(DataError, match="label 7 is out of range: there are 4 classes, 0 to 3"):
+        mean_iou(predictions, torch.full_like(references, 7), classes=4)
+    with pytest.raises(DataError, match="predicted class 9 is out of range"):
+        mean_iou(torch.full_like(predictions, 9), references, classes=4)
 
 
 class Oracle(nn.Module):

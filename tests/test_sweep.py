@@ -415,6 +415,10 @@ def test_a_sweep_may_get_more_epochs_and_no_other_recipe(tmp_path):
     refused = distill(*call, "--set", "training.learning_rate=0.1")
     assert refused.exit_code == 2
     assert "settings.learning_rate: it has 5e-05, asked is 0.1" in " ".join(refused.stderr.split())
+    refused = distill(*call, "--set", "max_length=9", "--set", "student.hidden_dropout_prob=0.5")
+    told = " ".join(refused.stderr.split())
+    assert "recipe.max_length: it has 16, asked is 9" in told
+    assert "recipe.student.hidden_dropout_prob: it has null, asked is 0.5" in told
     assert distill(*call, "--epochs", "2").exit_code == 0
     lines = (tmp_path / "out" / "runs" / "weight=0.2,seed=1" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "eval_accuracy" in line] == [3, 6]

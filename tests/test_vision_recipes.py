@@ -15,6 +15,7 @@ from transformers import AutoModelForImageClassification
 
 from knowledge_distillation import Callback, ConfigError, placement
 from knowledge_distillation.config import parse_config
+from knowledge_distillation.grid import RecipeRuns
 from knowledge_distillation.ingredients import Ingredients, build_model
 from knowledge_distillation.models import WideResNetConfig, WideResNetForImageClassification
 from knowledge_distillation.presets import expand
@@ -262,6 +263,7 @@ def test_a_teacher_cache_serves_pictures_that_do_not_change(tmp_path):
         ({"augment": "strong"}, "augment is true, false or a mapping"),
         ({"task": "sst2", "image_size": 32}, "image_size belongs to an image task, and task is 'sst2'"),
         ({"tokenizer": "bert"}, "tokenizer belongs to text, and task is 'digits'"),
+        ({"student_tokenizer": "words"}, "student_tokenizer belongs to text, and task is 'digits'"),
         ({"method": "margin_rlu"}, "method 'margin_rlu' is unknown. Nearest: margin_relu."),
         ({"method": "sp", "method_args": {"wieght": 1}}, "method sp takes no 'wieght'. Nearest: weight."),
     ],
@@ -277,6 +279,7 @@ def test_models_that_do_not_fit(tmp_path):
         ({**WIDE, "widen_facter": 2}, "has no field 'widen_facter'. Nearest: widen_factor."),
         ({**WIDE, "depth": 11}, "cannot build a wide_resnet for digits: the depth of a wide_resnet is 10, 16"),
         ({"model_type": "wide_resnt"}, "model_type 'wide_resnt' is not one transformers knows. Nearest: wide_resnet."),
+        ({**WIDE, "weights": 3}, "weights of a model is the path of a file; found 3"),
     ):
         with pytest.raises(ConfigError) as raised:
             ready(tmp_path, teacher=wanted)
@@ -285,6 +288,24 @@ def test_models_that_do_not_fit(tmp_path):
     wrong.save_pretrained(tmp_path / "seven")
     with pytest.raises(ConfigError, match="it has 7 classes, and the task 10"):
         ready(tmp_path, teacher=str(tmp_path / "seven"))
+    with pytest.raises(ConfigError, match="the teacher, a WideResNetForImageClassification, has no word embedding"):
+        ready(tmp_path, student={**NARROW, "embeddings": "teacher"}).student()
+
+
+def test_classes_in_another_order_are_not_taken_for_those_of_the_data(tmp_path):
+    data, form = by_class(tmp_path / "data", {"cat": 4, "dog": 4}, (8, 8)), {"depth": 10, "num_labels": 2}
+    names = {"same": ["cat", "dog"], "turned": ["dog", "cat"], "foreign": ["n01", "n02"]}
+    for folder, classes in names.items():
+        config = WideResNetConfig(**form, id2label=dict(enumerate(classes)))
+        WideResNetForImageClassification(config).save_pretrained(tmp_path / folder)
+    content = {"task": "image_folder", "data_dir": str(data), "max_train_samples": None, "max_eval_samples": None}
+    for folder in ("same", "foreign"):
+        assert ready(tmp_path, **content, teacher=str(tmp_path / folder)).teacher.config.id2label == {
+            0: "cat",
+            1: "dog",
+        }
+    with pytest.raises(ConfigError, match="class 0 is 'dog', and that of the data 'cat': the same classes in another"):
+        ready(tmp_path, **content, teacher=str(tmp_path / "turned"))
 
 
 # --- weights out of a plain file -------------------------------------------------------------------------------------
@@ -323,6 +344,7 @@ class Trap:
         (b"rubbish", "cannot be read|holds more than tensors"),
         ({"weights": Trap()}, "holds more than tensors, which is not read: save model.state_dict"),
         ({"epoch": 3}, "expected tensors by name, as model.state_dict.. gives them; found a mapping of epoch"),
+        ({0: torch.zeros(2)}, "expected tensors by name, as model.state_dict.. gives them; found a mapping of 0"),
         ("other depth", r"do not fit WideResNetForImageClassification. unexpected: stage1.blocks.1.norm1.weight"),
         ("renamed", r"missing: stem.weight Nearest: stm.weight.; unexpected: stm.weight"),
         ("wider", r"of another shape: stage1.blocks.0.conv1.weight \(32, 16, 3, 3\), of the model \(16, 16, 3, 3\)"),
@@ -470,6 +492,8 @@ def test_the_recipe_of_cifar10_by_command(tmp_path):
     assert "layer3.hidden_states" in said and "attention_tran" in said
     said = succeeded(distill("evaluate", tmp_path / "at" / "student", "--task", "cifar10", "--data-dir", data))
     assert "cifar10: 3 rows" in said and "accuracy: " in said
+    both = ("--task", "cifar10", "--data-dir", data, "--teacher", teacher / "student")
+    assert "agreement: 1.0000" in succeeded(distill("evaluate", teacher / "student", *both))
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "at" / "student")
     assert loaded.config.id2label[3] == "kind3"
 
@@ -506,10 +530,22 @@ def test_the_cache_is_filled_by_command(tmp_path):
     assert "16 samples" in said
 
 
+def test_runs_of_a_sweep_share_a_cache_where_it_serves(tmp_path):
+    runs = RecipeRuns(written(tmp_path))
+
+    def cache(**values: Any) -> str | None:
+        return runs(values, 1, None, str(tmp_path / "cache")).settings.teacher_cache
+
+    assert cache(augment=True) is None
+    assert cache() == cache(temperature=3.0) != cache(**{"training.teacher_dtype": "bfloat16"})
+
+
 def test_a_teacher_sees_pictures_as_it_saw_them_before(tmp_path):
     made = ready(tmp_path, max_train_samples=30)
     run = made.distiller(made.teacher, made.recipe.hard_entries(), tmp_path / "t", finetune=True, disable_tqdm=True)
     run.train()
     again = ready(tmp_path, teacher=str(tmp_path / "t" / "student"), image_size=None, max_train_samples=20)
     assert again.tokenizer.mean == made.tokenizer.mean != ready(tmp_path, max_train_samples=20).tokenizer.mean
+    alone = ready(tmp_path, teacher=None, student=str(tmp_path / "t" / "student"), max_train_samples=20)
+    assert alone.tokenizer.mean == made.tokenizer.mean
     assert isinstance(build_model(WIDE, Recipe(task="digits"), again.tokenizer, 1), WideResNetForImageClassification)

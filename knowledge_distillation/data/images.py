@@ -126,8 +126,14 @@ def load_images(
         ConfigError: an argument out of range, or Pillow or scikit-learn is missing.
     """
     found = find_image_task(task)
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"image_size is {image_size}; it must be at least 1")
+    counts = {"image_size": image_size, "max_train_samples": max_train_samples, "max_eval_samples": max_eval_samples}
+    for name, number in counts.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} is {number}; it must be at least 1")
+    if mean and std and not (len(mean) == len(std) == found.channels and min(std) > 0):
+        raise ConfigError(
+            f"mean and std of {task} have {found.channels} numbers, those of std above 0; found {mean} and {std}"
+        )
     need_pillow()
     parts, classes = _parts(found, data_dir)
     _check_labels(found, parts, classes)
@@ -285,7 +291,7 @@ def _own_size(part: _Part) -> int:
     try:
         with part.opened(0) as image:
             return min(*image.size, LARGEST_BY_ITSELF)
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # as in `Pictures`
         raise DataError(f"{part.called(0)} cannot be read as a picture: {error}") from error
 
 

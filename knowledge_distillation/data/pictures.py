@@ -67,8 +67,8 @@ class ImageFormat:
 
 
 def saved_format(model: Any) -> dict[str, Any]:
-    """`size`, `mean` and `std` that lie beside a model in a local directory, as far as they are there."""
-    path = Path(model, _PREPROCESSOR).expanduser() if isinstance(model, (str, Path)) else None
+    """`size`, `mean` and `std` that lie beside a model, in a directory or on the hub, as far as they are there."""
+    path = _preprocessor_of(model) if isinstance(model, (str, Path)) else None
     if path is None or not path.is_file():
         return {}
     try:
@@ -79,6 +79,18 @@ def saved_format(model: Any) -> dict[str, Any]:
     size = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
     found = {"size": size, "mean": content.get("image_mean"), "std": content.get("image_std")}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items() if value}
+
+
+def _preprocessor_of(model: str | Path) -> Path | None:
+    name, folder = str(model), Path(model).expanduser()
+    if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return folder / _PREPROCESSOR
+    from transformers.utils import cached_file
+
+    try:
+        return Path(str(cached_file(name, _PREPROCESSOR)))
+    except (OSError, ValueError):  # it has none; or the hub fails, which is said where the model is loaded
+        return None
 
 
 class Pictures:
@@ -110,7 +122,7 @@ class Pictures:
         try:
             with self.opened(number) as image:
                 return squared(image, self.size, self.channels)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow raises any of them on broken files
+        except Exception as error:  # a broken file has errors of its own in every format
             raise DataError(f"{self.called(number)} cannot be read as a picture: {error}") from error
 
     @property

@@ -114,6 +114,14 @@ class SyntheticSource(Callback, ABC):
             raise ConfigError(f"{self._maker_name} made {found} out of {len(code)} codes; one sample each is needed")
         return {self.input_name: made} if self.input_name else (made,)
 
+    def _made_with_gradient(self) -> Any:
+        with torch.enable_grad():
+            made = self._made(self._code())
+        if not any(one.requires_grad for one in (made.values() if isinstance(made, dict) else made)):
+            cut = "" if self.scaler is None else " or its scaler"
+            raise ConfigError(f"{self._maker_name}{cut} lets no gradient through to what is trained: it cannot learn")
+        return made
+
     @property
     def _maker_name(self) -> str:
         return type(self.maker).__name__
@@ -140,7 +148,7 @@ class SyntheticSource(Callback, ABC):
         self.maker.to(distiller.accelerator.device)
         wanted = [LOGITS] if self.objective.disagreement else []
         with preserved(self.maker), preserved(student), modes_kept(student):
-            for_student, given = distiller._sides(self._made(self._code()))
+            for_student, given = distiller._sides(self._made_with_gradient())
             for_teacher = teacher.cast(_one(given))
             self._of_teacher = _places(teacher.model, for_teacher, self.objective.watched, "teacher")
             self._of_student = _places(student.train(), for_student[""], wanted, "student")
@@ -176,8 +184,9 @@ class SyntheticSource(Callback, ABC):
                 self._step(self.objective(own.get(LOGITS), taught))
 
     def _step(self, loss: Tensor) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,13 @@ def test_a_tenth_of_each_class_is_held_out_where_nobody_did(tmp_path):
         assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 32
 
 
+def enormous() -> bytes:
+    """A small file whose header says that it holds more pixels than Pillow reads."""
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "BMP")
+    return file.getvalue()[:18] + struct.pack("<ii", 40_000, 40_000) + file.getvalue()[26:]
+
+
 def test_a_named_task_reads_a_folder_of_its_name(tmp_path):
     for split in ("train", "test"):
         by_class(tmp_path / "cifar10" / split, {f"kind{n}": 1 for n in range(10)}, (32, 32))
@@ -127,6 +135,10 @@ def test_a_named_task_reads_a_folder_of_its_name(tmp_path):
         (
             lambda root: (root / "val" / "dog" / "0.png").write_bytes((root / "train/dog/0.png").read_bytes()[:50]),
             r"val.dog.0.png cannot be read as a picture",
+        ),
+        (
+            lambda root: (root / "train" / "cat" / "1.png").write_bytes(enormous()),
+            r"train.cat.1.png cannot be read as",
         ),
     ],
 )
@@ -259,6 +271,20 @@ def test_the_digits():
     assert load_images("digits", image_size=16)["train"][0]["pixel_values"].shape == (16, 16, 1)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_train_samples": 0}, "max_train_samples is 0; it must be at least 1"),
+        ({"max_eval_samples": -1}, "max_eval_samples is -1; it must be at least 1"),
+        ({"mean": (0.5,) * 3, "std": (0.2,) * 3}, "mean and std of digits have 1 numbers, those of std above 0"),
+        ({"mean": (0.5,), "std": (0.0,)}, "mean and std of digits have 1 numbers, those of std above 0"),
+    ],
+)
+def test_arguments_out_of_range(given, message):
+    with pytest.raises(ConfigError, match=message):
+        load_images("digits", **given)
+
+
 def test_a_sample_is_fixed_and_nested():
     few, more = (load_images("digits", max_train_samples=n, max_eval_samples=5) for n in (20, 40))
     kept = [{rows["train"].pictures.numbers[i] for i in range(len(rows["train"]))} for rows in (few, more)]
@@ -305,6 +331,22 @@ def test_a_batch_is_normalised_and_has_its_channels_last_in_memory():
     wanted = torch.tensor([10, 30]) / 255 * 4 - 2
     assert torch.allclose(batch["pixel_values"][:, 1], wanted[:, None, None].expand(2, 4, 4))
     assert batch["labels"].tolist() == [1, 1] and batch["sample_index"].tolist() == [1, 3]
+
+
+def test_the_form_of_a_model_on_the_hub(tmp_path, monkeypatch):
+    form = images.ImageFormat(6, 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ("a", "b"))
+    form.save_pretrained(tmp_path)
+
+    def cached_file(name: str, file: str) -> str:
+        if name != "someone/resnet":
+            raise OSError("no such file")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+    assert saved_format("someone/resnet") == {"size": 6, "mean": form.mean, "std": form.std}
+    assert (
+        saved_format("someone/other") == saved_format("./someone/resnet") == saved_format({"model_type": "vit"}) == {}
+    )
 
 
 def test_the_saved_form_is_the_one_transformers_uses(tmp_path):
