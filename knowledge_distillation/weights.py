@@ -56,7 +56,7 @@ def _read(path: Path) -> Any:
             f"weights {path} holds more than tensors, which is not read: save model.state_dict() alone"
         ) from error
     except Exception as error:  # a damaged file has errors of its own in every format
-        raise ConfigError(f"weights {path} cannot be read: {error}") from error
+        raise ConfigError(f"weights {path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _unwrapped(state: Any, path: str | Path) -> dict[str, Tensor]:

@@ -180,6 +180,8 @@ def test_layers_lists_a_saved_one(tmp_path):
     [
         ({"pooling": "maxx"}, "pooling 'maxx' is unknown. Nearest: max. Known: max, mean, last"),
         ({"hidden_size": 7}, "hidden_size is 7; it must be even"),
+        ({"classifier_size": 0}, "classifier_size is 0; it must be at least 1"),
+        ({"dropout": 1.5}, r"dropout is 1.5; it must be in \[0, 1\)"),
         ({"sentence_pairs": True, "sep_token_id": None}, "sentence_pairs needs sep_token_id"),
     ],
 )

@@ -54,8 +54,15 @@ class BiLSTMConfig(PreTrainedConfig):
         if pooling not in POOLINGS:
             known = ", ".join(POOLINGS)
             raise ConfigError(f"pooling {pooling!r} is unknown.{nearest(str(pooling), POOLINGS)} Known: {known}")
-        if hidden_size % 2:
+        if hidden_size < 2 or hidden_size % 2:
             raise ConfigError(f"hidden_size is {hidden_size}; it must be even, one half for each direction")
+        counts = {"vocab_size": vocab_size, "embedding_size": embedding_size, "classifier_size": classifier_size}
+        for name, number in {**counts, "num_hidden_layers": num_hidden_layers}.items():
+            if number < 1:
+                raise ConfigError(f"{name} is {number}; it must be at least 1")
+        for name, part in {"dropout": dropout, "embedding_dropout": embedding_dropout}.items():
+            if not 0 <= part < 1:
+                raise ConfigError(f"{name} is {part}; it must be in [0, 1)")
         self.vocab_size = vocab_size
         self.embedding_size = embedding_size
         self.hidden_size = hidden_size
