@@ -233,4 +233,6 @@ def _mismatch(kind: str, logits: bool, student: Tensor, teacher: Tensor, pair: s
         )
     if kind == "map" and student.dim() == teacher.dim() == 4:
         return f"{pair}: the maps differ in size: set projection: resize"
-    return f"{pair}: shapes differ where no projection can help"
+    tokens = kind == "tokens" and student.shape[1] != teacher.shape[1]
+    hint = ". Do they read different tokens? Then map logits or pooled vectors" if tokens else ""
+    return f"{pair}: shapes differ where no projection can help{hint}"

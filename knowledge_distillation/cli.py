@@ -43,6 +43,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last chec
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the output directory.")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Log to TensorBoard in the output directory.")]
 
+_WIDTH = 120  # of a table, where nobody looks at it in a terminal
+
 
 @app.command()
 def run(
@@ -86,12 +88,14 @@ def run(
     )
     given |= {"alpha": alpha, "temperature": temperature, "method": method, "training.teacher_cache": teacher_cache}
     with _errors(), _quiet():
-        read = load_recipe(recipe, [*_for_method(method), *overrides], given)
+        read = load_recipe(recipe, overrides, given)
         if read.own_entries() is not None and (alpha is not None or temperature is not None):
             raise ConfigError("--alpha and --temperature belong to a method, and this recipe has a distill_config")
         ready = Ingredients.of(read)
         small = ready.student()
         distiller = ready.distiller(small, ready.entries(small), read.output_dir)
+        if baseline and not distiller.is_taught:
+            raise ConfigError("--baseline is the student on labels alone, and this recipe has no other entries")
         _say(ready.why)
         _print(distiller.plan())
         metrics = distiller.train(resume_from_checkpoint=resume)
@@ -137,8 +141,6 @@ def finetune(
         overwrite=overwrite,
         tensorboard=tensorboard,
     )
-    if epochs is not None:
-        given["finetune.num_train_epochs"] = epochs
     with _errors(), _quiet():
         read = load_recipe(recipe, overrides, given)
         ready = Ingredients.of(read)
@@ -171,7 +173,7 @@ def check(
 
     given = _given(teacher, student, task, data_dir) | {"method": method}
     with _errors(), _quiet():
-        ready = Ingredients.of(load_recipe(recipe, [*_for_method(method), *overrides], given))
+        ready = Ingredients.of(load_recipe(recipe, overrides, given))
         student = ready.student()
         distiller = ready.distiller(student, ready.entries(student), None)
         _say(ready.why)
@@ -199,7 +201,7 @@ def cache(
     given = _given(teacher, student, task, data_dir, seed=seed, max_train_samples=max_train_samples)
     given |= {"method": method, "training.teacher_cache": teacher_cache}
     with _errors(), _quiet():
-        ready = Ingredients.of(load_recipe(recipe, [*_for_method(method), *overrides], given))
+        ready = Ingredients.of(load_recipe(recipe, overrides, given))
         small = ready.student()
         distiller = ready.distiller(small, ready.entries(small), None)
         for note in distiller.plan().notes:
@@ -237,7 +239,7 @@ def sweep(
 
     given = _given(teacher, student, task, data_dir, epochs=epochs, max_train_samples=max_train_samples)
     with _errors(), _quiet():
-        runs = RecipeRuns(recipe, [*_for_method(method), *overrides], given | {"method": method})
+        runs = RecipeRuns(recipe, overrides, given | {"method": method})
         axes, numbers = parse_grid(grid), parse_seeds(seeds, runs.base)
         every = points(axes, numbers)
         greater = runs.check(axes, numbers)
@@ -295,6 +297,7 @@ def evaluate(
     task: Annotated[str, typer.Option("--task", help="A GLUE task, an image task, or 'embedded'.")],
     data_dir: DataDir = None,
     teacher: Teacher = None,
+    overrides: Override = [],  # noqa: B006
 ) -> None:
     """Score a model on a task's evaluation data, and how often it agrees with a teacher."""
     from .data.images import IMAGE_TASKS
@@ -305,7 +308,7 @@ def evaluate(
     if teacher is not None and task not in IMAGE_TASKS:  # each reads its own tokens
         given["student_tokenizer"] = model
     with _errors(), _quiet():
-        read = load_recipe(None, (), given)
+        read = load_recipe(None, overrides, given)
         ready = Ingredients.of(read, splits=["validation"])
         if teacher is None:
             distiller = ready.distiller(ready.teacher, read.hard_entries(), None, finetune=True)
@@ -360,11 +363,6 @@ def _given(
     }
 
 
-def _for_method(method: str | None) -> list[str]:
-    """A method named on the command line takes the place of the recipe's own entries."""
-    return [] if method is None else ["distill_config=null"]
-
-
 def _final(
     ready: Any, distiller: Any, metrics: dict[str, float], student: Any, without: dict[str, float] | None
 ) -> None:
@@ -379,13 +377,14 @@ def _final(
     teacher = distiller.teacher if distiller.teacher is None else ready.teacher.to(distiller.accelerator.device)
     scores = metrics.get(f"eval_teacher_{metric}"), metrics.get(f"best_{metric}")
     rows = [measure("teacher", teacher, scores[0], for_teacher)] if teacher is not None else []
-    small = measure("student with distillation", student, scores[1], for_student)
+    name = "student with distillation" if distiller.is_taught else "student"
+    small = measure(name, student, scores[1], for_student)
     if without is not None:  # the same architecture: one measurement of its latency serves both lines
         rows.append(replace(small, name="student without distillation", score=without.get(f"best_{metric}")))
     rows.append(small)
     _print_table(final_table(rows, metric, len(next(iter(batch.values())))))
     if "eval_agreement" in metrics:
-        _say(f"student and teacher agree on {metrics['eval_agreement']:.1%} of the rows")
+        _say(f"the last student and its teacher agree on {metrics['eval_agreement']:.1%} of the rows")
 
 
 def _size(folder: str) -> int:
@@ -401,7 +400,10 @@ def _print(plan: Any) -> None:
 def _print_table(table: Any) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDTH
+    console.print(table)
 
 
 def _metrics(metrics: dict[str, float]) -> None:

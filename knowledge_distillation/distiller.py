@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import attention, checkpoint, keeping, layout, placement
-from .adaptors import adapted, named, same_inputs, with_context
+from .adaptors import adapted, named, same_inputs, two_token_streams, with_context
 from .balance import Balance, gradient_norms
 from .cached_teacher import Keyed
 from .caches import TeacherCaches, estimated, open_caches
@@ -26,13 +26,14 @@ from .compiling import compile_layers
 from .config import Entry, Feature
 from .context import batch_size, make_context
 from .data.loading import TrainBatches, choose, loader_of, seeded
-from .errors import CheckpointError, ConfigError, DataError, nearest
+from .errors import CheckpointError, ConfigError, DataError, nearest, raise_all
 from .evaluators import TaskEvaluator, modes_kept, resting
 from .features import preserved
 from .loss_model import MultiLayerBasedDistillationLoss
 from .plan import Plan
 from .probe import bind
 from .progress import Progress, Running
+from .projections import kind_after
 from .settings import TrainingSettings
 from .stages import stages_of
 from .teachers import FrozenTeacher
@@ -555,6 +556,8 @@ class KnowledgeDistiller:
             students, teachers = self._sides(raw)
             self._check_vocabulary()
             plan = bind(self.loss_model, self.students, self.teachers, students, teachers, entries)
+        if self.train_data_adaptor is two_token_streams:
+            raise_all(ConfigError, "distill_config", _token_by_token(plan, entries))
         self._undo.callback(plan.close)
         try:
             if self.settings.torch_compile:
@@ -760,6 +763,11 @@ class KnowledgeDistiller:
         limit = self.stages[self.progress.stage].settings.max_steps
         return self.progress.stopped or (0 < limit <= self.progress.step - self.progress.stage_steps)
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether any entry is more than the labels."""
+        return not all(entry.hard for stage in self.stages for entry in stage.entries)
+
     def close(self) -> None:
         """Take every hook off the models, and let frozen parameters train again."""
         try:
@@ -780,6 +788,7 @@ class KnowledgeDistiller:
 
     def load_state(
         self,
+        *,
         student: str | Path | None = None,
         projections: str | Path | None = None,
         optimizer: str | Path | None = None,
@@ -855,3 +864,19 @@ def _no_such_metric(name: str, metrics: Iterable[str]) -> ConfigError:
         f"metric_for_best_model {name!r} is not among the evaluator's metrics: {', '.join(known) or 'none'}."
         f"{nearest(name, known)}"
     )
+
+
+def _token_by_token(plan: Plan, entries: Iterable[Entry]) -> list[tuple[int, str]]:
+    """The entries that would compare the tokens of two models that read different ones."""
+    kinds = {feature: kind for source in plan.students.values() for feature, kind in source.kinds.items()}
+    taught = {feature for source in plan.teachers.values() for feature in source.kinds}
+    return [
+        (
+            entry.index,
+            f"{entry.teacher[0]} and {entry.student[0]} have values for each token, and the two models read different "
+            "tokens: map logits or pooled vectors",
+        )
+        for entry in entries
+        if taught.intersection(entry.teacher)
+        and kind_after(entry.projection, kinds[entry.student[0]]) in ("tokens", "attention", "heads")
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from .mapping import Proposal, search
 from .recipe import EMBEDDED, Recipe
 from .settings import TrainingSettings
 from .weights import load_weights
+
+logger = logging.getLogger(__name__)
 
 # Fields for configs that have the one named beside them, and not for others.
 _OF_SOME_FAMILIES = {name: name for name in ("image_size", "num_channels", "sentence_pairs")}
@@ -328,12 +332,18 @@ def _check_labels(
             f"recipe: cannot load {what} {name!r}: it has {config.num_labels} classes, and the task {num_labels}"
         )
     mine, theirs = ([names[i] for i in sorted(names)] for names in (id2label or {}, config.id2label))
-    if mine != theirs and sorted(mine) == sorted(theirs):
-        first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
-        raise ConfigError(
-            f"recipe: cannot load {what} {name!r}: its class {first} is {theirs[first]!r}, and that of the data "
-            f"{mine[first]!r}: the same classes in another order"
-        )
+    if mine == theirs or not (_are_names(mine) and _are_names(theirs)):
+        return
+    first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+    other = f"its class {first} is {theirs[first]!r}, and that of the data {mine[first]!r}"
+    if sorted(mine) == sorted(theirs):
+        raise ConfigError(f"recipe: cannot load {what} {name!r}: {other}: the same classes in another order")
+    logger.warning("%s %r: %s. Classes go by number", what, name, other)
+
+
+def _are_names(classes: Sequence[str]) -> bool:
+    """Whether classes are called something, and not LABEL_0, LABEL_1 or 0, 1."""
+    return bool(classes) and not all(re.fullmatch(r"(LABEL_)?\d+", one) for one in classes)
 
 
 def _brief(error: Exception) -> str:

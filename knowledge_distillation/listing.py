@@ -35,8 +35,9 @@ def list_features(name: str) -> Table:
         where = f"{place.path}.{place.source}{item}" if place.path else f"the model's own {place.item}"
         table.add_row(str(feature), known.kind, "×".join(map(str, known.shape)), where)
     prefix = names.model_type.replace("-", "_")
+    one = "layer4" if any(feature.layer == "layer4" for feature in names.known) else "layer1"
     table.caption = (
-        f"layer4 is also {prefix}_layer4, layer-1 the last; any module path has .output, .input and .output[1]"
+        f"{one} is also {prefix}_{one}, layer-1 the last; any module path has .output, .input and .output[1]"
     )
     for note in names.notes:
         table.caption += f"\nnote: {note}"

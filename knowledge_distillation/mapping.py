@@ -147,7 +147,10 @@ def depths(teacher: Any, student: Any) -> tuple[int, int]:
         )
     found = [getattr(config, "num_hidden_layers", None) for config in configs]
     if not all(isinstance(depth, int) for depth in found) or found[1] > found[0]:  # type: ignore[operator]
-        raise ConfigError(f"a layer mapping needs a teacher at least as deep as the student; found depths {found}")
+        raise ConfigError(
+            "a layer mapping pairs the layers of transformers by number and needs a teacher at least as deep as the "
+            f"student; found depths {found}"
+        )
     return found[0], found[1]  # type: ignore[return-value]
 
 

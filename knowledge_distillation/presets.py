@@ -396,6 +396,11 @@ def check_name(name: str) -> None:
         raise ConfigError(f"method {name!r} is unknown.{nearest(name, METHODS)} Known: {', '.join(list_presets())}")
 
 
+def options_of(name: str) -> list[str]:
+    """The names of a method's arguments."""
+    return [key for key in inspect.signature(METHODS[name]).parameters if key not in ("teacher", "student")]
+
+
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """What can be said of a method and its options without the models.
 
@@ -404,7 +409,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     """
     check_name(name)
     parameters = inspect.signature(METHODS[name]).parameters
-    known = [key for key in parameters if key not in ("teacher", "student")]
+    known = options_of(name)
     for key, value in options.items():
         if key not in known:
             takes = f" It takes: {', '.join(known) or 'nothing'}"

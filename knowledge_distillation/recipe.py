@@ -23,6 +23,7 @@ HARD_REGRESSION = [{"student": "output.logits", "loss": "mse"}]
 _TEXTS = ("task", "data_dir", "tokenizer", "student_tokenizer", "method", "output_dir")
 _COUNTS = ("max_train_samples", "max_eval_samples", "max_length", "vocab_size", "image_size")
 _NUMBERS = ("alpha", "temperature")
+_OF_METHODS = ["alpha", "temperature", "mapping"]
 _MAPPINGS = ("training", "finetune", "method_args")
 
 
@@ -133,7 +134,7 @@ class Recipe:
             if "mapping" in options:
                 check_mapping(options["mapping"], [*STRATEGIES, "search"])
         elif self.method is not None:
-            raise ConfigError("give either method or distill_config")
+            raise ConfigError("give either method or distill_config; null takes one out")
         elif self.method_args or self.mapping is not None:
             key = "method_args" if self.method_args else "mapping"
             raise ConfigError(f"{key} belongs to a method, and this recipe has a distill_config")
@@ -145,7 +146,7 @@ class Recipe:
 
     def method_options(self) -> dict[str, Any]:
         """The arguments of the method, under its own names."""
-        given = {"alpha": self.alpha, "temperature": self.temperature, "mapping": self.mapping}
+        given = {key: getattr(self, key) for key in _OF_METHODS}
         return {**{key: value for key, value in given.items() if value is not None}, **self.method_args}
 
     def _of_wrong_type(self) -> list[str]:
@@ -242,6 +243,9 @@ def load_recipe(
 ) -> Recipe:
     """Read a recipe, its `base:` first, then `key=value` overrides, then values given on the command line.
 
+    A setting of `training` that is named there holds for `finetune` too; a `method` that is given takes the place of
+    the file's own entries and method.
+
     Args:
         overrides: `training.learning_rate=1e-4`; values are YAML.
         given: field -> value; None values are left out.
@@ -250,17 +254,31 @@ def load_recipe(
         ConfigError: the file is missing or no valid YAML, or a key is unknown (with the nearest name).
     """
     content = _read(Path(path)) if path is not None else {}
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    _make_room(content, {override.partition("=")[0] for override in overrides} | set(given), given.get("method"))
     for override in overrides:
         _override(content, override)
-    for key, value in (given or {}).items():
-        if value is not None:
-            _set(content, key.split("."), value)
+    for key, value in given.items():
+        _set(content, key.split("."), value)
     known = [f.name for f in fields(Recipe)]
     unknown = [key for key in content if key not in known]
     if unknown:
         texts = [f"unknown key {key!r}.{nearest(str(key), known)}" for key in unknown]
         raise ConfigError(f"recipe: {'; '.join(texts)} Keys: {', '.join(known)}")
     return Recipe(**content).check()
+
+
+def _make_room(content: dict[str, Any], named: set[str], method: str | None) -> None:
+    """Drop what a file says where the command line says something else that it would hide or contradict."""
+    if isinstance(content.get("finetune"), dict):
+        for key in (key.removeprefix("training.") for key in named if key.startswith("training.")):
+            if f"finetune.{key}" not in named:
+                content["finetune"].pop(key, None)
+    if method is not None:
+        others = [] if content.get("method") == method else ["method_args"]
+        takes = presets.options_of(method) if method in presets.METHODS else _OF_METHODS
+        for key in ["distill_config", *others, *(key for key in _OF_METHODS if key not in takes)]:
+            content.pop(key, None)
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def _run(
 ) -> float:
     began = time.perf_counter()
     directory = folder / "runs" / point.name
+    say(f"{point.name} begins")
     distiller = make(point.values, point.seed, directory, cache)
     if is_greater_better(distiller) != greater_is_better:
         raise ConfigError(f"the runs have greater_is_better {not greater_is_better}, and the sweep the opposite")

@@ -196,6 +196,8 @@ def test_evaluating_a_saved_student_gives_the_score_it_was_saved_with(house: Pat
     assert scores["accuracy"] == table["student with distillation"][0]
     assert scores["teacher_accuracy"] == table["teacher"][0]
     assert list(yaml.safe_load(succeeded(distill("evaluate", student, *data)))) == ["sst2", "accuracy"]
+    few = yaml.safe_load(succeeded(distill("evaluate", student, *data, "--set", "max_eval_samples=2")))
+    assert few["sst2"] == "2 rows"
 
 
 # --- options and overrides -----------------------------------------------------------------------------------------
@@ -383,8 +385,11 @@ def test_labels_alone_need_no_teacher(tmp_path: Path) -> None:
     """Every entry is hard, so the teacher of the recipe is loaded for the tokenizer and the table at most."""
     path = written(tmp_path, distill_config=HARD)
     said = succeeded(distill("run", path, "-o", tmp_path / "out"))
-    assert list(rows_of_table(said)) == ["student with distillation"]
+    assert list(rows_of_table(said)) == ["student"]
     assert of_run(tmp_path / "out")["models"]["teacher"] is None
+    both = distill("run", path, "-o", tmp_path / "other", "--baseline")
+    assert both.exit_code == 2 and "this recipe has no other entries" in both.stderr
+    assert not (tmp_path / "other").exists()
 
 
 # --- check, layers, demo -------------------------------------------------------------------------------------------

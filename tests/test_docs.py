@@ -37,6 +37,11 @@ PAGES = [*DOCS, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" 
 MESSAGE = re.compile(r"(\w+Error): ")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
+    assert not re.findall(r"^[A-Z_]{4,}$|TODO|FIXME|XXX", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 class Block(NamedTuple):
     language: str
     text: str

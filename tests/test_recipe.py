@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,27 @@ def test_later_wins_base_file_override_option(tmp_path: Path) -> None:
     read = load_recipe(tmp_path / "recipe.yaml", ["alpha=0.3", "temperature=3.0"], {"temperature": 4.0, "task": None})
     assert (read.max_length, read.vocab_size, read.alpha, read.temperature) == (1, 12, 0.3, 4.0)
     assert read.task == "embedded"  # an option that was not given changes nothing
+
+
+def test_a_setting_named_on_the_command_line_holds_for_finetune_too(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("finetune: {num_train_epochs: 3, seed: 5}\n")
+    read = partial(load_recipe, tmp_path / "recipe.yaml")
+    assert read(["training.num_train_epochs=1"]).finetune == {"seed": 5}
+    assert read((), {"training.num_train_epochs": 1, "training.seed": None}).finetune == {"seed": 5}
+    both = ["training.num_train_epochs=1", "finetune.num_train_epochs=2"]
+    assert read(both).finetune == {"num_train_epochs": 2, "seed": 5}
+
+
+def test_a_method_on_the_command_line_takes_the_place_of_what_the_file_says_of_another(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("method: pkd\nalpha: 0.2\nmapping: last\nmethod_args: {beta: 7}\n")
+    read = partial(load_recipe, tmp_path / "recipe.yaml")
+    assert read((), {"method": "pkd"}).method_options() == {"alpha": 0.2, "mapping": "last", "beta": 7}
+    assert read((), {"method": "hinton"}).method_options() == {"alpha": 0.2}
+    assert read((), {"method": "tinybert"}).method_options() == {"mapping": "last"}
+    with pytest.raises(ConfigError, match="method tinybert takes no 'alpha'"):
+        read(["alpha=0.5"], {"method": "tinybert"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"distill_config": [STATES], "temperature": 3.0}))
+    assert read((), {"method": "hinton"}).own_entries() is None
 
 
 def test_a_base_may_have_a_base_in_another_folder(tmp_path: Path) -> None:

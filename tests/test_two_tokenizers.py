@@ -217,6 +217,14 @@ def test_a_recipe_with_a_tokenizer_of_words_from_text_to_a_scored_student(tmp_pa
         ({"student_tokenizer": "./wrods"}, "'./wrods': no such directory"),
         ({"student_tokenizer": 3}, "student_tokenizer is a text; found 3"),
         (
+            {
+                "distill_config": [
+                    {"teacher": "layer2.hidden_states", "student": "layer1.hidden_states", "loss": "mse"}
+                ]
+            },
+            "the two models read different tokens: map logits or pooled vectors",
+        ),
+        (
             {"distill_config": None, "method": "layers", "mapping": "search"},
             "mapping search compares models on the same tokens: leave student_tokenizer out",
         ),

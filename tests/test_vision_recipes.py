@@ -292,18 +292,25 @@ def test_models_that_do_not_fit(tmp_path):
         ready(tmp_path, student={**NARROW, "embeddings": "teacher"}).student()
 
 
-def test_classes_in_another_order_are_not_taken_for_those_of_the_data(tmp_path):
+def test_classes_in_another_order_are_not_taken_for_those_of_the_data(tmp_path, caplog):
     data, form = by_class(tmp_path / "data", {"cat": 4, "dog": 4}, (8, 8)), {"depth": 10, "num_labels": 2}
-    names = {"same": ["cat", "dog"], "turned": ["dog", "cat"], "foreign": ["n01", "n02"]}
+    names = {
+        "same": ["cat", "dog"],
+        "turned": ["dog", "cat"],
+        "plain": ["LABEL_0", "LABEL_1"],
+        "foreign": ["n01", "n02"],
+    }
     for folder, classes in names.items():
         config = WideResNetConfig(**form, id2label=dict(enumerate(classes)))
         WideResNetForImageClassification(config).save_pretrained(tmp_path / folder)
     content = {"task": "image_folder", "data_dir": str(data), "max_train_samples": None, "max_eval_samples": None}
-    for folder in ("same", "foreign"):
+    for folder in ("same", "plain", "foreign"):
         assert ready(tmp_path, **content, teacher=str(tmp_path / folder)).teacher.config.id2label == {
             0: "cat",
             1: "dog",
         }
+        said = "its class 0 is 'n01', and that of the data 'cat'. Classes go by number"
+        assert [said in record.message for record in caplog.records] == [True] * (folder == "foreign")
     with pytest.raises(ConfigError, match="class 0 is 'dog', and that of the data 'cat': the same classes in another"):
         ready(tmp_path, **content, teacher=str(tmp_path / "turned"))
 

@@ -336,7 +336,7 @@ def _report_broken(path: Path, broken: list[tuple[int, str]], on_broken_row: str
         logger.warning("%s: skipped %d broken rows; the first is line %d: %s", path, len(broken), line, problem)
         return
     more = f" {len(broken) - 1} more broken rows follow." if len(broken) > 1 else ""
-    raise DataError(f'{path}, line {line}: {problem}.{more} on_broken_row="skip" leaves such rows out')
+    raise DataError(f'{path}, line {line}: {problem}.{more} In Python on_broken_row="skip" leaves such rows out')
 
 
 def _show(text: str) -> str:
