@@ -200,7 +200,8 @@ def test_there_are_yaml_blocks_of_both_kinds():
 
 
 def commands() -> list[str]:
-    lines = [line for param in of_language("sh", "bash") for line in param.values[1].text.splitlines()]
+    texts = (param.values[1].text.replace("\\\n", " ") for param in of_language("sh", "bash"))
+    lines = [line for text in texts for line in text.splitlines()]
     return [line for line in lines if line.startswith("distill ")]
 
 
