@@ -268,13 +268,13 @@ def load_recipe(
     return Recipe(**content).check()
 
 
-def _make_room(content: dict[str, Any], named: set[str], method: str | None) -> None:
+def _make_room(content: dict[str, Any], named: set[str], method: Any) -> None:
     """Drop what a file says where the command line says something else that it would hide or contradict."""
     if isinstance(content.get("finetune"), dict):
         for key in (key.removeprefix("training.") for key in named if key.startswith("training.")):
             if f"finetune.{key}" not in named:
                 content["finetune"].pop(key, None)
-    if method is not None:
+    if isinstance(method, str):
         others = [] if content.get("method") == method else ["method_args"]
         takes = presets.options_of(method) if method in presets.METHODS else _OF_METHODS
         for key in ["distill_config", *others, *(key for key in _OF_METHODS if key not in takes)]:
