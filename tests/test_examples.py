@@ -145,7 +145,7 @@ TASKS = {
     "bilstm_sst2": ("SST-2", "accuracy"),
     "bilstm_qqp": ("QQP", "f1"),
 }
-OF_IMAGES = ("cifar10", "image_folder")  # run by test_vision_recipes.py
+OF_IMAGES = ("cifar10", "digits", "image_folder")  # run by test_vision_recipes.py
 
 
 def sentence(generator: random.Random) -> str:
