@@ -146,7 +146,8 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
 def test_a_broken_row_is_one_error_with_file_and_line(tmp_path, row, problem):
     row = row.encode() if isinstance(row, str) else row
     message = error_of(tmp_path, SST2.encode() + row + b"\nlast\t1\n")
-    assert message == f'{tmp_path}/SST-2/train.tsv, line 4: {problem}. In Python on_broken_row="skip" leaves such rows out'
+    end = '. In Python on_broken_row="skip" leaves such rows out'
+    assert message == f"{tmp_path}/SST-2/train.tsv, line 4: {problem}{end}"
 
 
 def test_further_broken_rows_are_counted(tmp_path):
