@@ -6,8 +6,8 @@
 Runs `distill finetune examples/cifar10.yaml` once, then `distill run` for each method and seed, all with the same
 budget; skips what FOLDER already holds, goes on with what was broken off, and prints the table of what is there.
 Without `--set` sizes are those for one processor core: pictures of 24 by 24, WRN-16-2 for 20 epochs into WRN-16-1 for
-3. `--paper` takes the recipe's own: WRN-28-4 into WRN-16-2, 200 epochs each. `--shard 1/2` does every second run, beside
-another process.
+3. `--paper` takes the recipe's own: WRN-28-4 into WRN-16-2, 200 epochs each. `--shard 1/2` does every second run,
+beside another process.
 """
 
 from __future__ import annotations
