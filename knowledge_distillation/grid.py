@@ -15,7 +15,7 @@ from . import presets
 from .config import Entry, parse_config
 from .errors import ConfigError, nearest, raise_all
 from .losses import functions_of, parameters_of
-from .recipe import METHOD, Recipe, load_recipe
+from .recipe import Recipe, load_recipe
 from .settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -256,12 +256,8 @@ def resolved(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
 
 
 def _of_method(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
-    import inspect
-
-    method = recipe.method or METHOD
-    takes = [
-        name for name in inspect.signature(presets.METHODS[method]).parameters if name not in ("teacher", "student")
-    ]
+    method = recipe.method_name
+    takes = presets.options_of(method)
     if key not in takes and not (key == "weight" and "alpha" in takes):
         raise ConfigError(f"--grid {key}: method {method} takes no {key}. It takes: {', '.join(takes) or 'nothing'}")
     if key == "weight":

@@ -14,7 +14,7 @@ from .config import parse_config
 from .data.embedded import embedded_sentiment
 from .data.glue import load_glue
 from .data.images import load_images
-from .data.pictures import ImageFormat, saved_format
+from .data.pictures import ImageFormat, is_local, saved_format
 from .errors import ConfigError, nearest
 from .mapping import Proposal, search
 from .recipe import EMBEDDED, Recipe
@@ -115,7 +115,6 @@ class Ingredients:
 
         if self.student_tokenizer is not None:
             raise ConfigError("recipe: mapping search compares models on the same tokens: leave student_tokenizer out")
-
         if self.recipe.image_task is not None:
             raise ConfigError("mapping: search reads text, and this is an image task; give uniform, last or pairs")
         rows = self.data["train"].shuffle(seed=self.seed)
@@ -220,7 +219,6 @@ def _texts(recipe: Recipe, raw: Mapping[str, Any]) -> Iterator[str]:
 def build_model(wanted: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
     """A model with the task's head: loaded by name, or built from scratch out of a mapping.
 
-
     Args:
         tokenizer: of an image task its `ImageFormat`.
     """
@@ -295,7 +293,7 @@ def _pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
     import transformers
 
     models.register()
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+    looks_local = is_local(name)
     path = Path(name).expanduser()
     needed = "tokenizer_config.json" if auto == "AutoTokenizer" else "config.json"
     if looks_local and not (path / needed).exists():

@@ -22,12 +22,13 @@ def _lay_out(weights: list[torch.Tensor], layout: torch.memory_format) -> None:
 
 
 def keep_alike(optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer's state the layout of its parameters before every step.
+    """Give an optimizer's state the layout of its parameters before every step, where any has four dimensions.
 
     The fused forms of torch's optimizers go through parameter and state as they lie in memory, and a state that was
     read from a file, or whose parameter was laid out anew, lies otherwise.
     """
-    optimizer.register_step_pre_hook(_follow)
+    if any(parameter.dim() == 4 for group in optimizer.param_groups for parameter in group["params"]):
+        optimizer.register_step_pre_hook(_follow)
 
 
 def _follow(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +191,7 @@ def _study(optuna: Any, folder: Path, of: Sequence[str], greater: bool) -> Any:
         )
 
 
-def _queue(optuna: Any, study: Any, folder: Path, names: Sequence[str] | Mapping[str, Point]) -> None:
+def _queue(optuna: Any, study: Any, folder: Path, names: Iterable[str]) -> None:
     """Put the runs that are neither done, nor waiting, nor taken by a process that lives, into Optuna's queue."""
     states = optuna.trial.TrialState
     with FileLock(folder / "study.lock"):

@@ -81,14 +81,18 @@ def saved_format(model: Any) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items() if value}
 
 
+def is_local(name: str) -> bool:
+    """Whether a model's name is that of a directory, and not one on the hub."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
 def _preprocessor_of(model: str | Path) -> Path | None:
-    name, folder = str(model), Path(model).expanduser()
-    if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return folder / _PREPROCESSOR
+    if is_local(str(model)):
+        return Path(model).expanduser() / _PREPROCESSOR
     from transformers.utils import cached_file
 
     try:
-        return Path(str(cached_file(name, _PREPROCESSOR)))
+        return Path(str(cached_file(str(model), _PREPROCESSOR)))
     except (OSError, ValueError):  # it has none; or the hub fails, which is said where the model is loaded
         return None
 
