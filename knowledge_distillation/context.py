@@ -12,6 +12,7 @@ from torch import Tensor
 from .adaptors import Inputs
 from .config import Feature
 from .losses.logits import IGNORED_LABEL
+from .losses.reduction import PER_TOKEN
 
 _STACK = re.compile(r"(?:^|[._])(encoder|decoder)")  # the first in a path: `decoder.layers.0.encoder_attn` decodes
 
@@ -73,7 +74,7 @@ def mask_keys(
     feature: Feature, kind: str, tensor: Tensor, context: Mapping[str, Any]
 ) -> tuple[str | None, str | None]:
     """The context keys that tell how long a feature's rows and keys are: masks, else any input as long, else None."""
-    if kind not in ("tokens", "attention", "heads"):
+    if kind not in PER_TOKEN:
         return None, None
     encoder, decoder = "attention_mask", "decoder_attention_mask"
     stack = _STACK.search(f"{feature.layer}.{feature.output}")

@@ -31,9 +31,8 @@ from .evaluators import TaskEvaluator, modes_kept, resting
 from .features import preserved
 from .loss_model import MultiLayerBasedDistillationLoss
 from .plan import Plan
-from .probe import bind
+from .probe import bind, token_by_token
 from .progress import Progress, Running
-from .projections import kind_after
 from .settings import TrainingSettings
 from .stages import stages_of
 from .teachers import FrozenTeacher
@@ -557,7 +556,7 @@ class KnowledgeDistiller:
             self._check_vocabulary()
             plan = bind(self.loss_model, self.students, self.teachers, students, teachers, entries)
         if self.train_data_adaptor is two_token_streams:
-            raise_all(ConfigError, "distill_config", _token_by_token(plan, entries))
+            raise_all(ConfigError, "distill_config", token_by_token(plan, entries))
         self._undo.callback(plan.close)
         try:
             if self.settings.torch_compile:
@@ -864,19 +863,3 @@ def _no_such_metric(name: str, metrics: Iterable[str]) -> ConfigError:
         f"metric_for_best_model {name!r} is not among the evaluator's metrics: {', '.join(known) or 'none'}."
         f"{nearest(name, known)}"
     )
-
-
-def _token_by_token(plan: Plan, entries: Iterable[Entry]) -> list[tuple[int, str]]:
-    """The entries that would compare the tokens of two models that read different ones."""
-    kinds = {feature: kind for source in plan.students.values() for feature, kind in source.kinds.items()}
-    taught = {feature for source in plan.teachers.values() for feature in source.kinds}
-    return [
-        (
-            entry.index,
-            f"{entry.teacher[0]} and {entry.student[0]} have values for each token, and the two models read different "
-            "tokens: map logits or pooled vectors",
-        )
-        for entry in entries
-        if taught.intersection(entry.teacher)
-        and kind_after(entry.projection, kinds[entry.student[0]]) in ("tokens", "attention", "heads")
-    ]

@@ -20,7 +20,9 @@ from .errors import ConfigError, DataError, DistillationError, nearest, raise_al
 from .features import Catalogue, Known, catalogue, first_rows, preserved, probe_kinds
 from .loss_model import OWN_LOSS, MultiLayerBasedDistillationLoss
 from .losses import functions_of
+from .losses.reduction import PER_TOKEN
 from .plan import Plan, Source, notes_of, row_of, shape_of
+from .projections import kind_after
 from .teachers import FrozenTeacher
 
 
@@ -167,6 +169,21 @@ def _unknown_teachers(
             else:
                 near = nearest(name, known)
                 yield entry.index, f"teacher_name {name!r} is no teacher here.{near} Known: {', '.join(known)}"
+
+
+def token_by_token(plan: Plan, entries: Iterable[Entry]) -> list[tuple[int, str]]:
+    """The entries that would compare the tokens of two models that read different ones."""
+    kinds = {feature: kind for source in plan.students.values() for feature, kind in source.kinds.items()}
+    taught = {feature for source in plan.teachers.values() for feature in source.kinds}
+    return [
+        (
+            entry.index,
+            f"{entry.teacher[0]} and {entry.student[0]} have values for each token, and the two models read different "
+            "tokens: map logits or pooled vectors",
+        )
+        for entry in entries
+        if taught.intersection(entry.teacher) and kind_after(entry.projection, kinds[entry.student[0]]) in PER_TOKEN
+    ]
 
 
 def check_vocabulary(model: nn.Module, inputs: Inputs, who: str) -> None:

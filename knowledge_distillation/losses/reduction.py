@@ -20,6 +20,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
+PER_TOKEN = ("tokens", "attention", "heads")  # kinds of features that have values for each token
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -91,7 +93,7 @@ def blanked(feature: Tensor, kind: str, masks: Masks) -> Tensor:
     mask = None
     if rows is not None and rows.dim() == 1:
         mask = rows.bool()
-    elif kind in ("tokens", "attention", "heads"):
+    elif kind in PER_TOKEN:
         length = 1 if kind == "tokens" else 2
         if rows is not None and rows.shape == (feature.shape[0], feature.shape[length]):
             mask = rows.bool() if kind == "tokens" else rows.bool()[:, None, :]
