@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,15 @@ def make_accelerator(
             f"Accelerate is set up for {accelerator.distributed_type}; one process or data-parallel processes are "
             "supported, since exact averages over accumulated batches need every gradient in place"
         )
+    if accelerator.num_processes > 1:  # torch's threads would abort an interpreter that ends before them
+        atexit.unregister(_leave_the_others)
+        atexit.register(_leave_the_others)
     return accelerator
+
+
+def _leave_the_others() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _existing(device: torch.device | str | None) -> torch.device | None:
