@@ -56,5 +56,5 @@ setup(
             "triton>=3.2; platform_system == 'Linux'",
         ],
     },
-    entry_points={"console_scripts": ["distill = knowledge_distillation.cli:main"]},
+    entry_points={"console_scripts": ["distill = knowledge_distillation.cli.commands:main"]},
 )

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from knowledge_distillation import KnowledgeDistiller
-from knowledge_distillation.data import GeneratorSource, Interval, Objective, PseudoSamples
+from knowledge_distillation.data_free import GeneratorSource, Interval, Objective, PseudoSamples
 from knowledge_distillation.models import VectorGenerator
 
 LABELS = [{"student": "output.logits", "loss": "cross_entropy"}]

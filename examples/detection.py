@@ -10,9 +10,9 @@ import torch
 from transformers import YolosConfig, YolosForObjectDetection
 
 from knowledge_distillation import KnowledgeDistiller, MultiLayerBasedDistillationLoss
-from knowledge_distillation.adaptors import detections
 from knowledge_distillation.data import collate_detection, detection_scenes
-from knowledge_distillation.vision_metrics import DetectionEvaluator
+from knowledge_distillation.evaluation.vision import DetectionEvaluator
+from knowledge_distillation.features.adaptors import detections
 
 LABELS = {"student": "output.loss", "loss": "own_loss"}  # boxes and classes, matched by the model itself
 TEACHER = {

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from knowledge_distillation import KnowledgeDistiller
-from knowledge_distillation.sweep import sweep, write_results
-from knowledge_distillation.sweep_report import heat_table, markdown_of, picture_of, table_of
+from knowledge_distillation.recipes.sweep import sweep, write_results
+from knowledge_distillation.recipes.sweep_report import heat_table, markdown_of, picture_of, table_of
 
 GRID = {"alpha": [0.2, 0.4, 0.6, 0.8], "temperature": [2, 4, 8, 16]}
 SETTINGS = {"mixed_precision": "no", "disable_tqdm": True, "weight_decay": 0.0}

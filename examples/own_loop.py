@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from knowledge_distillation import KnowledgeDistiller
+from knowledge_distillation.evaluation.report import epoch_line
 from knowledge_distillation.presets import attention_transfer, hinton
-from knowledge_distillation.report import epoch_line
 
 TRACKERS = ["tensorboard"] if find_spec("tensorboard") else []
 

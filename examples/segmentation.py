@@ -11,7 +11,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from knowledge_distillation import KnowledgeDistiller
 from knowledge_distillation.data import segmentation_scenes
-from knowledge_distillation.vision_metrics import SegmentationEvaluator
+from knowledge_distillation.evaluation.vision import SegmentationEvaluator
 
 LABELS = {"student": "output.loss", "loss": "own_loss"}  # cross-entropy of each pixel
 TEACHER = {

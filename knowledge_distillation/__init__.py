@@ -11,16 +11,16 @@ __version__ = "0.1.0"
 
 # Public names and their rooms. Importing the package imports none of them: torch and transformers come with first use.
 _ROOMS = {
-    "KnowledgeDistiller": "distiller",
-    "MultiLayerBasedDistillationLoss": "loss_model",
-    "MultiLayerBasedDistillationEvaluator": "evaluators",
-    "TaskEvaluator": "evaluators",
-    "student_from_teacher": "students",
-    "parse_config": "config",
-    "DistillConfig": "config",
-    "Plan": "plan",
-    "Callback": "callbacks",
-    "EarlyStopping": "callbacks",
+    "KnowledgeDistiller": "training.distiller",
+    "MultiLayerBasedDistillationLoss": "objective.loss_model",
+    "MultiLayerBasedDistillationEvaluator": "evaluation.evaluators",
+    "TaskEvaluator": "evaluation.evaluators",
+    "student_from_teacher": "models.cut",
+    "parse_config": "config.parse",
+    "DistillConfig": "config.entry",
+    "Plan": "plan.plan",
+    "Callback": "training.callbacks",
+    "EarlyStopping": "training.callbacks",
     "DistillationError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
@@ -29,20 +29,20 @@ _ROOMS = {
 __all__ = sorted([*_ROOMS, "__version__"])
 
 if TYPE_CHECKING:
-    from .callbacks import Callback as Callback
-    from .callbacks import EarlyStopping as EarlyStopping
-    from .config import DistillConfig as DistillConfig
-    from .config import parse_config as parse_config
-    from .distiller import KnowledgeDistiller as KnowledgeDistiller
+    from .config.entry import DistillConfig as DistillConfig
+    from .config.parse import parse_config as parse_config
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
     from .errors import DistillationError as DistillationError
-    from .evaluators import MultiLayerBasedDistillationEvaluator as MultiLayerBasedDistillationEvaluator
-    from .evaluators import TaskEvaluator as TaskEvaluator
-    from .loss_model import MultiLayerBasedDistillationLoss as MultiLayerBasedDistillationLoss
-    from .plan import Plan as Plan
-    from .students import student_from_teacher as student_from_teacher
+    from .evaluation.evaluators import MultiLayerBasedDistillationEvaluator as MultiLayerBasedDistillationEvaluator
+    from .evaluation.evaluators import TaskEvaluator as TaskEvaluator
+    from .models.cut import student_from_teacher as student_from_teacher
+    from .objective.loss_model import MultiLayerBasedDistillationLoss as MultiLayerBasedDistillationLoss
+    from .plan.plan import Plan as Plan
+    from .training.callbacks import Callback as Callback
+    from .training.callbacks import EarlyStopping as EarlyStopping
+    from .training.distiller import KnowledgeDistiller as KnowledgeDistiller
 
 
 def __getattr__(name: str) -> Any:

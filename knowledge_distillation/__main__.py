@@ -1,5 +1,7 @@
 """`python -m knowledge_distillation` is the command `distill`."""
 
-from .cli import main
+from __future__ import annotations
+
+from .cli.commands import main
 
 main()

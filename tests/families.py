@@ -11,9 +11,9 @@ import transformers as hf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from knowledge_distillation.capture import Capture
-from knowledge_distillation.config import Feature
-from knowledge_distillation.features import catalogue
+from knowledge_distillation.config.entry import Feature
+from knowledge_distillation.features.capture import Capture
+from knowledge_distillation.features.catalogue import catalogue
 
 VOCABULARY, LABELS = 50, 3
 SPREAD = 0.3  # of initial weights: wide enough that attention maps are far from uniform

@@ -18,7 +18,10 @@ from pathlib import Path
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["knowledge_distillation.cli", *(f"transformers.models.{name}.modeling_{name}" for name in ("bert", "llama"))]
+    [
+        "knowledge_distillation.cli.commands",
+        *(f"transformers.models.{name}.modeling_{name}" for name in ("bert", "llama")),
+    ]
 )
 
 

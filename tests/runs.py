@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
 from knowledge_distillation import KnowledgeDistiller, student_from_teacher
-from knowledge_distillation.cli import app
+from knowledge_distillation.cli.commands import app
 
 VOCABULARY = 40
 SOFT = [{"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"}]

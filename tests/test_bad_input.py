@@ -36,9 +36,9 @@ from knowledge_distillation import (
     EarlyStopping,
     student_from_teacher,
 )
-from knowledge_distillation.checkpoint import checkpoints
 from knowledge_distillation.data.text import train_tokenizer
-from knowledge_distillation.evaluators import TaskEvaluator
+from knowledge_distillation.evaluation.evaluators import TaskEvaluator
+from knowledge_distillation.storage.checkpoint import checkpoints
 
 SAME_WIDTH = {"teacher": "bert_layer4.hidden_states", "student": "bert_layer2.hidden_states", "loss": "mse"}
 LOGITS = {"teacher": "output.logits", "student": "output.logits"}

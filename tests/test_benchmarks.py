@@ -14,7 +14,7 @@ import attention  # noqa: E402
 import vocabulary  # noqa: E402
 from losses import Side, cases, check, peak_memory, sides  # noqa: E402
 
-from knowledge_distillation.losses import causal_lm  # noqa: E402
+from knowledge_distillation.objective.fused import vocabulary as causal_lm  # noqa: E402
 
 SMALL = cases(small=True)
 

@@ -26,10 +26,12 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding
 
 import knowledge_distillation
-from knowledge_distillation import KnowledgeDistiller, config, presets, schedules
+from knowledge_distillation import KnowledgeDistiller, presets
+from knowledge_distillation.config import parse as config
+from knowledge_distillation.config import schedules
+from knowledge_distillation.config.settings import TrainingSettings
 from knowledge_distillation.data import embedded_sentiment, tokenize, train_tokenizer
-from knowledge_distillation.recipe import Recipe, load_recipe
-from knowledge_distillation.settings import TrainingSettings
+from knowledge_distillation.recipes.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -209,7 +211,7 @@ def commands() -> list[str]:
 def test_a_command_line_is_understood(line):
     from typer.main import get_command
 
-    from knowledge_distillation.cli import app
+    from knowledge_distillation.cli.commands import app
 
     _, name, *arguments = shlex.split(line, comments=True)
     get_command(app).commands[name].make_context(name, arguments)
@@ -283,7 +285,7 @@ def test_every_type_of_projection_schedule_and_reduction_is_in_a_table():
 def test_every_command_and_option_is_in_the_tables():
     from typer.main import get_command
 
-    from knowledge_distillation.cli import app
+    from knowledge_distillation.cli.commands import app
 
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     commands = get_command(app).commands

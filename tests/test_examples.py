@@ -23,7 +23,7 @@ from knowledge_distillation import (
     MultiLayerBasedDistillationLoss,
     models,
 )
-from knowledge_distillation.cli import main
+from knowledge_distillation.cli.commands import main
 from knowledge_distillation.data import train_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,10 @@ import torch
 from processes import Forked
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from knowledge_distillation import Callback, KnowledgeDistiller, features, student_from_teacher
+from knowledge_distillation import Callback, KnowledgeDistiller, student_from_teacher
 from knowledge_distillation.data.token_budget import TokenBudgetBatchSampler
-from knowledge_distillation.evaluators import TaskEvaluator
+from knowledge_distillation.evaluation.evaluators import TaskEvaluator
+from knowledge_distillation.features import catalogue as features
 
 CONFIG = [
     {"teacher": "layer{2,4}.hidden_states", "student": "layer{1,2}.hidden_states", "loss": "mse"},

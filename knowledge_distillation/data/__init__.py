@@ -13,23 +13,18 @@ _ROOMS = {
     "IMAGE_TASKS": "images",
     "load_images": "images",
     "LengthGroupedBatchSampler": "batching",
-    "GeneratorSource": "synthetic",
-    "Interval": "synthetic",
-    "Objective": "objective",
-    "PseudoSamples": "synthetic",
-    "SoftTokens": "synthetic",
     "collate_detection": "scenes",
     "detection_scenes": "scenes",
     "segmentation_scenes": "scenes",
     "tokenize": "text",
     "train_tokenizer": "text",
     "train_word_tokenizer": "text",
-    "TwoTokenizers": "collating",
+    "TwoTokenizers": "two_tokenizers",
+    "two_token_streams": "two_tokenizers",
 }
 
 if TYPE_CHECKING:
     from .batching import LengthGroupedBatchSampler as LengthGroupedBatchSampler
-    from .collating import TwoTokenizers as TwoTokenizers
     from .embedded import embedded_sentiment as embedded_sentiment
     from .glue import GLUE_TASKS as GLUE_TASKS
     from .glue import GlueTask as GlueTask
@@ -37,17 +32,13 @@ if TYPE_CHECKING:
     from .glue import load_glue as load_glue
     from .images import IMAGE_TASKS as IMAGE_TASKS
     from .images import load_images as load_images
-    from .objective import Objective as Objective
     from .scenes import collate_detection as collate_detection
     from .scenes import detection_scenes as detection_scenes
     from .scenes import segmentation_scenes as segmentation_scenes
-    from .synthetic import GeneratorSource as GeneratorSource
-    from .synthetic import Interval as Interval
-    from .synthetic import PseudoSamples as PseudoSamples
-    from .synthetic import SoftTokens as SoftTokens
     from .text import tokenize as tokenize
     from .text import train_tokenizer as train_tokenizer
     from .text import train_word_tokenizer as train_word_tokenizer
+    from .two_tokenizers import TwoTokenizers as TwoTokenizers
 
 __all__ = sorted(_ROOMS)
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from .text import STUDENT
 from .token_budget import edges
 
 Collator = Callable[..., Any]
@@ -31,25 +30,6 @@ def default_collator(processing_class: Any, row: Any) -> Collator:
             "batch: set its pad_token, or give a data_collator"
         )
     return (DataCollatorForSeq2Seq if _labels_tokens(row) else DataCollatorWithPadding)(processing_class)
-
-
-@dataclass(frozen=True)
-class TwoTokenizers:
-    """Pads rows that hold two token streams, as `tokenize(…, student_tokenizer=…)` makes them: each as its own."""
-
-    tokenizer: Any
-    student_tokenizer: Any
-
-    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        shared = [{k: v for k, v in row.items() if not k.startswith(STUDENT)} for row in rows]
-        own = [{k.removeprefix(STUDENT): v for k, v in row.items() if k.startswith(STUDENT)} for row in rows]
-        if "input_ids" not in own[0]:
-            raise DataError(
-                f"the rows hold {', '.join(rows[0])} and no {STUDENT}input_ids: tokenize them with a student_tokenizer"
-            )
-        batch = dict(default_collator(self.tokenizer, shared[0])(shared))
-        padded = default_collator(self.student_tokenizer, own[0])(own)
-        return batch | {STUDENT + name: column for name, column in padded.items()}
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ..checkpoint import random_state, set_random_state
+from ..config.settings import TrainingSettings
 from ..errors import ConfigError, DataError
-from ..settings import TrainingSettings
+from ..storage.random_state import random_state, set_random_state
 from .batching import LengthGroupedBatchSampler
 from .collating import ToEdge, default_collator
 from .token_budget import TokenBudgetBatchSampler

@@ -181,7 +181,7 @@ def _of_entry(name: str, losses: Mapping[str, nn.Module], like: Paraphraser) -> 
 
 def _saved_weights(path: str, entry: str | None, paraphraser: nn.Module) -> dict[str, Tensor]:
     """The weights of a paraphraser of these shapes in a file, whatever stands before their names."""
-    from ..checkpoint import latest
+    from ..storage.checkpoint import latest
 
     wanted = paraphraser.state_dict()
     try:

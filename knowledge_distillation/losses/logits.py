@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, nearest
+from .labels import IGNORED_LABEL
 
-IGNORED_LABEL = -100
 SAMPLE_TEMPERATURES = ("flsw", "cwsm")
 LOWEST_TEMPERATURE = 0.1  # of a sample, as a share of the entry's temperature
 
@@ -507,40 +507,6 @@ def objectness_scaled(
     class_s, class_t = (_activated(side, class_activation) for side in (class_s, class_t))
     of_class, of_box = ((s - t).square().sum(-1) for s, t in ((class_s, class_t), (box_s, box_t)))
     return (object_s - object_t).square() + object_t * (class_weight * of_class + box_weight * of_box)
-
-
-def hard_cross_entropy(student: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy against the labels, one value per item; items labelled -100 do not count.
-
-    Args:
-        student: (batch, classes) or (batch, length, vocabulary) logits.
-        labels: (batch,) or (batch, length) class numbers.
-        label_smoothing: in [0, 1).
-
-    Returns:
-        The shape of `labels`.
-    """
-    losses = F.cross_entropy(
-        student.flatten(0, -2),
-        labels.flatten(),
-        ignore_index=IGNORED_LABEL,
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
-    return losses.view(labels.shape)
-
-
-def label_mse(student: Tensor, labels: Tensor) -> Tensor:
-    """Squared error against real-valued labels, one value per sample, for regression tasks.
-
-    Args:
-        student: (batch, 1) or (batch,) predictions, or (batch, targets).
-        labels: (batch,) targets, or the shape of `student`.
-
-    Returns:
-        The shape of `labels`.
-    """
-    return (student.reshape(labels.shape) - labels).square()
 
 
 def temperature_per_sample(

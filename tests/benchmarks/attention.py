@@ -22,10 +22,11 @@ import torch
 from losses import Side, peak_memory, seconds
 from torch import Tensor
 
-from knowledge_distillation import KnowledgeDistiller, attention
-from knowledge_distillation.deferred import AttentionMap
-from knowledge_distillation.losses import FUSED
+from knowledge_distillation import KnowledgeDistiller
+from knowledge_distillation.features import attention
+from knowledge_distillation.features.lazy import AttentionMap
 from knowledge_distillation.losses.attention import attention_cross_entropy, attention_kl, attention_mse
+from knowledge_distillation.objective.fused.table import FUSED
 
 LOSSES = {
     "mse": (attention_mse, False),

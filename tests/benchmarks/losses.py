@@ -33,8 +33,8 @@ import naive
 import torch
 from torch import Tensor, nn
 
-from knowledge_distillation.losses import HARD_LOSSES, PROBABILITIES, SOFT_LOSSES
-from knowledge_distillation.losses.logits import hard_cross_entropy, label_mse
+from knowledge_distillation.losses.labels import hard_cross_entropy, label_mse
+from knowledge_distillation.losses.table import HARD_LOSSES, PROBABILITIES, SOFT_LOSSES
 
 Shapes = dict[str, tuple[int, ...]]
 FULL: Shapes = {

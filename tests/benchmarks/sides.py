@@ -204,7 +204,7 @@ def settings_of(texts: Sequence[str]) -> dict[str, Any]:
 
 def own_precision() -> str:
     """What `mixed_precision="auto"` chooses here."""
-    from knowledge_distillation.settings import machine_precision
+    from knowledge_distillation.training.accelerate import machine_precision
 
     return {"bf16": "bf16", "no": "float32"}[machine_precision(device_of())]
 

@@ -11,18 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from knowledge_distillation.config import Feature
-from knowledge_distillation.context import make_context
-from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss, Terms
-from knowledge_distillation.losses import (
-    HARD_LOSSES,
-    PROBABILITIES,
-    SOFT_LOSSES,
-    constructor_parameters,
-    get_loss,
-    parameters_of,
-)
-from knowledge_distillation.losses.logits import label_mse
+from knowledge_distillation.config.entry import Feature
+from knowledge_distillation.features.batch_context import make_context
+from knowledge_distillation.losses import get_loss
+from knowledge_distillation.losses.arguments import constructor_parameters, parameters_of
+from knowledge_distillation.losses.labels import label_mse
+from knowledge_distillation.losses.table import HARD_LOSSES, PROBABILITIES, SOFT_LOSSES
+from knowledge_distillation.objective.loss_model import MultiLayerBasedDistillationLoss, Terms
 
 FEATURES = [Feature(f"layer{n}", "feature") for n in (1, 2, 3, 4)]
 FEATURE = FEATURES[0]

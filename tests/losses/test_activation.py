@@ -9,11 +9,11 @@ import reference
 import torch
 from torch import nn
 
-from knowledge_distillation.config import Feature
-from knowledge_distillation.context import make_context
+from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss
+from knowledge_distillation.features.batch_context import make_context
 from knowledge_distillation.losses.activation import MarginReLU, activation_boundary, margins_of
+from knowledge_distillation.objective.loss_model import MultiLayerBasedDistillationLoss
 
 MAP = torch.zeros(2, 4, 3, 3)
 

@@ -10,9 +10,9 @@ import torch
 from torch import multiprocessing
 
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss
 from knowledge_distillation.losses import contrastive
 from knowledge_distillation.losses.contrastive import CRD
+from knowledge_distillation.objective.loss_model import MultiLayerBasedDistillationLoss
 
 STUDENT = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 TEACHER = torch.randn(5, 7, generator=torch.Generator().manual_seed(1))

@@ -11,9 +11,9 @@ from cases import FEATURES, Batch
 from torch import Tensor
 
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss
 from knowledge_distillation.losses.ensemble import Adversarial, ensemble_cross_entropy, ensemble_kl
 from knowledge_distillation.losses.logits import kl_divergence, soft_cross_entropy
+from knowledge_distillation.objective.loss_model import MultiLayerBasedDistillationLoss
 
 
 def logits(teachers: int = 3, items: int = 6) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:

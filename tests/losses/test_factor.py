@@ -10,9 +10,9 @@ import torch
 from runs import bert, distiller
 from safetensors.torch import load_file, save_file
 
-from knowledge_distillation.checkpoint import checkpoints
 from knowledge_distillation.errors import ConfigError
 from knowledge_distillation.losses.factor import FactorTransfer, Paraphraser
+from knowledge_distillation.storage.checkpoint import checkpoints
 
 
 def random(*shape, seed=0):

@@ -8,10 +8,9 @@ import pytest
 import reference
 import torch
 
-from knowledge_distillation.config import Feature
-from knowledge_distillation.context import make_context
+from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss
+from knowledge_distillation.features.batch_context import make_context
 from knowledge_distillation.losses.feature_map import (
     VariationalInformation,
     attention_transfer,
@@ -19,6 +18,7 @@ from knowledge_distillation.losses.feature_map import (
     fitnet_hint,
     fsp,
 )
+from knowledge_distillation.objective.loss_model import MultiLayerBasedDistillationLoss
 
 SIZES = [((4, 4), (4, 4)), ((8, 8), (4, 4)), ((3, 5), (7, 9)), ((2, 6), (5, 3))]
 

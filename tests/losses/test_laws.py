@@ -12,7 +12,7 @@ from cases import CASES, LENGTH, SOFT, TEACHER_ALONE, Batch, Case, each
 from torch import Tensor
 
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.losses import OWN_SHAPES
+from knowledge_distillation.losses.table import OWN_SHAPES
 
 LENGTHS = [5, 2, 4]
 CROSS_ENTROPIES = ("cross_entropy", "soft_cross_entropy", "ensemble_cross_entropy")  # on equal models the entropy

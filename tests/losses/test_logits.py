@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.losses import SOFT_LOSSES
 from knowledge_distillation.losses.logits import (
     dist,
     dkd,
@@ -27,6 +26,7 @@ from knowledge_distillation.losses.logits import (
     temperature_per_sample,
     total_variation,
 )
+from knowledge_distillation.losses.table import SOFT_LOSSES
 
 LABELS = torch.tensor([0, 6, -100, 3, 3, 1])
 

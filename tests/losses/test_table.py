@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.losses import HARD_LOSSES, SOFT_LOSSES, check_arguments, get_loss, list_losses
+from knowledge_distillation.losses import get_loss, list_losses
+from knowledge_distillation.losses.arguments import check_arguments
 from knowledge_distillation.losses.attention import attention_mse
 from knowledge_distillation.losses.hidden import hidden_mse
-from knowledge_distillation.losses.logits import hard_cross_entropy, kl_divergence, soft_cross_entropy
+from knowledge_distillation.losses.labels import hard_cross_entropy
+from knowledge_distillation.losses.logits import kl_divergence, soft_cross_entropy
+from knowledge_distillation.losses.table import HARD_LOSSES, SOFT_LOSSES
 
 
 def name_of(function):

@@ -11,13 +11,13 @@ from cases import probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knowledge_distillation.config import Feature
-from knowledge_distillation.context import make_context
+from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.loss_model import MultiLayerBasedDistillationLoss
+from knowledge_distillation.features.batch_context import make_context
 from knowledge_distillation.losses.attention import attention_cross_entropy, attention_kl, qkv_relation, value_relation
 from knowledge_distillation.losses.hidden import cka, cos, gram, hidden_cosine, mobilebert_feature, pkd
 from knowledge_distillation.losses.transport import BertEMD, transport_plan
+from knowledge_distillation.objective.loss_model import MultiLayerBasedDistillationLoss
 
 B, L = 3, 5
 MASK = torch.arange(L) < torch.tensor([5, 2, 4])[:, None]

@@ -1,0 +1,5 @@
+"""The command `distill`."""
+
+from .commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,134 @@
+"""Every name a model offers, as a table, from inputs made up for it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..errors import ConfigError
+from ..features.catalogue import catalogue
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def list_features(name: str) -> Table:
+    """The features of a model: a directory, a hub name, or a `model_type` built without weights.
+
+    Raises:
+        ConfigError: there is no such model, or no inputs could be made up for it.
+    """
+    from rich.table import Table
+
+    model = load_any(name)
+    names = catalogue(model.eval(), made_up_inputs(model))
+    table = Table(title=f"{type(model).__name__}: features for a distill_config", title_justify="left")
+    for column in ("feature", "kind", "shape on 2 rows", "taken from"):
+        table.add_column(column, overflow="fold", no_wrap=column == "feature")  # a name is copied whole
+    for feature, known in names.known.items():
+        place = known.location
+        item = "" if place.item is None or place.source == "attention" else f"[{place.item}]"
+        where = f"{place.path}.{place.source}{item}" if place.path else f"the model's own {place.item}"
+        table.add_row(str(feature), known.kind, "×".join(map(str, known.shape)), where)
+    prefix = names.model_type.replace("-", "_")
+    one = "layer4" if any(feature.layer == "layer4" for feature in names.known) else "layer1"
+    table.caption = (
+        f"{one} is also {prefix}_{one}, layer-1 the last; any module path has .output, .input and .output[1]"
+    )
+    for note in names.notes:
+        table.caption += f"\nnote: {note}"
+    return table
+
+
+def load_any(name: str) -> nn.Module:
+    """The model under a name with whatever head it was saved with, else its bare form."""
+    import transformers
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    config = _config(name)
+    bare = AutoModel if type(config) in AutoModel._model_mapping else AutoModelForImageClassification
+    if not config.architectures:
+        return bare.from_config(config)
+    room = models if config.architectures[0] in models.__all__ else transformers
+    return getattr(room, config.architectures[0], bare).from_pretrained(name)
+
+
+def made_up_inputs(model: nn.Module) -> dict[str, Any]:
+    """Two rows of valid inputs: token ids, or an image of the size the config names."""
+    config: Any = model.config
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "pixel_values":
+        size = getattr(config, "image_size", 224) or 224
+        height, width = (size, size) if isinstance(size, int) else size
+        return {main: torch.zeros(2, getattr(config, "num_channels", 3), height, width)}
+    if main != "input_ids":
+        raise ConfigError(f"{type(model).__name__} takes {main}, for which no inputs can be made up")
+    ids = torch.arange(16, dtype=torch.long).view(2, 8) % max(2, getattr(config, "vocab_size", 2))
+    inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids
+    return inputs
+
+
+def list_presets() -> Table:
+    """The presets: names, arguments, and what each says of itself."""
+    import inspect
+
+    from rich.table import Table
+
+    from .. import presets
+
+    table = Table(title="presets: distill presets NAME shows the entries", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("arguments")
+    table.add_column("what it does")
+    for name in presets.list_presets():
+        parameters = inspect.signature(presets.METHODS[name]).parameters.values()
+        own = (p for p in parameters if p.name not in ("teacher", "student", "regression"))
+        shown = (p.name if p.default is p.empty else f"{p.name}={p.default}" for p in own)
+        said = (inspect.getdoc(presets.METHODS[name]) or "").partition("\n\n")[0]
+        table.add_row(name, "\n".join(shown), " ".join(said.split()))
+    return table
+
+
+def show_preset(name: str, teacher: str | None, student: str | None) -> str:
+    """The entries of a preset as YAML, for two models by name; none: a BERT of 12 layers and one of 3."""
+    import yaml
+
+    from .. import presets
+
+    of_teacher = _config(teacher or ("resnet" if name in ("ofd", "margin_relu") else "bert"))
+    of_student = _config(student) if student else copy.deepcopy(of_teacher)
+    if not student and hasattr(of_student, "num_hidden_layers"):
+        of_student.num_hidden_layers = max(1, of_teacher.num_hidden_layers // 4)
+    options = {"teacher_names": ["first", "second"]} if name == "meal_v2" else {}
+    entries = presets.expand(name, of_teacher, of_student, **options)
+    lines = (yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1 << 16) for entry in entries)
+    head = f"# teacher: {_size(of_teacher)}; student: {_size(of_student)}"
+    return "\n".join([head, "distill_config:", *(f"  - {line.strip()}" for line in lines)])
+
+
+def _size(config: Any) -> str:
+    depth = getattr(config, "num_hidden_layers", None)
+    return config.model_type + (f" with {depth} layers" if depth else "")
+
+
+def _config(name: str) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    from ..errors import nearest
+
+    models.register()
+    known = CONFIG_MAPPING.keys()
+    if name in known:
+        return AutoConfig.for_model(name)
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no model {name!r}: no such directory, hub name or model_type.{nearest(name, known)}"
+        ) from error

@@ -1,0 +1,6 @@
+"""Distillation without data: batches made by a generator or kept in a bank, and what they are made for."""
+
+from .objective import Objective
+from .sources import GeneratorSource, Interval, PseudoSamples, SoftTokens
+
+__all__ = ["GeneratorSource", "Interval", "Objective", "PseudoSamples", "SoftTokens"]

@@ -1,0 +1,370 @@
+"""Training without data: batches that a generator or a bank of samples makes, harder as the student learns.
+
+A source is a data loader and a callback in one: give it as `train_dataloader`, and it hears of every step.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.entry import Feature
+from ..errors import ConfigError
+from ..features.capture import Capture, Location
+from ..features.catalogue import catalogue
+from ..features.inputs import inputs_for, on_first_batch
+from ..features.kinds import first_rows
+from ..features.preserve import modes_kept, preserved
+from ..training.callbacks import Callback
+from .objective import LOGITS, Objective
+
+if TYPE_CHECKING:
+    from ..training.distiller import KnowledgeDistiller
+
+
+# --- scalers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Any numbers into (low, high), by a sigmoid.
+
+    Args:
+        slope: above 1 drives numbers around 1, as generators make them, closer to the ends.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    slope: float = 1.0
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * (self.slope * values).sigmoid()
+
+
+class SoftTokens:
+    """(batch, length, vocabulary) -> (batch, length, width): each token a mixture of a model's word embeddings.
+
+    Args:
+        model: a transformers model; its embeddings are taken as they are, and no gradient reaches them.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.weight: Tensor = model.get_input_embeddings().weight.detach()
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.softmax(-1) @ self.weight.to(values)
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+class SyntheticSource(Callback, ABC):
+    """Batches made by a module out of a code, and the training of that module between the student's steps.
+
+    What the student's batches are made of depends on the run's seed and the epoch alone; what the module's own steps
+    are made of, on the random state, which checkpoints hold. So a resumed run goes on exactly.
+    """
+
+    def __init__(
+        self,
+        maker: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        iters: int,
+        student_iters: int,
+        objective: Objective | None,
+        scaler: Callable[[Tensor], Tensor] | None,
+        input_name: str | None,
+    ) -> None:
+        self.maker, self.optimizer, self.iters, self.student_iters = maker, optimizer, iters, student_iters
+        self.objective, self.scaler, self.input_name = objective or Objective(), scaler, input_name
+        self._of_teacher: dict[Feature, Location] = {}
+        self._of_student: dict[Feature, Location] = {}
+        self._losses: list[Tensor] = []
+
+    @abstractmethod
+    def _codes(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """What each batch of an epoch is made of."""
+
+    @abstractmethod
+    def _code(self) -> Tensor:
+        """What a batch of the module's own steps is made of."""
+
+    # --- the data loader
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
+        for code in self._codes(generator):
+            with preserved(self.maker):
+                batch = self._made(code)
+            yield batch
+
+    def _made(self, code: Tensor) -> Any:
+        try:
+            made = self.maker(code.to(self._device))
+            made = made if self.scaler is None else self.scaler(made)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ConfigError(f"{self._maker_name} fails on {tuple(code.shape)}: {error}") from error
+        if not isinstance(made, Tensor) or made.shape[:1] != code.shape[:1]:
+            found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise ConfigError(f"{self._maker_name} made {found} out of {len(code)} codes; one sample each is needed")
+        return {self.input_name: made} if self.input_name else (made,)
+
+    def _made_with_gradient(self) -> Any:
+        with torch.enable_grad():
+            made = self._made(self._code())
+        if not any(one.requires_grad for one in (made.values() if isinstance(made, dict) else made)):
+            cut = "" if self.scaler is None else " or its scaler"
+            raise ConfigError(f"{self._maker_name}{cut} lets no gradient through to what is trained: it cannot learn")
+        return made
+
+    @property
+    def _maker_name(self) -> str:
+        return type(self.maker).__name__
+
+    @property
+    def _device(self) -> torch.device:
+        return next(p.device for p in self.maker.parameters())
+
+    # --- the callback
+
+    def on_init_end(self, distiller: KnowledgeDistiller) -> None:
+        """See that both models take what is made, and where in them the objective's features are.
+
+        Raises:
+            ConfigError, DataError: they do not, or the run is one that cannot have such batches.
+        """
+        teacher, student = distiller.teacher, distiller.student
+        if teacher is None:
+            raise ConfigError(f"{type(self).__name__} makes samples for a teacher: give a teacher_model")
+        if distiller.settings.teacher_cache is not None:
+            raise ConfigError("teacher_cache keeps what the teacher says of samples, and made ones never come again")
+        if distiller.accelerator.num_processes > 1:
+            raise ConfigError(f"{type(self).__name__} makes its batches in one process; found several")
+        self.maker.to(distiller.accelerator.device)
+        wanted = [LOGITS] if self.objective.disagreement else []
+        with preserved(self.maker), preserved(student), modes_kept(student):
+            for_student, given = distiller._sides(self._made_with_gradient())
+            for_teacher = teacher.cast(_one(given))
+            self._of_teacher = _places(teacher.model, for_teacher, self.objective.watched, "teacher")
+            self._of_student = _places(student.train(), for_student[""], wanted, "student")
+
+    def on_step_end(self, distiller: KnowledgeDistiller) -> None:
+        if distiller.progress.step % self.student_iters == 0:
+            self._learn(distiller)
+
+    def on_log(self, distiller: KnowledgeDistiller, values: dict[str, float]) -> None:
+        if self._losses:
+            values["source_loss"] = float(torch.stack(self._losses).mean())
+            distiller.accelerator.log({"source_loss": values["source_loss"]}, step=distiller.progress.step)
+            self._losses.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"maker": self.maker.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.maker.load_state_dict(state["maker"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _learn(self, distiller: KnowledgeDistiller) -> None:
+        """The module's own steps. Gradients go to it alone; the student's buffers are put back."""
+        student, teacher = distiller.student, distiller.teacher
+        assert teacher is not None
+        teacher.hold_still()
+        codes = [self._code() for _ in range(self.iters)]  # here, since the random state is put back below
+        with preserved(student), torch.enable_grad(), distiller.accelerator.autocast():
+            for code in codes:
+                batch = distiller._batch(self._made(code))
+                taught = _taken(teacher.model, self._of_teacher, teacher.cast(_one(batch.teachers)))
+                own = _taken(student, self._of_student, batch.students[""]) if self._of_student else {}
+                self._step(self.objective(own.get(LOGITS), taught))
+
+    def _step(self, loss: Tensor) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._losses.append(loss.detach())
+
+
+class GeneratorSource(SyntheticSource):
+    """Batches of a generator that learns, between the student's steps, to make what the two disagree about.
+
+    Args:
+        generator: noise (batch, noise_dim) -> samples (batch, …); `knowledge_distillation.models` has two.
+        batch_size: samples of a batch.
+        steps_per_epoch: batches that count as an epoch.
+        generator_iters: steps of the generator after every `student_iters` steps of the student.
+        generator_lr: of Adam.
+        noise_dim: None for the generator's own `noise_dim`.
+        resample_ratio: share of the student's batches that are made of new noise, in (0, 1]; the others are made of
+            that of the batch before.
+        objective: what the generator learns; None for the disagreement alone.
+        scaler: of the samples: `Interval(0, 1)`, `SoftTokens(model)`, any callable; None leaves them as they are.
+        input_name: the input of both models that a batch is given as; None for the first of each.
+
+    Raises:
+        ConfigError: a number below 1 or out of its range, or a generator without a noise_dim or parameters.
+
+    Source: Micaelli and Storkey, Zero-shot Knowledge Transfer via Adversarial Belief Matching, 2019: generator_iters
+    1, student_iters 10, noise_dim 100, batch_size 128, generator_lr 1e-3. Fang et al., Data-Free Adversarial
+    Distillation, 2019: 1 and 5, with the L1 distance of logits.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        *,
+        batch_size: int = 128,
+        steps_per_epoch: int = 100,
+        generator_iters: int = 1,
+        student_iters: int = 10,
+        generator_lr: float = 1e-3,
+        noise_dim: int | None = None,
+        resample_ratio: float = 1.0,
+        objective: Objective | None = None,
+        scaler: Callable[[Tensor], Tensor] | None = None,
+        input_name: str | None = None,
+    ) -> None:
+        noise_dim = getattr(generator, "noise_dim", None) if noise_dim is None else noise_dim
+        if not any(p.requires_grad for p in generator.parameters()):
+            raise ConfigError(f"{type(generator).__name__} has no parameters that could be trained")
+        if noise_dim is None:
+            raise ConfigError(f"noise_dim is missing, and {type(generator).__name__} has none of its own")
+        _check(batch_size=batch_size, steps_per_epoch=steps_per_epoch, noise_dim=noise_dim)
+        _check(generator_iters=generator_iters, student_iters=student_iters)
+        _check_rate("generator_lr", generator_lr)
+        if not 0 < resample_ratio <= 1:
+            raise ConfigError(f"resample_ratio is above 0 and at most 1; found {resample_ratio}")
+        self.batch_size, self.steps_per_epoch, self.noise_dim = batch_size, steps_per_epoch, noise_dim
+        self.resample_ratio = resample_ratio
+        optimizer = torch.optim.Adam(generator.parameters(), generator_lr)
+        super().__init__(generator, optimizer, generator_iters, student_iters, objective, scaler, input_name)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def _codes(self, generator: torch.Generator) -> Iterator[Tensor]:
+        for number in range(self.steps_per_epoch):
+            if math.floor(number * self.resample_ratio) > math.floor((number - 1) * self.resample_ratio):
+                noise = torch.randn(self.batch_size, self.noise_dim, generator=generator)
+            yield noise
+
+    def _code(self) -> Tensor:
+        return torch.randn(self.batch_size, self.noise_dim)
+
+
+class PseudoSamples(SyntheticSource):
+    """A fixed number of samples that are changed by gradient, between the student's steps. An epoch is all of them.
+
+    Args:
+        size: of one sample: (C, H, W), (features,), (length, width).
+        number: of samples.
+        samples: (number, *size) what they begin as, before the scaler; None for normal noise.
+        batch_size: samples of a batch.
+        pseudo_iters: steps on a batch of samples after every `student_iters` steps of the student.
+        pseudo_lr: of Adam, which moves the samples of the batch alone.
+        objective, scaler, input_name: as for `GeneratorSource`; `balance` keeps the classes alike.
+
+    Raises:
+        ConfigError: a number below 1, or samples of another shape.
+
+    Source: the family of data impressions, Nayak et al., Zero-Shot Knowledge Distillation in Deep Networks, 2019; with
+    the objective of Micaelli and Storkey, 2019.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        number: int = 1024,
+        *,
+        samples: Tensor | None = None,
+        batch_size: int = 128,
+        pseudo_iters: int = 1,
+        student_iters: int = 10,
+        pseudo_lr: float = 0.1,
+        objective: Objective | None = None,
+        scaler: Callable[[Tensor], Tensor] | None = None,
+        input_name: str | None = None,
+    ) -> None:
+        _check(batch_size=batch_size, number=number, pseudo_iters=pseudo_iters, student_iters=student_iters)
+        _check_rate("pseudo_lr", pseudo_lr)
+        if not size or min(size) < 1:
+            raise ConfigError(f"size is the shape of one sample; found {tuple(size)}")
+        if samples is not None and tuple(samples.shape) != (number, *size):
+            raise ConfigError(f"samples are {(number, *size)}, number and size; found {tuple(samples.shape)}")
+        self.batch_size, self.number = batch_size, number
+        bank = Bank(number, size, samples)
+        optimizer = torch.optim.SparseAdam(bank.parameters(), pseudo_lr)
+        super().__init__(bank, optimizer, pseudo_iters, student_iters, objective, scaler, input_name)
+
+    def __len__(self) -> int:
+        return math.ceil(self.number / self.batch_size)
+
+    def samples(self) -> Tensor:
+        """(number, *size): the samples as they are now, scaled."""
+        with torch.no_grad():
+            values = self.maker(torch.arange(self.number, device=self._device))
+            return values if self.scaler is None else self.scaler(values)
+
+    def _codes(self, generator: torch.Generator) -> Iterator[Tensor]:
+        yield from torch.randperm(self.number, generator=generator).split(self.batch_size)
+
+    def _code(self) -> Tensor:
+        return torch.randperm(self.number)[: self.batch_size]
+
+
+class Bank(nn.Module):
+    """Places (batch,) -> the samples (batch, *size) that are there."""
+
+    def __init__(self, number: int, size: Sequence[int], samples: Tensor | None) -> None:
+        super().__init__()
+        self.size = tuple(size)
+        self.rows = nn.Embedding(number, math.prod(size), sparse=True)
+        if samples is not None:
+            self.rows.weight.data.copy_(samples.flatten(1))
+
+    def forward(self, places: Tensor) -> Tensor:
+        return self.rows(places).unflatten(-1, self.size)
+
+
+def _places(model: nn.Module, given: dict[str, Any], wanted: Sequence[Feature], who: str) -> dict[Feature, Location]:
+    inputs = inputs_for(given, model, who)
+    with on_first_batch(who, inputs):
+        names = catalogue(model, first_rows(inputs))
+    found = {feature: names.find(feature) for feature in wanted}
+    for feature, known in found.items():
+        if known is None:
+            raise ConfigError(f"objective: {names.explain(feature, who)}")
+    return {feature: known.location for feature, known in found.items() if known}
+
+
+def _one(inputs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the first teacher takes: the one that a source looks at."""
+    return next(iter(inputs.values()))
+
+
+def _taken(model: nn.Module, places: dict[Feature, Location], inputs: dict[str, Any]) -> dict[Feature, Tensor]:
+    capture = Capture(model, places, stop_early=False)
+    try:
+        return capture(inputs)
+    finally:
+        capture.close()
+
+
+def _check(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ConfigError(f"{name} is a whole number of 1 or more; found {number!r}")
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not rate > 0 or not math.isfinite(rate):
+        raise ConfigError(f"{name} is above 0; found {rate!r}")

@@ -1,0 +1,1 @@
+"""When a student is measured, and by what: evaluators, metrics, the table at the end."""

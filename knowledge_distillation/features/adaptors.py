@@ -1,0 +1,240 @@
+"""Turn batches into the inputs of two models, and model outputs into named features."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.entry import Feature
+from ..errors import ConfigError, DataError, nearest
+from . import attention
+from .capture import accepted_flags, forward_parameters, positional
+
+_CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
+
+Inputs = Mapping[str, Any]
+DataAdaptor = Callable[[torch.device, Any], tuple[Any, Any]]
+OutputAdaptor = Callable[[Any], Mapping[str, Mapping[str, Tensor]]]
+
+
+def same_inputs(device: torch.device, batch: Any) -> tuple[Any, Any]:
+    """The ready-made data adaptor: both models get the batch, each the keys its `forward` accepts."""
+    from accelerate.utils import send_to_device
+
+    if not isinstance(batch, (Mapping, Sequence, Tensor)) or isinstance(batch, (str, bytes)):
+        raise DataError(
+            f"a batch is a {type(batch).__name__}; a dict or a tuple of tensors is needed, or a data adaptor that "
+            "makes them of it"
+        )
+    moved = send_to_device(batch, device, non_blocking=device.type == "cuda")
+    return moved, moved
+
+
+def adapted(adaptor: DataAdaptor, device: torch.device, batch: Any) -> tuple[Any, Any]:
+    """What a data adaptor makes of a batch: the teacher's inputs and the student's.
+
+    Raises:
+        DataError: it returned something other than a pair.
+    """
+    pair = adaptor(device, batch)
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        size = f" of {len(pair)}" if isinstance(pair, (tuple, list)) else ""
+        raise DataError(
+            f"the data adaptor returned a {type(pair).__name__}{size}; (teacher_inputs, student_inputs) is needed"
+        )
+    return pair[0], pair[1]
+
+
+def named(values: Any, model: nn.Module, who: str) -> dict[str, Any]:
+    """One model's inputs as a dict; a tuple is named by the order of `forward`'s parameters that can be tensors.
+
+    One value more than there are such parameters is the labels: `(x, y)` for a model that takes `x`.
+    """
+    if isinstance(values, Mapping):
+        return dict(values)
+    if isinstance(values, Tensor):
+        values = (values,)
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise DataError(
+            f"the data adaptor returned {type(values).__name__} for the {who}; a dict or a tuple is needed"
+        )
+    parameters = [*positional(model)]
+    if len(values) == len(parameters) + 1 and "labels" not in parameters and isinstance(values[-1], Tensor):
+        parameters.append("labels")
+    if len(values) > len(parameters):
+        raise DataError(
+            f"the data adaptor returned {len(values)} inputs for the {who}, whose forward takes {len(parameters)}"
+        )
+    return dict(zip(parameters, values, strict=False))
+
+
+def accepted(inputs: Inputs, model: nn.Module, labels_too: bool = False) -> dict[str, Any]:
+    """The inputs that `forward` takes. Labels are context for losses: no model computes a loss of its own, unless an
+    entry reads it (`labels_too`)."""
+    parameters, _ = forward_parameters(model)
+    kept = {key: value for key, value in inputs.items() if key in parameters and (key != "labels" or labels_too)}
+    labels = inputs.get("labels")
+    make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if make and isinstance(labels, Tensor) and labels.dim() == 2 and "decoder_input_ids" not in kept:
+        kept["decoder_input_ids"] = make(labels=labels)
+    return kept
+
+
+def predicts_next_token(model: nn.Module) -> bool:
+    """Whether position i of the logits is for label i + 1, as in causal language models."""
+    return bool(_CAUSAL.search(type(model).__name__))
+
+
+def with_context(inputs: Inputs, model: nn.Module, labels_too: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `forward` takes of a model's inputs; and all that losses may ask for: those, and every other input."""
+    taken = accepted(inputs, model, labels_too)
+    return taken, {**inputs, **taken}
+
+
+class UnpackableOutput:
+    """A model output that unpacks like the tuples of old, and answers by attribute, key and position.
+
+    Fields that are None or an empty tuple count as absent, so BERT's output with hidden states and attentions gives
+    four values.
+    """
+
+    def __init__(self, output: Mapping[str, Any]) -> None:
+        self._fields = {k: v for k, v in output.items() if v is not None and not (isinstance(v, tuple) and not v)}
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._fields.values())
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._fields
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._fields[key] if isinstance(key, str) else tuple(self._fields.values())[key]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in self._fields:
+            raise AttributeError(f"this model output has no {name!r}; it has: {', '.join(self._fields)}")
+        return self._fields[name]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._fields.get(key, default)
+
+    def keys(self) -> Any:
+        return self._fields.keys()
+
+    def values(self) -> Any:
+        return self._fields.values()
+
+    def items(self) -> Any:
+        return self._fields.items()
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(self._fields.values())
+
+
+def readable(output: Any) -> Any:
+    """The form in which an output adaptor sees a model's output."""
+    return UnpackableOutput(output) if isinstance(output, Mapping) and hasattr(output, "to_tuple") else output
+
+
+def ready_made_output(output: Any) -> dict[str, dict[str, Tensor]]:
+    """The ready-made names out of a Hugging Face output: its hidden states, its attentions and its fields."""
+    fields = dict(output.items()) if hasattr(output, "items") else {"logits": output}
+    features: dict[str, dict[str, Tensor]] = {"output": {k: v for k, v in fields.items() if isinstance(v, Tensor)}}
+    for side in ("", "encoder_", "decoder_"):
+        for number, tensor in enumerate(fields.get(f"{side}hidden_states") or ()):
+            layer = f"{side}layer{number}" if number else f"{side}embedding_layer"
+            features.setdefault(layer, {})["hidden_states" if number else "embedding"] = tensor
+        for number, tensor in enumerate(fields.get(f"{side}attentions") or (), start=1):
+            features.setdefault(f"{side}layer{number}", {})["attention"] = tensor
+    return features
+
+
+def detections(output: Any) -> dict[str, dict[str, Tensor]]:
+    """An output adaptor for detectors such as YOLOS and DETR: the ready-made names, and `output.detections`.
+
+    That is (batch, candidates, 4 + 1 + classes): the box, the probability that there is an object at all, and the
+    logits of the classes without "no object": what `objectness_scaled` compares, with `objectness_activation: none`.
+    """
+    features = ready_made_output(output)
+    logits = output["logits"]
+    objectness = 1 - logits.softmax(-1)[..., -1:]
+    features["output"]["detections"] = torch.cat([output["pred_boxes"], objectness, logits[..., :-1]], dim=-1)
+    return features
+
+
+def flatten(features: Any) -> dict[Feature, Tensor]:
+    """`{"layer": {"output": tensor}}` as `{Feature: tensor}`."""
+    if not isinstance(features, Mapping) or not all(isinstance(outputs, Mapping) for outputs in features.values()):
+        raise ConfigError('an output adaptor returns {"layer": {"output": tensor}}')
+    return {Feature(layer, output): t for layer, outputs in features.items() for output, t in outputs.items()}
+
+
+class AdaptedOutput:
+    """`adapted(inputs)` runs a model whole and names its features with a user's output adaptor.
+
+    The model's own settings are tried first; where the adaptor fails on them or lacks a wanted name, hidden states
+    and then attention maps are switched on. Maps are those before dropout.
+
+    Raises:
+        ConfigError: with no setting does the adaptor give every wanted feature.
+    """
+
+    def __init__(
+        self, model: nn.Module, adaptor: OutputAdaptor, wanted: Sequence[Feature], probe: Inputs, who: str
+    ) -> None:
+        self.model, self.adaptor, self.wanted = model, adaptor, tuple(wanted)
+        self.flags: dict[str, Any] = {}
+        self._maps, self._restore = False, None
+        if attention.offers_interface(model):
+            self._restore = attention.use(model)  # type: ignore[arg-type]
+        self._settle(probe, who)
+
+    def __call__(self, inputs: Inputs) -> dict[Feature, Tensor]:
+        maps = (
+            attention.observe(frozenset(attention.MAPS), lambda module, tensors: None) if self._maps else nullcontext()
+        )
+        with maps:
+            output = self.model(**inputs, **self.flags)
+        features = flatten(self.adaptor(readable(output)))
+        return {feature: features[feature._replace(model="")] for feature in self.wanted}
+
+    def close(self) -> None:
+        if self._restore:
+            self._restore()
+            self._restore = None
+
+    def _settle(self, probe: Inputs, who: str) -> None:
+        keep = {k: v for k, v in accepted_flags(self.model).items() if not k.startswith("output_")}
+        config = getattr(self.model, "config", None)
+        own = {k: bool(getattr(config, k, False)) for k in accepted_flags(self.model) if k.startswith("output_")}
+        hidden, both = {"output_hidden_states": True}, {"output_hidden_states": True, "output_attentions": True}
+        failure: Exception | None = None
+        for flags in (own, own | hidden, own | both) if own else ({},):
+            self.flags, self._maps = keep | flags, flags.get("output_attentions", False)
+            try:
+                self(probe)
+                return
+            except Exception as error:  # the adaptor is the user's: whatever it raises is reported below
+                failure = error
+        missing = failure.args[0] if isinstance(failure, KeyError) and failure.args else None
+        given = [str(feature) for feature in self._given(probe)] if isinstance(missing, Feature) else []
+        self.close()
+        if isinstance(missing, Feature):
+            raise ConfigError(
+                f"{missing}: the {who}'s output adaptor gives no such feature.{nearest(str(missing), given)}"
+            )
+        raise ConfigError(f"the {who}'s output adaptor failed: {type(failure).__name__}: {failure}") from failure
+
+    def _given(self, probe: Inputs) -> dict[Feature, Tensor]:
+        with attention.observe(frozenset(attention.MAPS), lambda module, tensors: None):
+            return flatten(self.adaptor(readable(self.model(**probe, **self.flags))))

@@ -1,0 +1,183 @@
+"""An attention implementation for transformers that hands out the tensors of chosen attention modules.
+
+Every module runs fused scaled-dot-product attention, as ever; only a module that is tapped for its map builds the map,
+and a large one only where it cannot be deferred.
+It plugs into transformers through the public `AttentionInterface` and `AttentionMaskInterface`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from .attention_by_parts import attend
+from .lazy import AttentionMap, Deferred, attention_scores, masked_scores
+
+IMPLEMENTATION = "sdpa_with_maps"
+MAPS = ("attention", "attention_scores")
+STATES = ("query", "key", "value")
+SMALL = 1 << 23  # values of a map up to which it is built, although it might be deferred
+
+Take = Callable[[nn.Module, Mapping[str, Any]], None]
+
+
+class Tap(NamedTuple):
+    """`take` is called with the module and a mapping that holds what is `wanted`: tensors, or some as `Deferred`."""
+
+    wanted: frozenset[str]
+    take: Take
+    deferred: frozenset[str] = frozenset()
+
+
+_taps: WeakKeyDictionary[nn.Module, list[Tap]] = WeakKeyDictionary()
+_observers: list[Tap] = []
+# Each model that runs with this implementation: how many asked for it, and its own setting.
+_users: WeakKeyDictionary[nn.Module, tuple[int, dict[str, Any]]] = WeakKeyDictionary()
+
+
+def sdpa_with_maps(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers calls it; the map is returned, and handed out, only where it is tapped.
+
+    Args:
+        query: (batch, heads, length, head width); `key` and `value` may have fewer heads (grouped queries).
+        attention_mask: None, or boolean (True attends) or additive, broadcastable to (batch, heads, length, keys).
+    """
+    takers = [*_taps.get(module, ()), *_observers]
+    small = query[..., 0].numel() * key.shape[2] <= SMALL
+    wanted = frozenset().union(*(tap.wanted if small else tap.wanted - tap.deferred for tap in takers))
+    softcap = kwargs.get("softcap")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    result: tuple[Tensor, Tensor | None]
+    tensors: dict[str, Tensor | Deferred] = {"query": query, "key": key, "value": value}
+    whole = softcap is not None or bool(wanted.intersection(MAPS))
+    # In bf16 a processor is faster without the fused form.
+    by_parts = query.device.type == "cpu" and query.dtype is torch.bfloat16 and dropout < 1
+    if by_parts and not whole and position_bias is None and not torch.compiler.is_compiling():
+        result = attend(query, key, value, attention_mask, causal, scaling, dropout), None
+    elif whole:
+        scores = attention_scores(query, key, scaling, position_bias, softcap)
+        probabilities = torch.softmax(masked_scores(scores, attention_mask, causal), dim=-1, dtype=torch.float32)
+        tensors |= {"attention_scores": scores, "attention": probabilities}
+        dropped = nn.functional.dropout(probabilities.to(value.dtype), dropout, module.training)
+        context = dropped @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+        result = context.transpose(1, 2).contiguous(), probabilities
+    else:
+        result = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **kwargs
+        )
+    if not whole and any(tap.deferred for tap in takers):
+        query, key = _as_multiplied(query), _as_multiplied(key)
+        for name in MAPS:
+            tensors[name] = AttentionMap(
+                query, key, attention_mask, causal, scaling, position_bias, scores=name == "attention_scores"
+            )
+    for tap in takers:
+        tap.take(module, tensors)
+    return result
+
+
+def pays(model: nn.Module) -> bool:
+    """Whether a model that computes in bf16 where it is gains by this implementation, without any tap."""
+    device = next((p.device.type for p in model.parameters()), "")
+    if device != "cpu" or not offers_interface(model):
+        return False
+    return bool(model.config._attn_implementation == "sdpa")  # type: ignore[union-attr]
+
+
+def _as_multiplied(tensor: Tensor) -> Tensor:
+    """In the type in which autocast multiplies it."""
+    kind = tensor.device.type
+    if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind))
+
+
+AttentionInterface.register(IMPLEMENTATION, sdpa_with_maps)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+def tap(module: nn.Module, wanted: frozenset[str], take: Take, deferred: frozenset[str] = frozenset()) -> None:
+    """Hand out the `wanted` tensors of one attention module at each of its calls, until `untap`.
+
+    Args:
+        deferred: maps among them that may be handed out as an `AttentionMap`, which they are where they are large.
+    """
+    _taps.setdefault(module, []).append(Tap(wanted, take, deferred))
+
+
+def untap(module: nn.Module, take: Take) -> None:
+    left = [tapped for tapped in _taps.pop(module, []) if tapped.take is not take]
+    if left:
+        _taps[module] = left
+
+
+@contextmanager
+def observe(wanted: frozenset[str], take: Take) -> Iterator[None]:
+    """Within the context, hand out the `wanted` tensors of every attention module."""
+    observer = Tap(wanted, take)
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def offers_interface(model: nn.Module) -> bool:
+    """Whether the model computes attention through transformers' interface, with scaled dot products."""
+    return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation() and model._supports_sdpa
+
+
+@contextmanager
+def implementation(model: nn.Module) -> Iterator[bool]:
+    """Run `model` with this implementation; yields whether it can. The model's own setting is put back."""
+    if not offers_interface(model):
+        yield False
+        return
+    restore = use(model)  # type: ignore[arg-type]
+    try:
+        yield True
+    finally:
+        restore()
+
+
+def is_used(model: nn.Module) -> bool:
+    """Whether `model` runs with this implementation now."""
+    return model in _users
+
+
+def use(model: PreTrainedModel) -> Callable[[], None]:
+    """Switch `model` to this implementation and return what puts its own setting back, once the last user is done."""
+    config = model.config
+    own = {"": config._attn_implementation}
+    own |= {key: sub._attn_implementation for key in config.sub_configs if (sub := getattr(config, key)) is not None}
+    users, own = _users.get(model, (0, own))
+    _users[model] = (users + 1, own)
+    model.set_attn_implementation(IMPLEMENTATION)
+
+    def restore() -> None:
+        users, own = _users.pop(model)
+        if users > 1:
+            _users[model] = (users - 1, own)
+        else:
+            model.set_attn_implementation(own)
+
+    return restore

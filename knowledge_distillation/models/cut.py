@@ -1,0 +1,138 @@
+"""Cut a student out of a teacher: some of its layers, all the rest of it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..config.write import entries_of
+from ..errors import ConfigError
+
+_STACKS = {
+    "layer": ("num_hidden_layers",),
+    "encoder_layer": ("encoder_layers", "num_layers", "num_hidden_layers"),
+    "decoder_layer": ("decoder_layers", "num_decoder_layers"),
+}
+_HEAD = re.compile(r"For[A-Z]|LMHead")
+Layers = Sequence[int] | Mapping[str, Sequence[int]]
+
+
+def student_from_teacher(teacher: PreTrainedModel, layers: Layers, return_config: bool = False) -> Any:
+    """A new model of the teacher's class with the chosen layers and a copy of everything around them.
+
+    Args:
+        teacher: any transformers model made of one stack of layers, or of an encoder and a decoder. It stays as it is.
+        layers: the teacher's layers to keep, counted from 1 (negative numbers from the end), in the student's order;
+            for an encoder-decoder a mapping `{"encoder": [...], "decoder": [...]}`.
+        return_config: also return the `distill_config` that maps the kept layers: embedding, hidden states and
+            attention of each, and the logits.
+
+    Returns:
+        The student, or `(student, distill_config)`.
+
+    Raises:
+        ConfigError: a layer the teacher does not have, or a model whose layers cannot be chosen one by one.
+    """
+    kept = _kept(teacher, layers)
+    config = copy.deepcopy(teacher.config)
+    for stack, numbers in kept.items():
+        depth = _depth(teacher, stack)
+        for key in list(config.to_dict()):
+            value = getattr(config, key, None)
+            if isinstance(value, list) and len(value) == depth and key.startswith(("layer", "mlp_layer", "no_rope")):
+                setattr(config, key, [value[n - 1] for n in numbers])
+        setattr(config, _depth_key(teacher, stack), len(numbers))
+    student = type(teacher)(config)
+    student.load_state_dict(_renumbered(teacher, student, kept))
+    student.train(teacher.training)
+    if not return_config:
+        return student
+    return student, matching_config(kept, logits=bool(_HEAD.search(type(teacher).__name__)))
+
+
+def matching_config(kept: Mapping[str, Sequence[int]], logits: bool = True) -> list[dict[str, Any]]:
+    """The entries that map kept teacher layers onto the student's in order, and the logits by KL divergence."""
+    entries: list[dict[str, Any]] = []
+    for stack, numbers in kept.items():
+        embedding = f"{stack.removesuffix('layer')}embedding_layer.embedding"
+        entries.append({"teacher": embedding, "student": embedding, "loss": "mse"})
+        pairs = [(number, place) for place, number in enumerate(numbers, start=1)]
+        entries += entries_of(pairs, ["hidden_states", "attention"], stack)
+    if logits:
+        entries.append({"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"})
+    return entries
+
+
+def _kept(teacher: PreTrainedModel, layers: Layers) -> dict[str, list[int]]:
+    two = bool(getattr(teacher.config, "is_encoder_decoder", False))
+    if two != isinstance(layers, Mapping):
+        form = 'a mapping {"encoder": [...], "decoder": [...]}' if two else "a list of layer numbers"
+        raise ConfigError(f"layers of {type(teacher).__name__} are given as {form}; found {layers!r}")
+    stacks = (
+        {f"{side}_layer": chosen for side, chosen in layers.items()}
+        if isinstance(layers, Mapping)
+        else {"layer": layers}
+    )
+    unknown = set(stacks) - set(_STACKS)
+    if unknown:
+        raise ConfigError(f"layers name 'encoder' and 'decoder'; found {sorted(layers)}")
+    kept = {}
+    for stack, chosen in stacks.items():
+        depth = _depth(teacher, stack)
+        if isinstance(chosen, (str, int, float)) or any(isinstance(n, bool) or not isinstance(n, int) for n in chosen):
+            raise ConfigError(f"layers are whole numbers in a list; found {chosen!r}")
+        numbers = [n + depth + 1 if n < 0 else n for n in chosen]
+        wrong = [n for n, number in zip(chosen, numbers, strict=True) if not 1 <= number <= depth]
+        if wrong or not numbers:
+            raise ConfigError(
+                f"layers {list(chosen)}: {type(teacher).__name__} has layers 1 to {depth}; found {wrong or 'none'}"
+            )
+        kept[stack] = numbers
+    return kept
+
+
+def _depth_key(teacher: PreTrainedModel, stack: str) -> str:
+    key = next((key for key in _STACKS[stack] if isinstance(getattr(teacher.config, key, None), int)), None)
+    stages = isinstance(getattr(teacher.config, "depths", None), (list, tuple))
+    if key is None or stages:
+        why = "has stages of different widths" if stages else "does not say how many layers it has"
+        raise ConfigError(f"{type(teacher).__name__} {why}, so layers cannot be cut out of it one by one")
+    return key
+
+
+def _depth(teacher: PreTrainedModel, stack: str) -> int:
+    return int(getattr(teacher.config, _depth_key(teacher, stack)))
+
+
+def _renumbered(
+    teacher: PreTrainedModel, student: PreTrainedModel, kept: Mapping[str, list[int]]
+) -> dict[str, Tensor]:
+    """The teacher's weights under the student's names: the layers' numbers change, all else stays."""
+    stacks = {
+        path + ".": numbers
+        for path, module in teacher.named_modules()
+        for stack, numbers in kept.items()
+        if isinstance(module, nn.ModuleList) and len(module) == _depth(teacher, stack)
+        if stack == "layer" or stack.removesuffix("_layer") in path
+    }
+    state = teacher.state_dict()
+    renamed = {}
+    for name in student.state_dict():
+        stack = next((path for path in stacks if name.startswith(path)), None)
+        source = name
+        if stack:
+            number, _, rest = name.removeprefix(stack).partition(".")
+            chosen = stacks[stack][int(number)]
+            source = f"{stack}{chosen - 1}.{rest}"
+            if source not in state and number == "0":
+                source = name  # what only the first layer has serves them all, as T5's position bias
+            elif source not in state:
+                needed = f"{rest}, which layer {int(number) + 1} of the student needs"
+                raise ConfigError(f"layer {chosen} of {type(teacher).__name__} lacks {needed}: it can only come first")
+        renamed[name] = state[source]
+    return renamed

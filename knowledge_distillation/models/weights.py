@@ -1,0 +1,79 @@
+"""A model's weights out of a plain file of tensors, checked name by name."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import ConfigError, nearest
+
+_INSIDE = ("state_dict", "model_state_dict", "model")  # keys under which training scripts keep a state dict
+_SHOWN = 5
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a state dict: `.safetensors`, or a file of `torch.save`, of which nothing but tensors is read.
+
+    A state dict inside a checkpoint (`state_dict`, `model_state_dict`, `model`) is found; `module.` before every name,
+    of a model that was wrapped, is taken off.
+
+    Raises:
+        ConfigError: the file cannot be read, or its names or shapes are not the model's.
+    """
+    given = _unwrapped(_read(Path(path).expanduser()), path)
+    own = model.state_dict()
+    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in own]
+    other = [key for key in given if key in own and given[key].shape != own[key].shape]
+    problems = []
+    if missing:
+        problems.append(f"missing: {_listed(missing)}{nearest(missing[0], unexpected)}")
+    if unexpected:
+        problems.append(f"unexpected: {_listed(unexpected)}")
+    if other:
+        shapes = [f"{key} {tuple(given[key].shape)}, of the model {tuple(own[key].shape)}" for key in other]
+        problems.append(f"of another shape: {_listed(shapes)}")
+    if problems:
+        raise ConfigError(f"weights {path} do not fit {type(model).__name__}. {'; '.join(problems)}")
+    model.load_state_dict(given, strict=False)
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"weights {path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"weights {path} holds more than tensors, which is not read: save model.state_dict() alone"
+        ) from error
+    except Exception as error:  # a damaged file has errors of its own in every format
+        raise ConfigError(f"weights {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _unwrapped(state: Any, path: str | Path) -> dict[str, Tensor]:
+    inner = next((state[key] for key in _INSIDE if isinstance(state, Mapping) and key in state), state)
+    inner = inner if isinstance(inner, Mapping) else state
+    tensors = isinstance(inner, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in inner.items()
+    )
+    if not tensors or not inner:
+        held = (
+            f"a mapping of {', '.join(map(str, inner))[:200]}" if isinstance(inner, Mapping) else type(inner).__name__
+        )
+        raise ConfigError(f"weights {path}: expected tensors by name, as model.state_dict() gives them; found {held}")
+    wrapped = all(name.startswith("module.") for name in inner)
+    return {name.removeprefix("module.") if wrapped else name: value for name, value in inner.items()}
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

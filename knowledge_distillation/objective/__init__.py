@@ -1,0 +1,1 @@
+"""Entries and features in, loss and named terms out: fitting, projections, masks, averages."""

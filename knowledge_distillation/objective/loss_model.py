@@ -1,0 +1,398 @@
+"""Entries and features in, loss and named terms out: every entry that is on, with its weight."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..config.entry import DistillConfig, Entry, Feature
+from ..config.parse import parse_config
+from ..errors import ConfigError, nearest, raise_all
+from ..features.adaptors import Inputs, OutputAdaptor, flatten, readable, ready_made_output
+from ..features.batch_context import batch_size, kind_by_name, make_context, mask_keys
+from ..features.lazy import Deferred, HeadLogits, whole
+from ..losses.arguments import constructor_parameters, parameters_of
+from ..losses.table import HARD_LOSSES, SOFT_LOSSES, functions_of, get_loss
+from .averaging import BoundEntry, average, called, count_of, fused_average, values_of, weights_of
+from .balance import Balance
+from .fitting import (
+    MASK_WORDS,
+    Held,
+    build_loss,
+    fit_labels,
+    fit_student,
+    fit_teacher,
+    names_of,
+    needs_labels,
+    see_call,
+    takes_deferred,
+)
+from .fused.table import SUMMED
+from .fused.vocabulary import Part, head_loss
+from .masking import sizes_of
+from .projections import apply_projections, key_of, kind_after
+
+Features = Mapping[Feature, Any]  # tensors, large ones perhaps Deferred
+OWN_LOSS = ("output", "loss")
+WITH_ROWS = ("tokens", "heads", "attention")
+_SPELLED = re.compile(r"^(?!encoder_|decoder_)\w+?_(?=(?:encoder_|decoder_)?layer\d)")
+
+
+class Terms(NamedTuple):
+    """The weighted sum with gradient; every entry's own value by name, unweighted: detached, and with gradient.
+
+    Entries on deferred logits have a gradient of their own only where terms are balanced.
+    """
+
+    loss: Tensor
+    values: dict[str, Tensor]
+    attached: dict[str, Tensor]
+
+
+class MultiLayerBasedDistillationLoss(nn.Module):
+    """The loss of a whole `distill_config`.
+
+    Inside `KnowledgeDistiller` it is bound to both models on a probe batch. Alone, in a loop of one's own, call it as
+    `loss_model(teacher_output, student_output, teacher_inputs, student_inputs)`; where widths differ, call
+    `bind_outputs` with the same arguments once before making the optimizer, so that `parameters()` holds the
+    projections.
+
+    Args:
+        distill_config: a list of entries, a parsed DistillConfig, or the path of a YAML file.
+        teacher_output_adaptor: model output -> `{"layer": {"output": tensor}}`; None for the ready-made names.
+        student_output_adaptor: the same for the student.
+    """
+
+    def __init__(
+        self,
+        distill_config: Any,
+        teacher_output_adaptor: OutputAdaptor | None = None,
+        student_output_adaptor: OutputAdaptor | None = None,
+    ) -> None:
+        super().__init__()
+        self.config: DistillConfig = _with_usable_names(parse_config(distill_config))
+        self.teacher_output_adaptor = teacher_output_adaptor
+        self.student_output_adaptor = student_output_adaptor
+        self.projections = nn.ModuleDict()
+        # Losses that are modules train and are saved with the projections.
+        modules = {entry.name: entry.loss for entry in self.config.entries if isinstance(entry.loss, nn.Module)}
+        self.losses = nn.ModuleDict(modules)
+        self.bound: dict[str, BoundEntry] = {}
+        self.shift_labels = False  # True for causal language models: position i predicts label i + 1
+        self.progress = 0.0  # of the run or stage, in [0, 1]: where schedules are
+        self.num_samples: int | None = None  # size of the training set, for losses with a memory of it
+        self.balance: Balance | None = None  # factors beside the weights
+
+    # --- alone, in anybody's loop --------------------------------------------------------------------------------
+
+    def forward(
+        self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
+    ) -> Tensor:
+        """The weighted sum of all terms, averaged over this batch."""
+        student, teacher, context = self._read(teacher_output, student_output, teacher_inputs, student_inputs)
+        if not self.bound:
+            self.bind_outputs(teacher_output, student_output, teacher_inputs, student_inputs)
+            if self.projections:
+                self.bound.clear()
+                self.projections.clear()
+                raise ConfigError(
+                    "widths differ, so projections were added: call loss_model.bind_outputs(...) with these arguments "
+                    "before making the optimizer, and give it loss_model.parameters() as well"
+                )
+        return self.terms(self.project(student), teacher, context).loss
+
+    def bind_outputs(
+        self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
+    ) -> None:
+        """Bind every entry to one example of both outputs. Raises a ConfigError with every problem."""
+        was_training = self.training
+        self.eval()  # what a loss remembers begins with the first step
+        try:
+            self._bind_outputs(teacher_output, student_output, teacher_inputs, student_inputs)
+        finally:
+            self.train(was_training)
+
+    def _bind_outputs(
+        self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
+    ) -> None:
+        teachers = {f.model for entry in self.config.entries for f in entry.teacher}
+        if len(teachers) > 1:
+            named = ", ".join(sorted(name or "one without a name" for name in teachers))
+            raise ConfigError(
+                f"alone, the loss model gets the output of one teacher, and the config names {named}: "
+                "use KnowledgeDistiller"
+            )
+        student, teacher, context = self._read(teacher_output, student_output, teacher_inputs, student_inputs)
+        problems = list(self.config.problems)
+        for entry in self.config.sound_entries():
+            try:
+                for features, asked, who in ((student, entry.student, "student"), (teacher, entry.teacher, "teacher")):
+                    missing = next((str(f) for f in asked if f not in features), None)
+                    if missing:
+                        near = nearest(missing, map(str, features))
+                        raise ConfigError(f"{missing}: the {who}'s output has no such feature.{near}")
+                kind = kind_by_name(entry.student[0], student[entry.student[0]])
+                self.bind(entry, student, teacher, kind, context)
+            except ConfigError as error:
+                problems.append((entry.index, str(error)))
+        if problems:
+            self.bound.clear()  # or the next call would go on with the entries that fit
+        raise_all(ConfigError, "distill_config", problems)
+
+    def _read(
+        self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
+    ) -> tuple[dict[Feature, Tensor], dict[Feature, Tensor], dict[str, Any]]:
+        student = _adapted(self.student_output_adaptor, student_output, "student")
+        teacher = (
+            _adapted(self.teacher_output_adaptor, teacher_output, "teacher") if teacher_output is not None else {}
+        )
+        detached = {feature: tensor.detach() for feature, tensor in teacher.items()}
+        given, taught = (inputs if isinstance(inputs, Mapping) else {} for inputs in (student_inputs, teacher_inputs))
+        shift = self.shift_labels or "CausalLM" in type(student_output).__name__
+        context = make_context(given, taught, shift)
+        return self._canonical(student), self._canonical(detached), context
+
+    def _canonical(self, features: dict[Feature, Tensor]) -> dict[Feature, Tensor]:
+        """Add the `{model_type}_layer{n}` spellings the config uses for ready-made `layer{n}`."""
+        asked = {f for entry in self.config.entries for f in entry.student + entry.teacher}
+        for feature in asked - set(features):
+            plain = next(
+                (f for f in features if _SPELLED.sub("", feature.layer) == f.layer and f.output == feature.output),
+                None,
+            )
+            if plain:
+                features[feature] = features[plain]
+        return features
+
+    # --- bound to two models -------------------------------------------------------------------------------------
+
+    def bind(
+        self,
+        entry: Entry,
+        student: Features,
+        teacher: Features,
+        kind: str,
+        context: Mapping[str, Any],
+        teacher_model: nn.Module | None = None,
+    ) -> Terms:
+        """Settle one entry on probed features and return its value there.
+
+        Raises:
+            ConfigError: the loss, its arguments, or the shapes do not fit.
+        """
+        given = tuple(student[feature] for feature in entry.student)
+        target = tuple(teacher[feature] for feature in entry.teacher)
+        kind_given, kind = kind, kind_after(entry.projection, kind)
+        function = entry.loss if callable(entry.loss) else get_loss(entry.loss, kind, entry.hard)
+        if not takes_deferred(entry, kind_given):
+            given, target = whole(given), whole(target)
+        see_call(entry, function, [*context, *self._told()])
+        held = Held(self.projections, self.losses, self.training)
+        target = fit_teacher(held, entry, kind_given, given, target)
+        for number, tensor in enumerate(given):
+            other = target[number if len(target) == len(given) else 0] if target else None
+            fit_student(held, entry, function, kind_given, number, tensor, other)
+        projected = apply_projections(self.projections, entry, given)
+        if entry.hard or (entry.args.get("probability_shift") or needs_labels(function) and not callable(entry.loss)):
+            fit_labels(entry, projected[0], context.get("labels"))
+        args = dict(entry.args)
+        if isinstance(function, type):
+            for_constructor = names_of(constructor_parameters(function))
+            args = {name: value for name, value in args.items() if name not in for_constructor}
+            offered = {"teacher_model": teacher_model, "teacher_features": entry.teacher, "losses": self.losses}
+            offered |= {**self._told(), **entry.args}
+            said = entry.args.get("num_samples")
+            if said is not None and self.num_samples is not None and said < self.num_samples:
+                raise ConfigError(
+                    f"loss {entry.loss_name}: num_samples is {said}, and the training data has {self.num_samples} rows"
+                )
+            function = build_loss(
+                held, entry, function, projected, target, {k: v for k, v in offered.items() if k in for_constructor}
+            )
+        elif isinstance(function, nn.Module):
+            function.to(given[0].device)
+        rows, keys = mask_keys(entry.student[0], kind_given, given[0], context) if kind == kind_given else (None, None)
+        asked = [p for p in parameters_of(function) or [] if p.name not in entry.args]
+        shape = projected[0].shape
+        bound = BoundEntry(
+            entry,
+            function,
+            args,
+            tuple(p.name for p in asked if p.name in MASK_WORDS or p.name in context),
+            kind,
+            rows,
+            rows if kind == "tokens" else keys,
+            labelled=entry.loss != "own_loss" and (entry.hard or needs_labels(function)),
+            classes=shape[-1] if shape else 0,
+            samples=shape[0] if shape else 0,
+        )
+        values, layout = values_of(bound, projected, target, context, args)
+        bound = replace(bound, layout=layout, sizes=sizes_of(values.shape, layout))
+        self.bound[entry.name] = bound
+        for name, course in entry.schedule.items():
+            for extreme in (course.lowest, course.highest) if name != "weight" and not callable(entry.loss) else ():
+                with torch.no_grad():
+                    values_of(bound, projected, target, context, {**args, name: extreme})
+        if isinstance(projected[0], Deferred):
+            value = fused_average(bound, projected[0], target, context, args, None)
+        else:
+            value = average(bound, values, context, None)
+        if not torch.isfinite(value.detach()).all():
+            raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch")
+        return Terms(value * entry.weight, {entry.name: value.detach()}, {entry.name: value})
+
+    def project(self, student: Features) -> dict[str, tuple[Tensor, ...]]:
+        """Entry name -> its student features, projected where it has a projection, for every entry that is on."""
+        projected = {}
+        for entry in (bound.entry for bound, _, _ in self._now()):
+            given = tuple(student[feature] for feature in entry.student)
+            projected[entry.name] = apply_projections(self.projections, entry, given)
+        return projected
+
+    def terms(
+        self,
+        student: Mapping[str, Any],
+        teacher: Features,
+        context: Mapping[str, Any],
+        counts: Mapping[str, Tensor | int] | None = None,
+    ) -> Terms:
+        """Loss and named terms of one batch.
+
+        Args:
+            student: what `project` returned.
+            teacher: the teacher's features; no gradient reaches them.
+            context: what `make_context` returned.
+            counts: entry name -> the number of values to divide by, where a batch is part of a larger whole; None
+                averages over this batch alone.
+        """
+        if not self.bound:
+            raise ConfigError("no entry is bound")
+        attached, loss = {}, None
+        heads: dict[HeadLogits, list[tuple[BoundEntry, Any, Part]]] = {}
+        now = self._now()
+        for bound, weight, args in now:
+            name = bound.entry.name
+            target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
+            with torch.autocast(student[name][0].device.type, enabled=False):
+                target = apply_projections(self.projections, bound.entry, target, "teacher")
+            given = student[name][0]
+            if isinstance(given, HeadLogits) and self.balance is None:
+                rows, _, number = weights_of(bound, given, context, counts)
+                reference = context["labels"] if bound.entry.hard else target[0]
+                part = Part(bound.function, reference, rows, args, weight / number)
+                heads.setdefault(given, []).append((bound, number, part))
+                continue
+            if isinstance(given, Deferred) or (bound.function in SUMMED and bound.kind in WITH_ROWS):
+                value = fused_average(bound, given, target, context, args, counts)
+            else:
+                values, _ = values_of(bound, student[name], target, context, args)
+                value = average(bound, values, context, counts)
+            weighted = value * (weight if self.balance is None else weight * self.balance[name])
+            loss = weighted if loss is None else loss + weighted
+            attached[name] = value
+        for logits, entries in heads.items():  # one pass over a head for all that look at its logits
+            parts = [part for _, _, part in entries]
+            weighted, sums = called(entries[0][0], head_loss, logits.device, logits, parts)
+            loss = weighted if loss is None else loss + weighted
+            for (bound, number, _), summed in zip(entries, sums, strict=True):
+                attached[bound.entry.name] = summed / number
+        assert loss is not None
+        attached = {b.entry.name: attached[b.entry.name] for b, weight, _ in now if _is_on(b, weight)}
+        return Terms(loss, {name: term.detach() for name, term in attached.items()}, attached)
+
+    def counts(self, context: Mapping[str, Any]) -> dict[str, Tensor | int]:
+        """How many values of each entry one batch will have: known from its inputs, before any forward pass."""
+        size = batch_size(context)
+        return {name: count_of(b, context, size) for name, b in self.bound.items()}
+
+    def _now(self) -> list[tuple[BoundEntry, Any, Mapping[str, Any]]]:
+        """The entries with their weights and arguments at the present progress, without those whose schedule is at 0.
+
+        Over several processes these are computed as well, since every gradient has to be there.
+        """
+        now = []
+        for bound in self.bound.values():
+            at = {name: course(self.progress) for name, course in bound.entry.schedule.items()}
+            weight = at.pop("weight", bound.entry.weight)
+            now.append((bound, weight, {**bound.args, **at} if at else bound.args))
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return (not together and [one for one in now if _is_on(*one[:2])]) or now
+
+    def projections_of(self, entry: Entry, *sides_wanted: str) -> list[nn.Module]:
+        """The projections of an entry, those of its student side first; or those of one side."""
+        numbers = {"student": len(entry.student), "teacher": len(entry.teacher)}
+        sides = [(side, numbers[side]) for side in sides_wanted or ("student", "teacher")]
+        keys = [key_of(entry, side, number, features) for side, features in sides for number in range(features)]
+        return [self.projections[key] for key in dict.fromkeys(keys) if key in self.projections]
+
+    def learning_rates(self, *entries: Entry) -> dict[int, float]:
+        """Id of a parameter -> its learning rate, where its entry has one; of all entries or of some."""
+        rates: dict[int, float] = {}
+        for entry in entries or self.config.entries:
+            if entry.learning_rate is not None:
+                modules = [
+                    *self.projections_of(entry),
+                    *([self.losses[entry.name]] if entry.name in self.losses else []),
+                ]
+                rates |= {id(p): entry.learning_rate for module in modules for p in module.parameters()}
+        return rates
+
+    @property
+    def reads_own_loss(self) -> bool:
+        """Whether an entry reads the loss that a student computes itself, which therefore gets the labels."""
+        return any(feature[:2] == OWN_LOSS for entry in self.config.entries for feature in entry.student)
+
+    def asks_for(self, keyword: str) -> bool:
+        """Whether the loss of an entry has a parameter of this name."""
+        names = [entry.loss for entry in self.config.entries]
+        functions = [loss for loss in names if callable(loss)]
+        for entry in self.config.entries:
+            if isinstance(entry.loss, str) and entry.loss in (HARD_LOSSES if entry.hard else SOFT_LOSSES):
+                functions += functions_of(entry.loss, entry.hard).values()
+        return any(p.name == keyword for function in functions for p in parameters_of(function) or [])
+
+    def _told(self) -> dict[str, Any]:
+        return {} if self.num_samples is None else {"num_samples": self.num_samples}
+
+
+def _is_on(bound: BoundEntry, weight: float) -> bool:
+    """Whether an entry counts as a term now: not where its schedule is at 0."""
+    return bool(weight) or "weight" not in bound.entry.schedule
+
+
+def _adapted(adaptor: OutputAdaptor | None, output: Any, who: str) -> dict[Feature, Tensor]:
+    try:
+        return flatten((adaptor or ready_made_output)(readable(output)))
+    except (ValueError, KeyError, IndexError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"the {who}'s output adaptor failed: {type(error).__name__}: {error}. In a loop of your own the models "
+            "have to give what it takes: output_hidden_states=True, and for maps output_attentions=True with "
+            "attn_implementation='eager'"
+        ) from error
+
+
+def _with_usable_names(config: DistillConfig) -> DistillConfig:
+    """Names of entries and shared projections are names of modules, of which torch keeps some for itself."""
+    names = [
+        (entry.index, name)
+        for entry in config.entries
+        for name in (entry.name, entry.projection.shared, entry.teacher_projection.shared)
+    ]
+    problems = tuple(
+        (index, f"name {name!r} is one torch uses itself; choose another")
+        for index, name in names
+        if name and not usable_name(name)
+    )
+    return replace(config, problems=config.problems + problems)
+
+
+def usable_name(name: Any) -> bool:
+    """Whether a torch module, a file and a table of a tracker can have this name."""
+    return isinstance(name, str) and name != "" and not set(name) & set("./") and not hasattr(nn.ModuleDict, name)

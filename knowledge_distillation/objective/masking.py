@@ -1,0 +1,174 @@
+"""Masking and averaging, once for every loss: which items count, and how many there are.
+
+A loss returns values; their layout says what one value stands for:
+
+| layout | values | counted |
+|---|---|---|
+| `batch` | () | the loss compared items with each other; nothing is left to average |
+| `samples` | (batch, …) | every sample |
+| `tokens` | (batch, length, …) | tokens the mask keeps |
+| `rows` | (batch, heads, length, …) of attention or heads | query rows the mask keeps |
+| `pairs` | (batch, heads, length, keys) | pairs of a kept row and a kept key |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..features.batch_context import PER_TOKEN
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What counts in one batch: rows (batch, length), keys (batch, keys); None keeps all."""
+
+    rows: Tensor | None = None
+    keys: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one value stands for, and how many values each counted item has (heads, trailing dimensions)."""
+
+    name: str
+    factor: int = 1
+
+
+def layout_of(kind: str, feature: torch.Size, values: torch.Size) -> Layout:
+    """The layout of a loss's values on a feature of this kind and shape.
+
+    Raises:
+        ConfigError: the values have a shape that no layout explains.
+    """
+    if not values:
+        return Layout("batch")
+    if kind == "attention" and values == feature[:2] + values[2:4] and len(values) == 4:
+        return Layout("pairs", values[1])
+    if kind in ("attention", "heads") and values[:3] == feature[:3]:
+        return Layout("rows", values[1] * values[3:].numel())
+    if kind in ("attention", "heads") and values == (feature[0], feature[2]):  # one value per row, heads averaged
+        return Layout("tokens")
+    if kind == "tokens" and len(values) == 4 and values[0] == feature[0] and values[2:] == (feature[1], feature[1]):
+        return Layout("pairs", values[1])
+    if kind == "tokens" and values[:2] == feature[:2]:
+        return Layout("tokens", values[2:].numel())
+    if values[0] == feature[0]:
+        return Layout("samples", values[1:].numel())
+    raise ConfigError(
+        f"the loss returned a tensor of shape {tuple(values)} for a feature of kind {kind} and shape "
+        f"{tuple(feature)}; it should return a scalar or one value per sample, token or row"
+    )
+
+
+def kept(layout: Layout, masks: Masks) -> Tensor | None:
+    """The boolean mask of the items of a layout, broadcastable to its leading dimensions; None keeps all.
+
+    A sample counts where any of its tokens does.
+    """
+    rows, keys = masks.rows, masks.keys
+    if rows is None:
+        return None if keys is None or layout.name != "pairs" else keys.bool()[:, None, None]
+    if layout.name == "samples":
+        return rows.bool().flatten(1).any(1) if rows.dim() > 1 else rows.bool()
+    if layout.name == "tokens":
+        return rows.bool()
+    if layout.name == "rows":
+        return rows.bool()[:, None]
+    pairs = rows.bool()[:, None, :, None]
+    return pairs if keys is None else pairs & keys.bool()[:, None, None]
+
+
+def blanked(feature: Tensor, kind: str, masks: Masks) -> Tensor:
+    """The feature with 0 in its padding, so that what stands there, even inf, reaches no value and no gradient.
+
+    Masking the values of a loss is not enough for that: 0 times the derivative of an infinite value is not a number.
+    A feature whose sizes are not those of the masks is left alone.
+    """
+    rows, keys = masks.rows, masks.keys
+    mask = None
+    if rows is not None and rows.dim() == 1:
+        mask = rows.bool()
+    elif kind in PER_TOKEN:
+        length = 1 if kind == "tokens" else 2
+        if rows is not None and rows.shape == (feature.shape[0], feature.shape[length]):
+            mask = rows.bool() if kind == "tokens" else rows.bool()[:, None, :]
+        if kind == "attention" and keys is not None and keys.shape == (feature.shape[0], feature.shape[-1]):
+            columns = keys.bool()[:, None, None]
+            mask = columns if mask is None else mask[..., None] & columns
+    if mask is None:
+        return feature
+    return torch.where(mask[(...,) + (None,) * (feature.dim() - mask.dim())], feature, 0.0)
+
+
+def total(values: Tensor, layout: Layout, masks: Masks) -> Tensor:
+    """Sum of the values that count; a value that does not count has no gradient, whatever it is."""
+    mask = None if layout.name == "batch" else kept(layout, masks)
+    if mask is None:
+        return values.sum()
+    mask = mask[(...,) + (None,) * (values.dim() - mask.dim())]
+    return torch.where(mask, values, values.new_zeros(())).sum()
+
+
+def per_sample(values: Tensor, layout: Layout, masks: Masks) -> Tensor:
+    """The mean of each sample's values that count; 0 where it has none."""
+    if layout.name == "batch":
+        return values
+    mask = kept(layout, masks)
+    if mask is None:
+        return values.reshape(len(values), -1).mean(1)
+    mask = mask[(...,) + (None,) * (values.dim() - mask.dim())].expand_as(values)
+    values = torch.where(mask, values, values.new_zeros(()))
+    return values.reshape(len(values), -1).sum(1) / mask.reshape(len(values), -1).sum(1).clamp(min=1)
+
+
+def row_weights(
+    layout: Layout, masks: Masks, batch: int, rows: int, keys: int, like: Tensor, by_sample: bool = False
+) -> Tensor:
+    """By what a loss multiplies the values of each row to sum them up: (batch, rows), 0 for those that do not count.
+
+    Args:
+        layout: one with rows: tokens, rows or pairs.
+        batch, rows, keys: the sizes of the values.
+        like: a tensor of the device and type of the weights.
+        by_sample: divide by the number of values of the row's sample that count, so that the sum is that of means.
+    """
+    weights = like.new_ones(batch, rows)
+    if masks.rows is not None:
+        weights = masks.rows.to(weights).reshape(batch, -1).expand(batch, rows)
+    if not by_sample:
+        return weights
+    number = weights.sum(1, keepdim=True) * layout.factor
+    if layout.name == "pairs":
+        number = number * (keys if masks.keys is None else masks.keys.sum(1, keepdim=True))
+    return weights / number.clamp(min=1)
+
+
+def sizes_of(values: torch.Size, layout: Layout) -> tuple[int, int]:
+    """The numbers of rows and keys of a loss's values of this shape."""
+    first = {"tokens": 1, "rows": 2, "pairs": 2}.get(layout.name)
+    if first is None:
+        return 1, 1
+    return values[first], values[3] if layout.name == "pairs" else 1
+
+
+def count(layout: Layout, masks: Masks, batch: int, rows: int = 1, keys: int = 1) -> Tensor | int:
+    """How many values count; `batch`, `rows` and `keys` are the sizes where nothing is masked."""
+    if layout.name == "batch":
+        return 1
+    if layout.name == "samples":
+        mask = kept(layout, masks)
+        return (batch if mask is None else mask.sum()) * layout.factor
+    if layout.name in ("tokens", "rows"):
+        if masks.rows is None:
+            return batch * rows * layout.factor
+        return masks.rows.bool().sum() * (rows if masks.rows.dim() == 1 else 1) * layout.factor
+    if masks.rows is None and masks.keys is None:
+        return batch * rows * keys * layout.factor
+    per_row = keys if masks.keys is None else masks.keys.bool().sum(1)
+    per_sample = rows if masks.rows is None else masks.rows.bool().sum(1)
+    pairs = per_row * per_sample
+    return (pairs.sum() if isinstance(pairs, Tensor) else batch * pairs) * layout.factor

@@ -1,0 +1,212 @@
+"""Learnable maps from one side's shape to the other's, shaped from one probe batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config.entry import Entry, Projection
+from ..errors import CheckpointError, ConfigError, nearest
+from ..features.lazy import whole
+
+
+class Heads(nn.Module):
+    """Each teacher head as a learned weighted mean of student heads: rows of probabilities keep their sum of 1.
+
+    (batch, heads, length, keys) -> (batch, width, length, keys). At the start each teacher head takes mostly after the
+    student head at the same relative place.
+    """
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(3.0 * nn.functional.one_hot(_spread(heads, width), heads).float())
+
+    def forward(self, maps: Tensor) -> Tensor:
+        weight = self.weight.softmax(-1).to(maps.dtype)
+        return (weight @ maps.flatten(2)).unflatten(-1, maps.shape[2:])
+
+
+class JoinedHeads(nn.Module):
+    """A linear map over the joined heads of queries, keys or values, cut into the other side's heads again."""
+
+    def __init__(self, heads: int, head_width: int, to_heads: int, to_head_width: int) -> None:
+        super().__init__()
+        self.to_heads = to_heads
+        self.linear = nn.Linear(heads * head_width, to_heads * to_head_width)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        joined = self.linear(heads.transpose(1, 2).flatten(2))
+        return joined.unflatten(-1, (self.to_heads, -1)).transpose(1, 2)
+
+
+class Resize(nn.Module):
+    """A feature map at another size, pooled where it shrinks and interpolated where it grows; channels by 1x1 conv."""
+
+    def __init__(self, channels: int, width: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+        self.conv = nn.Identity() if channels == width else nn.Conv2d(channels, width, kernel_size=1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        if feature.shape[-2] >= self.size[0] and feature.shape[-1] >= self.size[1]:
+            resized = F.adaptive_avg_pool2d(feature, self.size)
+        else:
+            resized = F.interpolate(feature, self.size, mode="bilinear", align_corners=False)
+        return self.conv(resized)
+
+
+class Exit(nn.Module):
+    """A classifier on a layer inside the model: the first token of a text, the mean of a map, then class scores.
+
+    (batch, length, width), (batch, channels, height, width) or (batch, width) -> (batch, classes).
+    Source: Zhang et al., Be Your Own Teacher, 2019.
+    """
+
+    def __init__(self, width: int, classes: int, hidden_size: int | None) -> None:
+        super().__init__()
+        self.head = _mlp(width, hidden_size, classes) if hidden_size else nn.Linear(width, classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        if feature.dim() == 4:
+            feature = feature.mean((2, 3))
+        return self.head(feature[:, 0] if feature.dim() == 3 else feature)
+
+
+def build_projection(wanted: Projection, kind: str, given: Tensor, other: Tensor | None) -> nn.Module:
+    """The projection of a feature of a kind, to the shape of the other side.
+
+    Args:
+        given: the probed feature that goes in.
+        other: the probed feature to come near to; None where there is none, and `width` has to be given.
+
+    Raises:
+        ConfigError: the type does not apply to the kind, or a width is missing.
+
+    Source: the regressor of Romero et al., FitNets, 2015; the matrix W of Jiao et al., TinyBERT, 2020, eq. 8.
+    """
+    build = _BUILDERS.get((wanted.type, kind))
+    if build is None:
+        fitting = sorted({name for name, of in _BUILDERS if of == kind})
+        raise ConfigError(
+            f"projection {wanted.type} does not apply to a feature of kind {kind} {tuple(given.shape)}. "
+            f"These do: {', '.join(fitting) or 'none'}"
+        )
+    if other is None and wanted.width is None:
+        raise ConfigError(f"projection {wanted.type}: nothing tells its width; give width")
+    axis = 1 if kind in ("map", "attention") else -1
+    width = wanted.width or other.shape[axis]  # type: ignore[union-attr]
+    return build(wanted, given, other, given.shape[axis], width)
+
+
+def _linear(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
+    return nn.Linear(width, to)
+
+
+def _mlp(width: int, hidden_size: int, to: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, to))
+
+
+def _conv(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
+    return nn.Conv2d(width, to, kernel_size=1)
+
+
+def _conv_bn(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(width, to, kernel_size=1, bias=False), nn.BatchNorm2d(to))
+
+
+def _conv_mlp(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
+    hidden = wanted.hidden_size or to
+    return nn.Sequential(nn.Conv2d(width, hidden, kernel_size=1), nn.GELU(), nn.Conv2d(hidden, to, kernel_size=1))
+
+
+def _resize(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
+    if other is None or other.dim() != 4:
+        raise ConfigError("projection resize needs a feature map on the other side, to have its size")
+    return Resize(width, to, (other.shape[2], other.shape[3]))
+
+
+def _joined_heads(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
+    if other is None or other.dim() != 4:
+        raise ConfigError("projection heads needs queries, keys or values on the other side, to have their heads")
+    return JoinedHeads(given.shape[1], given.shape[-1], other.shape[1], other.shape[-1])
+
+
+_POSITIONAL = ("vector", "tokens", "heads")
+_BUILDERS: Mapping[tuple[str, str], Callable[[Projection, Tensor, Tensor | None, int, int], nn.Module]] = {
+    **{("linear", kind): _linear for kind in _POSITIONAL},
+    **{("mlp", kind): lambda w, g, o, n, to: _mlp(n, w.hidden_size or to, to) for kind in _POSITIONAL},
+    **{("exit", kind): lambda w, g, o, n, to: Exit(n, to, w.hidden_size) for kind in ("vector", "tokens", "map")},
+    ("linear", "map"): _conv,
+    ("mlp", "map"): _conv_mlp,
+    ("conv1x1", "map"): _conv,
+    ("conv1x1_bn", "map"): _conv_bn,
+    ("resize", "map"): _resize,
+    ("heads", "attention"): lambda wanted, given, other, width, to: Heads(width, to),
+    ("heads", "heads"): _joined_heads,
+}
+
+
+def kind_after(projection: Projection, kind: str) -> str:
+    """The kind of what a projection gives: an exit gives one vector of class scores for each sample."""
+    return "vector" if projection.type == "exit" else kind
+
+
+def load_projection(module: nn.Module, path: str, key: str) -> None:
+    """Load a projection from a `.safetensors` file, a run directory or a checkpoint.
+
+    Args:
+        key: the name it has among the projections of a run.
+
+    Raises:
+        CheckpointError: the file is not there, or holds no such projection, or one of other shapes.
+    """
+    from safetensors.torch import load_file
+
+    from ..storage.checkpoint import fitting, latest
+
+    folder = Path(path)
+    file = folder if folder.suffix == ".safetensors" else latest(folder) / "projections.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"projection_checkpoint {path}: there is no file {file}")
+    with fitting(file.parent, file.stem):
+        state = load_file(str(file))
+    held = sorted({name.split(".")[1] for name in state if name.startswith("projections.")})
+    if held and key not in held:
+        holds = f"{nearest(key, held)} It holds: {', '.join(held)}"
+        raise CheckpointError(f"projection_checkpoint {path} holds no projection {key!r}.{holds}")
+    prefix = f"projections.{key}."
+    mine: dict[str, Any] = {n.removeprefix(prefix): t for n, t in state.items() if not held or n.startswith(prefix)}
+    with fitting(file.parent, f"projection {key!r} in {file.stem}"):
+        module.load_state_dict(mine)
+
+
+def _spread(heads: int, width: int) -> Tensor:
+    """For each of `width` heads the head at the same relative place among `heads`."""
+    return torch.arange(width) * heads // width
+
+
+def key_of(entry: Entry, side: str, number: int, features: int) -> str:
+    """Under which name a projection is held: the entry's, or one that entries share; numbered where features are."""
+    wanted = entry.projection if side == "student" else entry.teacher_projection
+    key = wanted.shared or (entry.name if side == "student" else f"{entry.name}:teacher")
+    return key if features == 1 else f"{key}:{number}"
+
+
+def apply_projections(
+    projections: nn.ModuleDict, entry: Entry, tensors: tuple[Tensor, ...], side: str = "student"
+) -> tuple[Tensor, ...]:
+    """One side's features of an entry, through the projections it has there."""
+    keys = [key_of(entry, side, number, len(tensors)) for number in range(len(tensors))]
+    return tuple(
+        projections[key](at_least_float32(*whole([tensor]))) if key in projections else tensor
+        for key, tensor in zip(keys, tensors, strict=True)
+    )
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor

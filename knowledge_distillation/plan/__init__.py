@@ -1,0 +1,1 @@
+"""Entries, models and one probe batch in, the bound, checked, printable plan out."""

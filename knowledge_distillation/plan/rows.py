@@ -1,0 +1,107 @@
+"""The rows and notes of a printed plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..config.entry import Entry, Feature
+from ..config.schedules import described
+from ..features.inputs import shape_of
+from ..features.source import Source
+from ..losses.relational import similarity_preserving
+from ..losses.table import TWO_CLASSES
+from ..objective.loss_model import MultiLayerBasedDistillationLoss
+from ..teachers.frozen import FrozenTeacher
+
+
+def row_of(
+    loss_model: MultiLayerBasedDistillationLoss,
+    entry: Entry,
+    student: Mapping[Feature, Tensor],
+    teacher: Mapping[Feature, Tensor],
+) -> tuple[str, ...]:
+    bound = loss_model.bound[entry.name]
+    sides = []
+    for features, tensors in ((entry.teacher, teacher), (entry.student, student)):
+        sides.append("\n".join(f"{f} {shape_of(tensors[f])}" for f in features) or "labels")
+    memory = sum(student[f].nbytes for f in entry.student) + sum(teacher[f].nbytes for f in entry.teacher)
+    projections = loss_model.projections_of(entry)
+    shown = "\n".join(f"{_called(one, entry)} {_count(one)}" for one in projections) or "-"
+    args = ", ".join(f"{key}={value}" for key, value in {**entry.args, **_courses(entry)}.items())
+    masked = {"pairs": "pairs", "rows": "rows", "tokens": "tokens"}.get(bound.layout.name, "-")
+    has_mask = bound.rows is not None or (entry.hard and bound.layout.name == "tokens")
+    if bound.layout.name == "batch" and bound.rows:
+        masked = "by the loss" if "mask" in bound.asks_for else "NONE: a scalar"
+    elif not has_mask:
+        masked = "-"
+    compared = ""  # a map of attention is scores or probabilities
+    if bound.kind == "attention":
+        compared = " of scores" if entry.student[0].output.endswith("scores") else " of probabilities"
+    loss = f"{entry.loss_name}{compared}({args})" if args else f"{entry.loss_name}{compared}"
+    course = entry.schedule.get("weight")
+    weight = f"{entry.weight:g}" if course is None else described(course)
+    weight += f"\nin stage {', '.join(entry.stage)}" if entry.stage else ""
+    return (str(entry.index), *sides, shown, loss, masked, weight, _bytes(memory))
+
+
+def _courses(entry: Entry) -> dict[str, str]:
+    return {name: described(course) for name, course in entry.schedule.items() if name != "weight"}
+
+
+def _called(projection: nn.Module, entry: Entry) -> str:
+    return entry.projection.type if isinstance(projection, nn.Sequential) else type(projection).__name__
+
+
+def notes_of(
+    taken: Mapping[str, Mapping[str, Source]],
+    students: Mapping[str, nn.Module],
+    teachers: Mapping[str, FrozenTeacher],
+    loss_model: MultiLayerBasedDistillationLoss,
+    unreached: list[str],
+) -> list[str]:
+    notes = []
+    models = [("teacher", name, teacher.model) for name, teacher in teachers.items()]
+    for side, name, model in [*models, *(("student", name, model) for name, model in students.items())]:
+        source = taken[side].get(name)
+        if source is None:
+            continue
+        who = name if side == "student" and name else f"{side} {name}".strip()
+        dtype = next((str(p.dtype).removeprefix("torch.") for p in model.parameters()), "")
+        notes.append(f"{who}: {type(model).__name__}, {_count(model)} parameters in {dtype}, runs {source.ran}")
+        notes += [f"{who}: {note}" for note in source.notes]
+    if list(loss_model.parameters()):
+        notes.append(f"projections: {_count(loss_model)} parameters, trained and saved beside the student")
+    if unreached:
+        shown = ", ".join(unreached[:4]) + (f" and {len(unreached) - 4} more" if len(unreached) > 4 else "")
+        notes.append(f"student: no entry reaches {shown}: frozen for this run")
+    for bound in loss_model.bound.values():
+        caution = TWO_CLASSES.get(bound.entry.loss_name)
+        if caution and bound.classes == 2:
+            notes.append(f"warning: {bound.entry.name}: with two classes {caution}")
+        if bound.samples < 3 and getattr(bound.function, "__module__", "") == similarity_preserving.__module__:
+            few = f"{bound.samples} of them in a batch leave little or nothing to learn"
+            notes.append(f"warning: {bound.entry.name} compares samples with each other, and {few}")
+        if bound.entry.learning_rate is not None and not loss_model.learning_rates(bound.entry):
+            notes.append(f"warning: {bound.entry.name}: it has nothing of its own that trains at its learning_rate")
+        named = not callable(bound.entry.loss)
+        if not named and bound.layout.name in ("batch", "samples") and bound.rows and "mask" not in bound.asks_for:
+            what = "a scalar" if bound.layout.name == "batch" else "one value per sample"
+            notes.append(f"warning: {bound.entry.name} returns {what} and asks for no mask, so padding counts in it")
+    return notes
+
+
+def _count(module: nn.Module) -> str:
+    number = sum(p.numel() for p in module.parameters())
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} B"

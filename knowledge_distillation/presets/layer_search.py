@@ -1,0 +1,132 @@
+"""A mapping from layers to layers by the similarity of their hidden states."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.entry import Feature
+from ..config.write import Entries, entries_of
+from ..errors import ConfigError, DataError, DistillationError
+from ..features.adaptors import DataAdaptor, accepted, adapted, named, same_inputs
+from ..features.batch_context import make_context, mask_keys, mask_of
+from ..features.capture import Capture
+from ..features.catalogue import catalogue
+from ..features.kinds import first_rows
+from ..features.preserve import preserved, resting
+from .mapping import STRATEGIES, Pairs, depths
+
+
+class Proposal(list[dict[str, Any]]):
+    """A `distill_config`, with `pairs` of a teacher and a student layer; `why`, the table they were chosen by, as
+    text; and `similarity`, student layers by teacher layers, in [0, 1].
+    """
+
+    def __init__(self, entries: Entries, pairs: Pairs, why: str, similarity: Tensor) -> None:
+        super().__init__(entries)
+        self.pairs, self.why, self.similarity = pairs, why, similarity
+
+
+def search(
+    teacher: nn.Module,
+    student: nn.Module,
+    batches: Iterable[Any],
+    outputs: Sequence[str] = ("hidden_states",),
+    data_adaptor: DataAdaptor | None = None,
+    **entry: Any,
+) -> Proposal:
+    """The mapping under which layers are most alike already: each student layer has a teacher layer of its own, deeper
+    layers have deeper ones, and the sum of linear CKA over the pairs is the greatest possible.
+
+    It tells something where the student knows something: cut out of a teacher, or pretrained. Similarities of a random
+    student say little.
+
+    Args:
+        batches: a few batches; means are taken over them.
+        data_adaptor: as for training; None gives both models the batch.
+        outputs, **entry: as for `uniform`.
+
+    Raises:
+        ConfigError: there is no batch, or the models have no layers to compare.
+        DataError: a model fails on a batch.
+
+    Source: similarity of Kornblith et al., Similarity of Neural Network Representations Revisited, 2019.
+    """
+    n, m = depths(teacher, student)
+    total, number = torch.zeros(m, n), 0
+    for batch in batches:
+        total, number = total + _similarities(teacher, student, batch, data_adaptor or same_inputs, n, m), number + 1
+    if not number:
+        raise ConfigError("search needs at least one batch")
+    similarity = total / number
+    pairs = _best_path(similarity)
+    return Proposal(entries_of(pairs, outputs, **entry), pairs, _table(similarity, pairs, number), similarity)
+
+
+def _similarities(teacher: nn.Module, student: nn.Module, batch: Any, adaptor: DataAdaptor, n: int, m: int) -> Tensor:
+    """Linear CKA of every student layer (rows) with every teacher layer, over the tokens of one batch."""
+    from ..losses.hidden import cka
+
+    device = next(student.parameters()).device
+    for_teacher, for_student = adapted(adaptor, device, batch)
+    sides = []
+    for who, model, inputs, depth in (("teacher", teacher, for_teacher, n), ("student", student, for_student, m)):
+        given = named(inputs, model, "model")
+        try:
+            sides.append((_hidden_states(model, accepted(given, model), depth), given))
+        except (DistillationError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise DataError(f"the {who} fails on a batch of search: {type(error).__name__}: {error}") from error
+    context = make_context(sides[1][1], sides[0][1])
+    example = sides[1][0][0]
+    mask = mask_of(context, mask_keys(Feature("layer1", "hidden_states"), "tokens", example, context)[0])
+    rows = [[1 - cka(s.float(), t.float(), mask=mask) for t in sides[0][0]] for s in sides[1][0]]
+    return torch.stack([torch.stack(row) for row in rows]).cpu()
+
+
+def _hidden_states(model: nn.Module, inputs: Mapping[str, Any], depth: int) -> list[Tensor]:
+    with resting(model), preserved(model):
+        names = catalogue(model, first_rows(inputs))
+        found = [names.find(Feature(f"layer{n}", "hidden_states")) for n in range(1, depth + 1)]
+        if None in found:
+            raise ConfigError(f"{type(model).__name__} has no layer{{1..{depth}}}.hidden_states to compare")
+        capture = Capture(model, {n: known.location for n, known in enumerate(found) if known})
+        try:
+            taken = capture(inputs)
+        finally:
+            capture.close()
+    return [taken[n] for n in range(depth)]
+
+
+def _best_path(similarity: Tensor) -> Pairs:
+    """(teacher layer, student layer) pairs with rising teacher layers and the greatest sum of similarities."""
+    m, n = similarity.shape
+    best: list[tuple[float, list[int]]] = [(0.0, [])] * (n + 1)  # best[j]: within the teacher's first j layers
+    for i in range(m):
+        row = [(float("-inf"), [])] * (n + 1)  # type: list[tuple[float, list[int]]]
+        for j in range(i + 1, n + 1):
+            taken = (best[j - 1][0] + float(similarity[i, j - 1]), [*best[j - 1][1], j])
+            row[j] = max(row[j - 1], taken, key=lambda one: one[0])
+        best = row
+    return [(layer, i) for i, layer in enumerate(best[n][1], start=1)]
+
+
+def _table(similarity: Tensor, pairs: Pairs, batches: int) -> str:
+    """Similarities by layer, the chosen ones in brackets, and what the chosen sum is against even spacing."""
+    m, n = similarity.shape
+    chosen = set(pairs)
+    lines = ["student" + "".join(f"{f'layer{j}':>9}" for j in range(1, n + 1))]
+    for i in range(1, m + 1):
+        cells = (f"{similarity[i - 1, j - 1]:.2f}" for j in range(1, n + 1))
+        marked = (f"[{cell}]" if (j, i) in chosen else f"{cell} " for j, cell in enumerate(cells, start=1))
+        lines.append(f"layer{i:<2}" + "".join(f"{cell:>9}" for cell in marked))
+    even, mine = (
+        sum(float(similarity[i - 1, j - 1]) for j, i in some) / m for some in (STRATEGIES["uniform"](n, m), pairs)
+    )
+    said = f"linear CKA of hidden states over {batches} batches; mean of the chosen pairs {mine:.3f}"
+    return "\n".join(itertools.chain([f"{said}, of evenly spaced ones {even:.3f}"], lines))

@@ -1,0 +1,353 @@
+"""A whole run as one YAML file: teacher, student, data, distill_config, training. No code comes out of YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..config.settings import TrainingSettings
+from ..data.augmentation import Augmentation
+from ..data.glue import GLUE_TASKS, GlueTask, find_task
+from ..data.images import IMAGE_TASKS, ImageTask
+from ..errors import ConfigError, nearest
+from ..presets import table
+from ..presets.mapping import STRATEGIES, check_mapping
+
+EMBEDDED = "embedded"
+METHOD = "layers"  # of a recipe that says neither a method nor a distill_config
+METHOD_OF_IMAGES = "hinton"  # the same of an image task: any two models have logits
+HARD = [{"student": "output.logits", "loss": "cross_entropy"}]
+HARD_REGRESSION = [{"student": "output.logits", "loss": "mse"}]
+_TEXTS = ("task", "data_dir", "tokenizer", "student_tokenizer", "method", "output_dir")
+_COUNTS = ("max_train_samples", "max_eval_samples", "max_length", "vocab_size", "image_size")
+_NUMBERS = ("alpha", "temperature")
+_OF_METHODS = ["alpha", "temperature", "mapping"]
+_MAPPINGS = ("training", "finetune", "method_args")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run.
+
+    Args:
+        teacher: a directory or hub name; or a mapping that describes a model to build from scratch, with
+            `model_type`, the fields of its config, `zero_residual_branches: true` where it is deep, and `weights`: a
+            file of its tensors. None where no entry needs one (image tasks).
+        student: the same; or `{layers: [4, 8, 12]}` to cut it out of the teacher, or `{layers: [...], of: NAME}` out
+            of another model. With `embeddings: teacher` in the mapping its embedding begins as the teacher's.
+        task: a GLUE task, or `embedded` for the data set that comes with the package; or an image task.
+        data_dir: folder in GLUE's own TSV layout; None: `GLUE_DATA_DIR`, else the hub. Of an image task, a folder of
+            pictures; None: `IMAGE_DATA_DIR`, else the hub.
+        image_size: of an image task, pixels a side; None for the teacher's, else the task's own.
+        augment: of an image task: true, false, or a mapping of `padding` and `flip`; None for the task's own.
+        max_train_samples, max_eval_samples: a fixed random part of the data.
+        max_length: tokens after which text is cut.
+        tokenizer: None: the teacher's, or one trained on the task's text where the teacher is built from scratch.
+        student_tokenizer: of a student that reads other tokens than the teacher: a directory or hub name, or `words`
+            for the words of the task's text; None: the teacher's.
+        vocab_size: of a tokenizer that is trained.
+        method: a preset, in place of `distill_config`.
+        alpha, temperature: arguments of the method; None for its own.
+        method_args: its other arguments by name.
+        mapping: which teacher layer teaches which student layer, for methods that ask: `uniform`, `last`, `skip`,
+            `search` (by similarity on a few batches), or `[teacher layer, student layer]` pairs.
+        distill_config: the entries.
+        stages: mappings with `name`, what differs in that stage of the settings in `training`, and `distill_config`:
+            the entries of that stage alone.
+        finetune: settings of `distill finetune`, over those of `training`.
+        training: the fields of `TrainingSettings`.
+        output_dir: where the run goes.
+    """
+
+    teacher: Any = None
+    student: Any = None
+    task: str = EMBEDDED
+    data_dir: str | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    image_size: int | None = None
+    augment: Any = None
+    max_length: int = 128
+    tokenizer: str | None = None
+    student_tokenizer: str | None = None
+    vocab_size: int = 8000
+    method: str | None = None
+    alpha: float | None = None
+    temperature: float | None = None
+    method_args: dict[str, Any] = field(default_factory=dict)
+    mapping: Any = None
+    distill_config: list[Any] | None = None
+    stages: list[Any] | None = None
+    finetune: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    output_dir: str | None = None
+
+    def check(self) -> Recipe:
+        problems = self._of_wrong_type()
+        if problems:
+            raise ConfigError("recipe: " + "; ".join(problems))
+        for key, settings in (("training", self.settings()), ("finetune", self.finetune)):
+            try:
+                TrainingSettings.parse(dict(settings))
+            except ConfigError as error:
+                problems.append(f"{key}: {str(error).removeprefix('settings: ')}")
+        known = [EMBEDDED, *GLUE_TASKS, *(task.folder for task in GLUE_TASKS.values()), *IMAGE_TASKS]
+        if self.task not in known:
+            problems.append(f"task {self.task!r} is unknown.{nearest(self.task, known)} Known: {', '.join(known)}")
+        for check in (self._check_method, self._check_images):
+            try:
+                check()
+            except ConfigError as error:
+                problems.append(str(error))
+        if self.stages and self.training.get("stages"):
+            problems.append("stages are given twice: beside training and inside it")
+        if problems:
+            raise ConfigError("recipe: " + "; ".join(problems))
+        return self
+
+    def _check_images(self) -> None:
+        Augmentation.parse(self.augment, None)
+        pictures, text = ("image_size", "augment"), ("tokenizer", "student_tokenizer")
+        foreign = [key for key in (pictures if self.image_task is None else text) if getattr(self, key) is not None]
+        if foreign:
+            kind = "an image task" if self.image_task is None else "text"
+            raise ConfigError(f"{foreign[0]} belongs to {kind}, and task is {self.task!r}")
+        if self.image_task is not None and self.augmented and self.training.get("teacher_cache"):
+            raise ConfigError(
+                "teacher_cache keeps features of pictures as they are, and augment changes them each time: set "
+                "augment: false, or leave teacher_cache out"
+            )
+
+    @property
+    def augmented(self) -> bool:
+        """Whether the pictures of an image task are changed at random."""
+        task = self.image_task
+        return task is not None and Augmentation.parse(self.augment, task.augmentation(1)) is not None
+
+    def _check_method(self) -> None:
+        table.check_name(self.method_name)
+        if self.own_entries() is None:
+            options = self.method_options()
+            table.check_options(self.method_name, options)
+            if "mapping" in options:
+                check_mapping(options["mapping"], [*STRATEGIES, "search"])
+        elif self.method is not None:
+            raise ConfigError("give either method or distill_config; null takes one out")
+        elif self.method_args or self.mapping is not None:
+            key = "method_args" if self.method_args else "mapping"
+            raise ConfigError(f"{key} belongs to a method, and this recipe has a distill_config")
+
+    @property
+    def method_name(self) -> str:
+        """The method, of a recipe without a `distill_config`."""
+        return self.method or (METHOD if self.image_task is None else METHOD_OF_IMAGES)
+
+    def method_options(self) -> dict[str, Any]:
+        """The arguments of the method, under its own names."""
+        given = {key: getattr(self, key) for key in _OF_METHODS}
+        return {**{key: value for key, value in given.items() if value is not None}, **self.method_args}
+
+    def _of_wrong_type(self) -> list[str]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        default = {f.name for f in fields(self) if f.default is None}
+        given = {key: value for key, value in values.items() if value is not None or key not in default}
+        problems = [
+            f"{key} is a text; found {given[key]!r}"
+            for key in _TEXTS
+            if key in given and not isinstance(given[key], (str, Path))
+        ]
+        problems += [
+            f"{key} is a whole number of 1 or more; found {given[key]!r}"
+            for key in _COUNTS
+            if key in given and (isinstance(given[key], bool) or not isinstance(given[key], int) or given[key] < 1)
+        ]
+        problems += [
+            f"{key} is a number; found {given[key]!r}"
+            for key in _NUMBERS
+            if key in given and (isinstance(given[key], bool) or not isinstance(given[key], (int, float)))
+        ]
+        lists = {key: given[key] for key in ("distill_config", "stages") if key in given}
+        problems += [
+            f"{key} is a list of {'stages' if key == 'stages' else 'entries'}; found {type(value).__name__}"
+            for key, value in lists.items()
+            if not isinstance(value, list)
+        ]
+        if isinstance(given.get("stages"), list):
+            problems += _wrong_stages(given["stages"])
+        return problems + [
+            f"{key} is a mapping of {'arguments' if key == 'method_args' else 'settings'}; found {given[key]!r}"
+            for key in _MAPPINGS
+            if not isinstance(given[key], Mapping)
+        ]
+
+    def own_entries(self) -> list[Any] | None:
+        """The entries the recipe writes out, those of its stages included; None where it writes none."""
+        inside = [
+            {**entry, "stage": stage["name"]} if isinstance(entry, Mapping) else entry
+            for stage in self.stages or []
+            for entry in stage.get("distill_config") or []
+        ]
+        return None if self.distill_config is None and not inside else [*(self.distill_config or []), *inside]
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of `training`, with what the stages say."""
+        if not self.stages:
+            return dict(self.training)
+        stages = [{key: value for key, value in stage.items() if key != "distill_config"} for stage in self.stages]
+        return {**self.training, "stages": stages}
+
+    def made_of(self, finetune: bool) -> dict[str, Any]:
+        """The data and the models that it describes, without places on disk: what no continuation of a run changes."""
+        data = ("task", "max_train_samples", "max_eval_samples", "image_size", "augment", "max_length")
+        described = ("teacher",) if finetune else ("teacher", "student")
+        return {
+            **{key: getattr(self, key) for key in data},
+            **{key: getattr(self, key) for key in described if isinstance(getattr(self, key), Mapping)},
+        }
+
+    @property
+    def glue_task(self) -> GlueTask:
+        return find_task("sst2" if self.task == EMBEDDED else self.task)
+
+    @property
+    def image_task(self) -> ImageTask | None:
+        """The task where it is one of pictures."""
+        return IMAGE_TASKS.get(self.task)
+
+    @property
+    def primary_metric(self) -> str:
+        """By which the best student is kept."""
+        return "accuracy" if self.image_task is not None else self.glue_task.primary_metric
+
+    def hard_entries(self) -> list[dict[str, Any]]:
+        return HARD if self.image_task is not None or not self.glue_task.is_regression else HARD_REGRESSION
+
+
+def _wrong_stages(stages: list[Any]) -> list[str]:
+    problems = []
+    for number, stage in enumerate(stages):
+        entries = stage.get("distill_config") if isinstance(stage, Mapping) else None
+        if not isinstance(stage, Mapping) or not isinstance(stage.get("name"), (str, int)):
+            problems.append(f"stages[{number}] is a mapping with a name; found {stage!r}")
+        elif entries is not None and not isinstance(entries, list):
+            problems.append(f"stages[{number}]: distill_config is a list; found {entries!r}")
+        elif any(isinstance(entry, Mapping) and "stage" in entry for entry in entries or []):
+            problems.append(f"stages[{number}]: its entries belong to stage {stage['name']!r} and name no other")
+    return problems
+
+
+def load_recipe(
+    path: str | Path | None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a recipe, its `base:` first, then `key=value` overrides, then values given on the command line.
+
+    A setting of `training` that is named there holds for `finetune` too; a `method` that is given takes the place of
+    the file's own entries and method.
+
+    Args:
+        overrides: `training.learning_rate=1e-4`; values are YAML.
+        given: field -> value; None values are left out.
+
+    Raises:
+        ConfigError: the file is missing or no valid YAML, or a key is unknown (with the nearest name).
+    """
+    content = _read(Path(path)) if path is not None else {}
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    _make_room(content, {override.partition("=")[0] for override in overrides} | set(given), given.get("method"))
+    for override in overrides:
+        _override(content, override)
+    for key, value in given.items():
+        _set(content, key.split("."), value)
+    known = [f.name for f in fields(Recipe)]
+    unknown = [key for key in content if key not in known]
+    if unknown:
+        texts = [f"unknown key {key!r}.{nearest(str(key), known)}" for key in unknown]
+        raise ConfigError(f"recipe: {'; '.join(texts)} Keys: {', '.join(known)}")
+    return Recipe(**content).check()
+
+
+def _make_room(content: dict[str, Any], named: set[str], method: Any) -> None:
+    """Drop what a file says where the command line says something else that it would hide or contradict."""
+    if isinstance(content.get("finetune"), dict):
+        for key in (key.removeprefix("training.") for key in named if key.startswith("training.")):
+            if f"finetune.{key}" not in named:
+                content["finetune"].pop(key, None)
+    if isinstance(method, str):
+        others = [] if content.get("method") == method else ["method_args"]
+        takes = table.options_of(method) if method in table.METHODS else _OF_METHODS
+        for key in ["distill_config", *others, *(key for key in _OF_METHODS if key not in takes)]:
+            content.pop(key, None)
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise ConfigError(f"recipe {path} does not exist")
+    if path.resolve() in above:
+        raise ConfigError(f"recipe {path} is its own base: {' -> '.join(p.name for p in (*above, path))}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"recipe {path} is a mapping; found {type(content).__name__}")
+    content = _unshared(content)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise ConfigError(f"recipe {path}: base is the path of a recipe; found {base!r}")
+    return _merged(_read(path.parent / base, (*above, path.resolve())), content)
+
+
+def _unshared(content: Any) -> Any:
+    """A copy in which a YAML anchor and its aliases are values of their own, so that an override meets one of them."""
+    if isinstance(content, dict):
+        return {key: _unshared(value) for key, value in content.items()}
+    return [_unshared(value) for value in content] if isinstance(content, list) else content
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict) and key in _MAPPINGS
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _override(content: dict[str, Any], text: str) -> None:
+    import yaml
+
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise ConfigError(f"--set takes key=value, as in training.learning_rate=1e-4; found {text!r}")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+    _set(content, key.split("."), parsed)
+
+
+def _set(content: Any, keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys):
+        if isinstance(content, dict) and depth and key.isdigit():
+            raise ConfigError(f"--set {'.'.join(keys)}: the recipe has no list {'.'.join(keys[:depth])}")
+        parent, place = ".".join(keys[:depth]), key  # type: tuple[str, Any]
+        if isinstance(content, list):
+            if not key.isdigit() or int(key) >= len(content):
+                raise ConfigError(
+                    f"--set {'.'.join(keys)}: {parent} is a list of {len(content)} items, counted from 0; "
+                    f"found {key!r}"
+                )
+            place = int(key)
+        elif not isinstance(content, dict):
+            raise ConfigError(f"--set {'.'.join(keys)}: {parent} is {content!r}, not a mapping")
+        if depth == len(keys) - 1:
+            content[place] = value
+        else:
+            if isinstance(content, dict) and content.get(place) is None:
+                content[place] = {}
+            content = content[place]

@@ -1,0 +1,309 @@
+"""A grid over a recipe: which keys vary, over which values, and what of the recipe each of them names."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from ..config.entry import Entry
+from ..config.parse import parse_config
+from ..config.settings import TrainingSettings
+from ..errors import ConfigError, nearest, raise_all
+from ..losses.arguments import parameters_of
+from ..losses.table import functions_of
+from ..presets import table
+from .recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from ..training.distiller import KnowledgeDistiller
+    from .build import Ingredients
+
+SHORT = ("alpha", "weight", "temperature")
+# What a run may say without its data, tokenizer and teacher becoming others.
+_OF_A_RUN = (
+    *("student", "method", "alpha", "temperature", "method_args", "mapping", "distill_config", "stages"),
+    *("training", "finetune", "output_dir"),
+)
+# Settings that decide how a teacher's outputs are computed and stored.
+_OF_A_CACHE = ("mixed_precision", "teacher_dtype", "teacher_cache_dtype", "teacher_cache_top_k")
+_NO_AXIS = {
+    "output_dir": "the sweep gives each run a directory",
+    "finetune": "a sweep distils, and does not read these settings",
+    "training.seed": "give seeds as --seeds 1,2,3",
+    "training.teacher_cache": "all runs share one cache",
+    "training.overwrite_output_dir": "the runs of a sweep are gone on with",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: a value for every key of the grid, and a seed."""
+
+    values: Mapping[str, Any]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its directory is called: `weight=0.2,temperature=4,seed=1`."""
+        text = ",".join(f"{key}={value}" for key, value in {**self.values, "seed": self.seed}.items())
+        name = re.sub(r"[^\w.=,+-]+", "_", text)
+        return name if len(name) < 150 else f"{name[:120]}-{xxhash.xxh3_64_hexdigest(text.encode())}"
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """`weight=0.2,0.4` -> {"weight": [0.2, 0.4]}; values are YAML.
+
+    Raises:
+        ConfigError: no values, a key or a value twice.
+    """
+    import yaml
+
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key, sign, values = text.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--grid takes key=value,value as in temperature=2,4,8; found {text!r}")
+        try:
+            grid_values = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--grid {text}: the values are not valid YAML") from error
+        if key in grid:
+            raise ConfigError(f"--grid {key} is given twice: put all its values into one")
+        grid[key] = grid_values
+    check_grid(grid)
+    return grid
+
+
+def parse_seeds(text: str | None, recipe: Recipe) -> list[int]:
+    """`1,2,3` -> [1, 2, 3]; None for the recipe's own seed."""
+    if text is None:
+        return [TrainingSettings.parse(dict(recipe.training)).seed]
+    if not re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
+        raise ConfigError(f"--seeds takes whole numbers, as in 1,2,3; found {text!r}")
+    return [int(number) for number in text.split(",")]
+
+
+def check_grid(grid: Mapping[str, Sequence[Any]]) -> None:
+    if not grid:
+        raise ConfigError("a sweep needs a grid: --grid temperature=2,4,8")
+    for key, values in grid.items():
+        if not values:
+            raise ConfigError(f"--grid {key} has no value")
+        twice = [value for number, value in enumerate(values) if value in list(values)[:number]]
+        if twice:
+            raise ConfigError(f"--grid {key} has {twice[0]!r} twice")
+
+
+def points(grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> list[Point]:
+    """Every run: each combination of values with each seed, all combinations with the first seed first.
+
+    Raises:
+        ConfigError: an empty grid, a value or a seed twice.
+    """
+    check_grid(grid)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds are different whole numbers, one or more; found {list(seeds)}")
+    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    return [Point(values, seed) for seed in seeds for values in combinations]
+
+
+class RecipeRuns:
+    """The runs of a sweep over a recipe; data and teacher are loaded once for all that agree in them.
+
+    Called as `(values, seed, output_dir, teacher_cache)` it makes the distiller of one run.
+
+    Args:
+        path, overrides, given: as for `load_recipe`.
+
+    Raises:
+        ConfigError: as `load_recipe`.
+    """
+
+    def __init__(
+        self, path: str | Path | None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+    ) -> None:
+        self._source = path, overrides, dict(given or {})
+        self.base = load_recipe(*self._source)
+        self._ready: Ingredients | None = None
+        self._evaluators: dict[str, Any] = {}  # one that remembers what the teacher says of the evaluation data
+
+    def __call__(
+        self, values: Mapping[str, Any], seed: int, output_dir: Path | None, teacher_cache: str | None
+    ) -> KnowledgeDistiller:
+        recipe = self.recipe(values, seed)
+        ready = self._ingredients(recipe)
+        student = ready.student()
+        entries = ready.entries(student)
+        folder = None if recipe.augmented else teacher_cache  # what the teacher says of changed pictures never recurs
+        cache = recipe.training.get("teacher_cache") or (folder and _cache_of(folder, recipe, entries))
+        distiller = ready.distiller(student, entries, output_dir, teacher_cache=cache)
+        settings = distiller.settings
+        alike = [settings.per_device_eval_batch_size, settings.group_by_length, settings.teacher_dtype]
+        key = repr([_shared(recipe), alike, settings.mixed_precision])
+        distiller.evaluator = self._evaluators.setdefault(key, distiller.evaluator)
+        return distiller
+
+    def recipe(self, values: Mapping[str, Any], seed: int | None = None) -> Recipe:
+        """The recipe of one run.
+
+        Raises:
+            ConfigError: a key or a value that does not fit.
+        """
+        path, overrides, given = self._source
+        changed = {name: v for key, value in values.items() for name, v in resolved(self.base, key, value).items()}
+        if seed is not None:
+            changed["training.seed"] = seed
+        try:
+            recipe = load_recipe(path, overrides, {**given, **changed})
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("--set ", "--grid ")) from error
+        entries = recipe.own_entries()
+        raise_all(ConfigError, "distill_config", parse_config(entries).problems if entries else ())
+        return recipe
+
+    def check(self, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> bool:
+        """Read the recipe of every run, and bind one run for every value of the grid. Nothing is trained or written.
+
+        Returns:
+            Whether the greater score is the better.
+
+        Raises:
+            ConfigError: a key that is unknown or names nothing, or a value that does not fit.
+        """
+        for run in points(grid, seeds):
+            self.recipe(run.values, run.seed)
+        for number in range(max(map(len, grid.values()))):
+            values = {key: values[min(number, len(values) - 1)] for key, values in grid.items()}
+            distiller = self(values, seeds[0], None, None)
+            distiller.plan()
+            distiller.close()
+        return is_greater_better(distiller)
+
+    @property
+    def identity(self) -> str:
+        """What the runs have in common, as text."""
+        return repr({f.name: getattr(self.base, f.name) for f in fields(self.base) if f.name != "output_dir"})
+
+    def _ingredients(self, recipe: Recipe) -> Ingredients:
+        from .build import Ingredients
+
+        seed = recipe.training["seed"]
+        if self._ready is None or _shared(self._ready.recipe) != _shared(recipe):
+            own = self.base.training.get("seed")
+            plain = {key: value for key, value in recipe.training.items() if key != "seed"}
+            training = plain if own is None else {**plain, "seed": own}  # one teacher, whatever the seed
+            self._ready = Ingredients.of(replace(recipe, training=training))
+        return replace(self._ready, recipe=recipe, seed=seed)
+
+
+def is_greater_better(distiller: KnowledgeDistiller) -> bool:
+    """By which end the runs of a sweep are ranked.
+
+    Raises:
+        ConfigError: the run has no metric to be ranked by.
+    """
+    evaluator, settings = distiller.evaluator, distiller.settings
+    if distiller.dev_dataloader is None or not callable(evaluator):
+        raise ConfigError(
+            "a sweep ranks its runs by a metric: give evaluation data, and an evaluator that is a callable"
+        )
+    greater = settings.greater_is_better
+    return bool(getattr(evaluator, "greater_is_better", True) if greater is None else greater)
+
+
+def _shared(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides data, tokenizer and teacher."""
+    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in _OF_A_RUN}
+
+
+def _cache_of(folder: str, recipe: Recipe, entries: list[Any]) -> str:
+    """The part of a sweep's cache that holds what these entries read of this recipe's teacher."""
+    read = sorted({str(feature) for entry in parse_config(entries).entries for feature in entry.teacher})
+    stored = {key: value for key, value in recipe.training.items() if key in _OF_A_CACHE}
+    return str(Path(folder, xxhash.xxh3_64_hexdigest(repr([read, _shared(recipe) | stored]).encode())))
+
+
+# --- what a key names ------------------------------------------------------------------------------------------------
+
+
+def resolved(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
+    """The keys of the recipe that a key of the grid sets, with their values.
+
+    `alpha`, `weight` and `temperature` are arguments of the recipe's method; beside a distill_config they are of its
+    one entry that has a teacher and reads logits, and `alpha` gives the one entry of labels the weight 1 - alpha.
+
+    Raises:
+        ConfigError: the key is unknown, says nothing here, or could mean several things.
+    """
+    known = [f.name for f in fields(Recipe)]
+    first = key.partition(".")[0]
+    if key not in SHORT:
+        if first not in known:
+            raise ConfigError(
+                f"--grid {key}: a recipe has no key {first!r}.{nearest(first, [*known, *SHORT])} Keys: "
+                f"{', '.join(known)}; and for short {', '.join(SHORT)}"
+            )
+        why = _NO_AXIS.get(key) or _NO_AXIS.get(first)
+        if why:
+            raise ConfigError(f"--grid {key}: {why}")
+        return {key: value}
+    written = recipe.own_entries()
+    return _of_method(recipe, key, value) if written is None else _of_entries(recipe, written, key, value)
+
+
+def _of_method(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
+    method = recipe.method_name
+    takes = table.options_of(method)
+    if key not in takes and not (key == "weight" and "alpha" in takes):
+        raise ConfigError(f"--grid {key}: method {method} takes no {key}. It takes: {', '.join(takes) or 'nothing'}")
+    if key == "weight":
+        return {"method_args.weight": value} if key in takes else {"alpha": value}
+    return {key: value}
+
+
+def _of_entries(recipe: Recipe, written: list[Any], key: str, value: Any) -> dict[str, Any]:
+    config = parse_config(written)
+    raise_all(ConfigError, "distill_config", config.problems)
+    soft = {e.index: e for e in config.entries if e.teacher and e.student[0].output == "logits"}
+    hard = [index for index in dict.fromkeys(e.index for e in config.entries if e.hard)]
+    where = _one(recipe, key, list(soft), "with a teacher on logits")
+    if key == "weight":
+        return {f"{where}.weight": value}
+    if key == "alpha":
+        return {f"{where}.weight": value, f"{_one(recipe, key, hard, 'of labels')}.weight": 1 - value}
+    (index, entry), *_ = soft.items()
+    if "temperature" not in _arguments(entry):
+        raise ConfigError(f"--grid temperature: loss {entry.loss_name} of {where} takes no temperature")
+    inside = "loss.args" if isinstance(written[index].get("loss"), Mapping) else "args"
+    return {f"{where}.{inside}.temperature": value}
+
+
+def _one(recipe: Recipe, key: str, indices: list[int], what: str) -> str:
+    """The path of the one entry that a short name speaks of."""
+    if len(indices) != 1:
+        places = ", ".join(f"{_path(recipe, index)}.weight" for index in indices)
+        hint = f". Name one: {places}" if indices else ""
+        raise ConfigError(f"--grid {key}: it speaks of the one entry {what}, and there are {len(indices)}{hint}")
+    return _path(recipe, indices[0])
+
+
+def _path(recipe: Recipe, index: int) -> str:
+    """Where an entry is written: numbers count the recipe's own entries first, then those of its stages."""
+    return list(_paths(recipe))[index]
+
+
+def _paths(recipe: Recipe) -> Iterator[str]:
+    yield from (f"distill_config.{number}" for number in range(len(recipe.distill_config or [])))
+    for number, stage in enumerate(recipe.stages or []):
+        yield from (f"stages.{number}.distill_config.{i}" for i in range(len(stage.get("distill_config") or [])))
+
+
+def _arguments(entry: Entry) -> list[str]:
+    functions = list(functions_of(entry.loss).values()) if isinstance(entry.loss, str) else [entry.loss]
+    return [p.name for p in parameters_of(functions[0]) or ()]

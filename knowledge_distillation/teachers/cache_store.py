@@ -1,0 +1,398 @@
+"""Teacher features on disk: what makes a sample the same one again, and the files that hold its features.
+
+FOLDER/
+  cache.json           whose features these are and how they are stored; a cache of anything else is refused
+  <checksum>.safetensors   shards: keys and lengths of some samples, and their features without padding, end to end
+  complete.json        there once every sample of a pass over the training data is in it
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .cache_format import Form, Span
+from .cache_identity import Identity
+
+FORMAT = 1
+SHARD_BYTES = 64 << 20
+SPARE_BYTES = 256 << 20  # of the disk, left free
+_KEYS, _LENGTHS = "sample_keys", "sample_lengths"
+
+
+class CacheError(CheckpointError):
+    """A teacher cache is of something else, damaged, or cannot grow."""
+
+
+class Store:
+    """The samples of one cache folder: find, read, add. Several processes may write to one folder at a time.
+
+    Args:
+        folder: made by `claim`.
+        identity: of the teacher.
+        forms: feature name -> how it is stored. A folder that holds more features serves these and is not added to.
+        limit: bytes the folder may grow to; None for what the disk holds.
+
+    Raises:
+        CacheError: the folder holds features of another teacher, others than these, or no cache at all.
+    """
+
+    def __init__(
+        self, folder: Path, identity: Identity, forms: Mapping[str, Form], limit: float | None = None
+    ) -> None:
+        self.folder, self.identity, self.limit = folder, identity, limit
+        self.forms = dict(forms)
+        self.names = self._names_stored = _length_names(self.forms)
+        self.writable = True
+        self._shards: list[_Shard] = []
+        self._known: set[str] = set()
+        self._pending: list[tuple[NDArray[np.uint64], NDArray[np.int32], dict[str, Tensor]]] = []
+        self._pending_places: dict[bytes, int] = {}
+        self._pending_bytes = 0
+        self._index: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
+        self._open()
+
+    # --- what is there -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Samples on disk, as of the last `refresh`."""
+        return sum(len(shard.keys) for shard in self._shards)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk, as of the last `refresh`."""
+        return sum(shard.nbytes for shard in self._shards)
+
+    @property
+    def complete(self) -> bool:
+        """Whether a whole pass over the training data went into it."""
+        return (self.folder / "complete.json").exists()
+
+    def mark_complete(self) -> None:
+        self.refresh()
+        if self.writable:
+            self._write("complete.json", {"samples": len(self)})
+
+    def claim(self) -> None:
+        """Make the folder one of these features, before anything goes into it or comes out of it.
+
+        Raises:
+            CacheError: another run was first, with something else.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        marker = self.folder / "cache.json"
+        if not marker.exists():
+            self._write(marker.name, self._description(), replace=False)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See the shards that were written since the last look, by whomever; their samples are of this teacher.
+
+        Raises:
+            CacheError: the folder is of something else.
+        """
+        if (self.folder / "cache.json").exists():
+            self._agree()
+        files = sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
+        for path in files:
+            if path.name not in self._known:
+                self._known.add(path.name)
+                self._shards.append(_Shard(path, self._names_stored))
+                self._index = None
+
+    def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The place of each sample, on disk or on its way there; -1 where it is not there.
+
+        Args:
+            keys: (samples, 2).
+        """
+        if self._index is None:
+            every = np.concatenate([shard.keys for shard in self._shards]) if self._shards else keys[:0]
+            order = np.argsort(every[:, 0], kind="stable")
+            self._index = every[order], order
+        known, order = self._index
+        places = np.full(len(keys), -1)
+        if len(known):
+            at = np.minimum(np.searchsorted(known[:, 0], keys[:, 0]), len(known) - 1)
+            places = np.where((known[at] == keys).all(1), order[at], -1)
+        for sample in np.flatnonzero(places < 0) if self._pending else ():
+            pending = self._pending_places.get(keys[sample].tobytes())
+            places[sample] = -1 if pending is None else len(self) + pending
+        return places
+
+    def read(self, places: NDArray[np.int64], spans: Mapping[str, Span]) -> dict[str, dict[str, Tensor]]:
+        """Feature -> its stored parts for one batch, each sample where its span says; 0 around it, and at -1."""
+        begins = np.cumsum([0, *(len(shard.keys) for shard in self._shards)])
+        numbers = (np.searchsorted(begins, places, side="right") - 1).tolist()
+        rows = (places - begins[numbers]).tolist()
+        present = np.flatnonzero(places >= 0).tolist()
+        taken: dict[str, dict[str, Tensor]] = {}
+        for feature, form in self.forms.items():
+            taken[feature] = {}
+            for part, (dims, dtype) in form.parts.items():
+                sizes = [spans[dim].size if isinstance(dim, str) else dim for dim in dims]
+                batch, name = torch.zeros(len(places), *sizes, dtype=dtype), _tensor_name(feature, part)
+                for sample in present:
+                    number, row, at = numbers[sample], rows[sample], window(dims, spans, sample)
+                    if number < len(self._shards):
+                        batch[sample][at] = self._shards[number].record(name, dims, row)
+                    else:
+                        record = self._pending[row][2][name]
+                        batch[sample][at] = record.view(batch[sample][at].shape)
+                taken[feature][part] = batch
+        return taken
+
+    # --- adding ------------------------------------------------------------------------------------------------------
+
+    def add(
+        self, keys: NDArray[np.uint64], parts: Mapping[str, Mapping[str, Tensor]], spans: Mapping[str, Span]
+    ) -> None:
+        """Take in the samples of a batch that are not there yet; a shard is written when there are enough.
+
+        Args:
+            parts: feature -> its stored parts, on the CPU, padded as the batch was.
+        """
+        for sample in np.flatnonzero(self.find(keys) < 0).tolist():
+            name = keys[sample].tobytes()
+            if name in self._pending_places:
+                continue
+            record = {
+                _tensor_name(feature, part): parts[feature][part][sample][window(dims, spans, sample)].flatten()
+                for feature, form in self.forms.items()
+                for part, (dims, _) in form.parts.items()
+            }
+            record = {name: tensor.clone() for name, tensor in record.items()}  # a view would hold its whole batch
+            self._check_range(record)
+            lengths = np.array([spans[name].length[sample] for name in self.names], np.int32)
+            if not self.writable:
+                continue
+            self._pending_places[name] = len(self._pending)
+            self._pending.append((keys[sample], lengths, record))
+            self._pending_bytes += sum(tensor.nbytes for tensor in record.values())
+        if self._pending_bytes >= SHARD_BYTES:
+            self.flush()
+
+    def _check_range(self, record: Mapping[str, Tensor]) -> None:
+        for name, tensor in record.items():
+            if tensor.dtype == torch.float16 and torch.isinf(tensor).any():
+                raise CacheError(
+                    f"teacher cache {self.folder}: {name} has values beyond float16, above 65,504: set "
+                    "teacher_cache_dtype: bfloat16"
+                )
+            if name.endswith(":scale") and not torch.isfinite(tensor).all():
+                raise CacheError(
+                    f"teacher cache {self.folder}: {name.removesuffix(':scale')} has values that are no finite "
+                    "numbers, of which int8 can keep none: set teacher_cache_dtype: bfloat16"
+                )
+
+    def flush(self) -> None:
+        """Write what was taken in; all of it or nothing."""
+        if not self._pending:
+            return
+        self.claim()
+        if not self.writable:
+            return self._drop()
+        self._check_room(self._pending_bytes)
+        keys, lengths, records = zip(*self._pending, strict=True)
+        tensors = {name: torch.cat([record[name] for record in records]) for name in records[0]}
+        tensors[_KEYS] = torch.from_numpy(np.stack(keys).view(np.int64))
+        tensors[_LENGTHS] = torch.from_numpy(np.stack(lengths))
+        unfinished = self._unfinished()
+        try:
+            save_file(tensors, str(unfinished))
+            unfinished.rename(self.folder / f"{_checksum(unfinished)}.safetensors")
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            if error.errno != errno.ENOSPC:
+                raise
+            raise self._full("the disk is full") from error
+        except SafetensorError as error:
+            unfinished.unlink(missing_ok=True)
+            raise self._full(f"a shard cannot be written ({error})") from error
+        self._drop()
+        self.refresh()
+
+    def _drop(self) -> None:
+        self._pending, self._pending_places, self._pending_bytes = [], {}, 0
+
+    def bytes_of(self, lengths: Mapping[str, NDArray[Any]], samples: int) -> int:
+        """What so many samples take, given the lengths of each by the mask that tells them."""
+        total = float(samples * (16 + 4 * len(self.names)))
+        for form in self.forms.values():
+            for dims, dtype in form.parts.values():
+                size = np.full(samples, float(dtype.itemsize))
+                for dim in dims:
+                    size *= lengths[dim] if isinstance(dim, str) else dim
+                total += float(size.sum())
+        return int(total)
+
+    def check_room(self, samples_bytes: int) -> None:
+        """Raise where a cache of this size could not be written."""
+        self._check_room(max(0, samples_bytes - self.nbytes), begun=False)
+
+    def _check_room(self, size: int, begun: bool = True) -> None:
+        within = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        free = shutil.disk_usage(within).free - SPARE_BYTES
+        if self.limit is not None and self.nbytes + size > self.limit:
+            raise self._full(
+                f"teacher_cache_limit is {shown(self.limit)}, and {'' if begun else 'about '}"
+                f"{shown(self.nbytes + size)} are needed" + (" by now" if begun else "")
+            )
+        if size > free:
+            raise self._full(
+                f"the disk has {shown(max(0, free))} to spare, and {'' if begun else 'about '}{shown(size)} are needed"
+            )
+
+    def _full(self, why: str) -> CacheError:
+        return CacheError(
+            f"teacher cache {self.folder}: {why}. It holds {len(self):,} samples, which stay good. Make room, raise "
+            "the limit, store less (teacher_cache_dtype: int8, teacher_cache_top_k, fewer mapped features), or turn "
+            "the cache off"
+        )
+
+    # --- whose it is -------------------------------------------------------------------------------------------------
+
+    def _description(self) -> dict[str, Any]:
+        forms = {name: form.to_dict() for name, form in self.forms.items()}
+        return {"format": FORMAT, **self.identity._asdict(), "features": forms}
+
+    def _write(self, name: str, content: Mapping[str, Any], replace: bool = True) -> None:
+        """Write a file whole; without `replace` the first of several writers wins."""
+        unfinished = self._unfinished()
+        unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        if replace:
+            unfinished.replace(self.folder / name)
+            return
+        try:
+            os.link(unfinished, self.folder / name)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            shutil.copyfile(unfinished, self.folder / name)
+        unfinished.unlink()
+
+    def _unfinished(self) -> Path:
+        """A name that no other writer uses, for a file until it is whole."""
+        return self.folder / f"{os.getpid()}-{uuid.uuid4().hex}.unfinished"
+
+    def _open(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CacheError(f"teacher_cache {self.folder} is a file; a directory is needed")
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        if "cache.json" not in names and any(not name.endswith(".unfinished") for name in names):
+            raise CacheError(f"teacher_cache {self.folder} holds files and no cache.json: choose an empty folder")
+        self.refresh()
+
+    def _agree(self) -> None:
+        marker = self.folder / "cache.json"
+        try:
+            held = json.loads(marker.read_text(encoding="utf-8"))
+            stored = {name: Form.from_dict(form) for name, form in held["features"].items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CacheError(f"{marker} cannot be read ({error}): delete the cache {self.folder}") from error
+        wanted = self._description()
+        changed = [
+            f"{key}: it holds {held.get(key)!r}, this run has {wanted[key]!r}"
+            for key in ("format", *Identity._fields)
+            if held.get(key) != wanted[key]
+        ]
+        for name, form in self.forms.items():
+            if name not in stored:
+                changed.append(f"{name} is not in it; it holds {', '.join(stored)}")
+            elif stored[name] != form:
+                changed.append(f"{name}: it holds {stored[name]}, this run has {form}")
+        if changed:
+            raise CacheError(
+                f"teacher cache {self.folder} is of something else:\n  " + "\n  ".join(changed) + "\nDelete it, or "
+                "choose another teacher_cache"
+            )
+        self.writable = stored.keys() == self.forms.keys()
+        self._names_stored = _length_names(stored)
+
+
+class _Shard:
+    """One file of samples: keys and lengths in memory, features mapped from the file when first read."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self.path, self.names, self.nbytes = path, list(names), path.stat().st_size
+        self._tensors: dict[str, Tensor] = {}
+        self._ends: dict[str, NDArray[np.int64]] = {}
+        try:
+            with safe_open(str(path), "pt") as file:
+                self.keys = file.get_tensor(_KEYS).numpy().view(np.uint64).copy()
+                self.lengths = file.get_tensor(_LENGTHS).numpy().copy()
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, str(error)) from error
+
+    def record(self, name: str, dims: tuple[int | str, ...], row: int) -> Tensor:
+        if not self._tensors:
+            self._map()
+        if name not in self._ends:
+            sizes = np.ones(len(self.keys), np.int64)
+            for dim in dims:
+                sizes *= self.lengths[:, self.names.index(dim)] if isinstance(dim, str) else dim
+            self._ends[name] = np.cumsum(sizes)
+        ends = self._ends[name]
+        begin = int(ends[row - 1]) if row else 0
+        shape = [int(self.lengths[row, self.names.index(dim)]) if isinstance(dim, str) else dim for dim in dims]
+        return self._tensors[name][begin : int(ends[row])].view(shape)
+
+    def _map(self) -> None:
+        if _checksum(self.path) != self.path.stem:
+            raise _damaged(self.path, "its checksum differs")
+        with safe_open(str(self.path), "pt") as file:
+            self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def _length_names(forms: Mapping[str, Form]) -> list[str]:
+    """The masks that tell lengths, in the order in which a shard has them."""
+    return sorted({dim for form in forms.values() for dim in form.dims if isinstance(dim, str)})
+
+
+def window(dims: Sequence[int | str], spans: Mapping[str, Span], sample: int) -> tuple[slice, ...]:
+    """Where in a padded batch the features of one sample are."""
+    return tuple(
+        slice(int(spans[d].start[sample]), int(spans[d].start[sample] + spans[d].length[sample]))
+        if isinstance(d, str)
+        else slice(None)
+        for d in dims
+    )
+
+
+def shown(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def _tensor_name(feature: str, part: str) -> str:
+    return f"{feature}:{part}" if part else feature
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, why: str) -> CacheError:
+    return CacheError(f"teacher cache: {path} is damaged: {why}. Delete this file; its samples are computed again")

@@ -1,0 +1,64 @@
+"""The models of a run by name: the student, its teachers, its peers; each checked before anything is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..config.entry import PEER, SELF
+from ..errors import ConfigError
+from ..objective.loss_model import usable_name
+
+Models = dict[str, nn.Module]
+
+
+def cohort_of(student: Any, teacher: Any, peer: Any) -> tuple[Models, Models]:
+    """Teachers and peers by name; a teacher that is alone has the empty name, a peer that is alone is `peer`.
+
+    Raises:
+        ConfigError: something is no model, or cannot be used as it is, or one model is given twice.
+    """
+    if student is None:
+        raise ConfigError("student_model is missing")
+    teachers = _by_name("teacher_model", teacher, "", (SELF, PEER))
+    peers = _by_name("peer_model", peer, PEER, (SELF,))
+    given = {"student_model": student, **labelled(teachers, "teacher_model"), **labelled(peers, "peer_model")}
+    for name, model in given.items():
+        if hasattr(model, "_orig_mod"):
+            raise ConfigError(
+                f"{name} is compiled, and a compiled pass has no places to take features from: give the "
+                "model as it was before torch.compile"
+            )
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"{name} is a torch module; found {model!r}: load it first, as with from_pretrained")
+    for who, others in (("teacher_model", teachers), ("peer_model", peers)):
+        if any(model is student for model in others.values()):
+            raise ConfigError(f"{who} is student_model itself: give a copy, made with copy.deepcopy(student_model)")
+    for name, one in peers.items():
+        twin = next((other for other, model in peers.items() if model is one), name)
+        if twin != name:
+            raise ConfigError(f"peer_model {twin} and peer_model {name} are one model: give a copy")
+        if name in teachers:
+            raise ConfigError(f"teacher_model and peer_model have one name: {name}")
+    return teachers, peers
+
+
+def labelled(models: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Models under what they are and their names, for messages; the student is left out."""
+    return {f"{what} {name}".strip(): model for name, model in models.items() if name or what.startswith("teacher")}
+
+
+def _by_name(what: str, models: Any, alone: str, reserved: tuple[str, ...]) -> Models:
+    if models is None:
+        return {}
+    if not isinstance(models, Mapping):
+        return {alone: models}
+    wrong = [name for name in models if not usable_name(name) or name in reserved]
+    if wrong or not models:
+        raise ConfigError(
+            f"{what} names models by texts without '.' and '/', other than {', '.join(map(repr, reserved))} and names "
+            f"torch uses itself; found {wrong or 'no model at all'}"
+        )
+    return dict(models)
