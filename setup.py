@@ -26,6 +26,7 @@ setup(
         "evaluate>=0.4.3",
         "numpy>=1.26",
         "safetensors>=0.5",
+        "pydantic>=2.7",
         "xxhash>=3.4",
         "pyyaml>=6.0",
         "typer>=0.15",
