@@ -7,11 +7,11 @@ import argparse
 import statistics
 
 import torch
+from accelerate.utils import gather_object
+from scenes import outputs, segmentation_scenes
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from knowledge_distillation import KnowledgeDistiller
-from knowledge_distillation.data import segmentation_scenes
-from knowledge_distillation.evaluation.vision import SegmentationEvaluator
+from knowledge_distillation import DataError, KnowledgeDistiller
 
 LABELS = {"student": "output.loss", "loss": "own_loss"}  # cross-entropy of each pixel
 TEACHER = {
@@ -31,6 +31,52 @@ def segformer(widths, decoder, seed):
     return SegformerForSemanticSegmentation(
         SegformerConfig(**stages, decoder_hidden_size=decoder, num_labels=4, drop_path_rate=0.0, initializer_range=0.1)
     )
+
+
+class SegmentationEvaluator:
+    """Mean intersection over union of a segmentation model; its logits are brought to the size of the labels."""
+
+    primary_metric, greater_is_better = "mean_iou", True
+
+    def __call__(self, student, teacher, dataloader, accelerator):
+        predictions, references, classes = [], [], 0
+        for batch, output in outputs(student, dataloader, accelerator):
+            size, classes = batch["labels"].shape[-2:], output.logits.shape[1]
+            logits = torch.nn.functional.interpolate(output.logits.float(), size=size, mode="bilinear")
+            predictions.append(logits.argmax(1).cpu().flatten())
+            references.append(batch["labels"].cpu().flatten())
+        # Those of all processes, in their order.
+        predictions, references = (torch.cat(gather_object(one)) for one in (predictions, references))
+        return {"mean_iou": mean_iou(predictions, references, classes)}
+
+
+def mean_iou(predictions, references, classes, ignored=255):
+    """Intersection over union of the pixels of a class, averaged over the classes that are predicted or there.
+
+    Args:
+        predictions: any shape, class numbers.
+        references: same shape; pixels of class `ignored` do not count.
+        classes: how many there are.
+
+    Returns:
+        From 0 to 1; 0 where no pixel counts.
+
+    Raises:
+        DataError: a class number out of range.
+
+    Source: Everingham et al., The PASCAL Visual Object Classes Challenge, 2010.
+    """
+    counted = references != ignored
+    for numbers, what in ((references[counted], "label"), (predictions[counted], "predicted class")):
+        wrong = numbers[(numbers < 0) | (numbers >= classes)]
+        if len(wrong):
+            raise DataError(f"{what} {int(wrong[0])} is out of range: there are {classes} classes, 0 to {classes - 1}")
+    if not counted.any():
+        return 0.0
+    pairs = references[counted] * classes + predictions[counted]
+    table = torch.bincount(pairs.flatten(), minlength=classes**2).view(classes, classes)
+    both, either = table.diag(), table.sum(0) + table.sum(1) - table.diag()
+    return float((both[either > 0] / either[either > 0]).mean())
 
 
 def train(student, teacher, entries, data, epochs, seed):

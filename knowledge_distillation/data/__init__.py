@@ -13,9 +13,6 @@ _ROOMS = {
     "IMAGE_TASKS": "images",
     "load_images": "images",
     "LengthGroupedBatchSampler": "batching",
-    "collate_detection": "scenes",
-    "detection_scenes": "scenes",
-    "segmentation_scenes": "scenes",
     "tokenize": "text",
     "train_tokenizer": "text",
     "train_word_tokenizer": "text",
@@ -32,9 +29,6 @@ if TYPE_CHECKING:
     from .glue import load_glue as load_glue
     from .images import IMAGE_TASKS as IMAGE_TASKS
     from .images import load_images as load_images
-    from .scenes import collate_detection as collate_detection
-    from .scenes import detection_scenes as detection_scenes
-    from .scenes import segmentation_scenes as segmentation_scenes
     from .text import tokenize as tokenize
     from .text import train_tokenizer as train_tokenizer
     from .text import train_word_tokenizer as train_word_tokenizer

@@ -159,19 +159,6 @@ def ready_made_output(output: Any) -> dict[str, dict[str, Tensor]]:
     return features
 
 
-def detections(output: Any) -> dict[str, dict[str, Tensor]]:
-    """An output adaptor for detectors such as YOLOS and DETR: the ready-made names, and `output.detections`.
-
-    That is (batch, candidates, 4 + 1 + classes): the box, the probability that there is an object at all, and the
-    logits of the classes without "no object": what `objectness_scaled` compares, with `objectness_activation: none`.
-    """
-    features = ready_made_output(output)
-    logits = output["logits"]
-    objectness = 1 - logits.softmax(-1)[..., -1:]
-    features["output"]["detections"] = torch.cat([output["pred_boxes"], objectness, logits[..., :-1]], dim=-1)
-    return features
-
-
 def flatten(features: Any) -> dict[Feature, Tensor]:
     """`{"layer": {"output": tensor}}` as `{Feature: tensor}`."""
     if not isinstance(features, Mapping) or not all(isinstance(outputs, Mapping) for outputs in features.values()):

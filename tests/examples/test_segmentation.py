@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from scenes import segmentation_scenes
+from segmentation import SegmentationEvaluator, mean_iou
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from knowledge_distillation import DataError, KnowledgeDistiller
-from knowledge_distillation.data import segmentation_scenes
-from knowledge_distillation.evaluation.vision import SegmentationEvaluator, mean_iou
 
 
 def segformer(width: int, seed: int = 0) -> SegformerForSemanticSegmentation:

@@ -7,18 +7,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from detection import DetectionEvaluator, box_iou, detections, mean_average_precision, predicted_objects
+from scenes import collate_detection, detection_scenes, segmentation_scenes
 from torch import Tensor, nn
 from transformers import YolosConfig, YolosForObjectDetection
 
 from knowledge_distillation import ConfigError, DataError, KnowledgeDistiller, MultiLayerBasedDistillationLoss
-from knowledge_distillation.data import collate_detection, detection_scenes, segmentation_scenes
-from knowledge_distillation.evaluation.vision import (
-    DetectionEvaluator,
-    box_iou,
-    mean_average_precision,
-    predicted_objects,
-)
-from knowledge_distillation.features.adaptors import detections
 from knowledge_distillation.losses.logits import objectness_scaled
 
 OWN = {"student": "output.loss", "loss": "own_loss", "name": "own"}

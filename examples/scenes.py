@@ -1,18 +1,18 @@
-"""Small generated pictures whose answer is known: rectangles, discs and diamonds of any colour on noise."""
+"""Small generated pictures whose answer is known: rectangles, discs and diamonds of any colour on noise.
 
-from __future__ import annotations
-
-from typing import Any
+detection.py and segmentation.py learn from them.
+"""
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
-from ..errors import DataError
+from knowledge_distillation import DataError
 
 SHAPES = ("rectangle", "disc", "diamond")  # class 0, 1, 2; of a segmentation 1, 2, 3, with 0 for the background
 
 
-def detection_scenes(number: int, seed: int = 0, size: int = 48, most: int = 3, noise: float = 0.1) -> list[Any]:
+def detection_scenes(number, seed=0, size=48, most=3, noise=0.1):
     """Pictures with their objects, as transformers' detectors take them.
 
     Args:
@@ -27,28 +27,36 @@ def detection_scenes(number: int, seed: int = 0, size: int = 48, most: int = 3, 
         centre x, centre y, width and height as parts of the picture.
     """
     rows = []
-    for picture, _, objects in _scenes(number, seed, size, most, noise):
+    for picture, _, objects in scenes(number, seed, size, most, noise):
         classes, boxes = (torch.tensor([one[i] for one in objects]) for i in (0, 1))
         rows.append({"pixel_values": picture, "labels": {"class_labels": classes, "boxes": boxes}})
     return rows
 
 
-def segmentation_scenes(number: int, seed: int = 0, size: int = 48, most: int = 3, noise: float = 0.1) -> list[Any]:
+def segmentation_scenes(number, seed=0, size=48, most=3, noise=0.1):
     """Pictures with the class of each pixel; arguments as for `detection_scenes`.
 
     Returns:
         Rows of `pixel_values` (3, size, size) and `labels` (size, size): 0 is background.
     """
-    return [{"pixel_values": p, "labels": classes} for p, classes, _ in _scenes(number, seed, size, most, noise)]
+    return [{"pixel_values": p, "labels": classes} for p, classes, _ in scenes(number, seed, size, most, noise)]
 
 
-def collate_detection(rows: list[Any]) -> dict[str, Any]:
+def collate_detection(rows):
     """A batch of `detection_scenes`: pictures of one size, and a list of labels."""
     pictures = torch.stack([row["pixel_values"] for row in rows])
     return {"pixel_values": pictures, "labels": [row["labels"] for row in rows]}
 
 
-def _scenes(number: int, seed: int, size: int, most: int, noise: float) -> Any:
+def outputs(model, dataloader, accelerator):
+    """Each batch, and what a model says of its pictures; for an evaluator."""
+    for batch in dataloader:
+        batch = send_to_device(batch, accelerator.device)
+        with accelerator.autocast():
+            yield batch, model(pixel_values=batch["pixel_values"])
+
+
+def scenes(number, seed, size, most, noise):
     """Picture, class of each pixel, and (class, box) of each object."""
     if number < 1 or size < 16 or most < 1 or noise < 0:
         raise DataError(
@@ -65,7 +73,7 @@ def _scenes(number: int, seed: int, size: int, most: int, noise: float) -> Any:
         for _ in range(random.integers(1, most + 1)):
             shape = int(random.integers(len(SHAPES)))
             centre, half = random.uniform(0.25, 0.75, 2), random.uniform(0.12, 0.25, 2)
-            inside = _inside(shape, size, centre, half)
+            inside = covered(shape, size, centre, half)
             if classes[inside].any():
                 continue  # objects do not hide each other, so that every answer can be seen
             picture[:, inside] = (background + random.uniform(0.5, 1.0, 3) * random.choice([-1, 1], 3))[:, None]
@@ -75,7 +83,7 @@ def _scenes(number: int, seed: int, size: int, most: int, noise: float) -> Any:
         yield torch.tensor(picture, dtype=torch.float32), torch.tensor(classes), objects
 
 
-def _inside(shape: int, size: int, centre: Any, half: Any) -> Any:
+def covered(shape, size, centre, half):
     """Which pixels (y, x) a shape covers."""
     at = (np.arange(size) + 0.5) / size
     x, y = np.abs(at[None, :] - centre[0]) / half[0], np.abs(at[:, None] - centre[1]) / half[1]
