@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -66,6 +66,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         distill_config: a list of entries, a parsed DistillConfig, or the path of a YAML file.
         teacher_output_adaptor: model output -> `{"layer": {"output": tensor}}`; None for the ready-made names.
         student_output_adaptor: the same for the student.
+        shift_labels: whether position i predicts label i + 1, as in causal language models: of outputs whose type does
+            not say so, in a loop of one's own.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         distill_config: Any,
         teacher_output_adaptor: OutputAdaptor | None = None,
         student_output_adaptor: OutputAdaptor | None = None,
+        shift_labels: bool = False,
     ) -> None:
         super().__init__()
         self.config: DistillConfig = _with_usable_names(parse_config(distill_config))
@@ -83,17 +86,27 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         modules = {entry.name: entry.loss for entry in self.config.entries if isinstance(entry.loss, nn.Module)}
         self.losses = nn.ModuleDict(modules)
         self.bound: dict[str, BoundEntry] = {}
-        self.shift_labels = False  # True for causal language models: position i predicts label i + 1
-        self.progress = 0.0  # of the run or stage, in [0, 1]: where schedules are
-        self.num_samples: int | None = None  # size of the training set, for losses with a memory of it
+        self.shift_labels = shift_labels
         self.balance: Balance | None = None  # factors beside the weights
+
+    def prepare(self, peers: Sequence[str], balanced: bool) -> None:
+        """Take part in a run: entries for every student of a cohort, and, `balanced`, factors beside the weights."""
+        if peers:
+            self.config = self.config.among(peers)
+        if balanced:
+            self.balance = Balance(self.config.entries)
 
     # --- alone, in anybody's loop --------------------------------------------------------------------------------
 
     def forward(
-        self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
+        self,
+        teacher_output: Any,
+        student_output: Any,
+        teacher_inputs: Inputs | None,
+        student_inputs: Inputs | None,
+        progress: float = 0.0,
     ) -> Tensor:
-        """The weighted sum of all terms, averaged over this batch."""
+        """The weighted sum of all terms, averaged over this batch; `progress` says where schedules are, in [0, 1]."""
         student, teacher, context = self._read(teacher_output, student_output, teacher_inputs, student_inputs)
         if not self.bound:
             self.bind_outputs(teacher_output, student_output, teacher_inputs, student_inputs)
@@ -104,7 +117,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                     "widths differ, so projections were added: call loss_model.bind_outputs(...) with these arguments "
                     "before making the optimizer, and give it loss_model.parameters() as well"
                 )
-        return self.terms(self.project(student), teacher, context).loss
+        return self.terms(self.project(student, progress), teacher, context, progress=progress).loss
 
     def bind_outputs(
         self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
@@ -179,8 +192,12 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         kind: str,
         context: Mapping[str, Any],
         teacher_model: nn.Module | None = None,
+        num_samples: int | None = None,
     ) -> Terms:
         """Settle one entry on probed features and return its value there.
+
+        Args:
+            num_samples: the size of the training set, for losses with a memory of it.
 
         Raises:
             ConfigError: the loss, its arguments, or the shapes do not fit.
@@ -191,7 +208,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         function = entry.loss if callable(entry.loss) else get_loss(entry.loss, kind, entry.hard)
         if not takes_deferred(entry, kind_given):
             given, target = whole(given), whole(target)
-        see_call(entry, function, [*context, *self._told()])
+        of_data: dict[str, Any] = {} if num_samples is None else {"num_samples": num_samples}
+        see_call(entry, function, [*context, *of_data])
         held = Held(self.projections, self.losses, self.training)
         target = fit_teacher(held, entry, kind_given, given, target)
         for number, tensor in enumerate(given):
@@ -205,11 +223,11 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             for_constructor = names_of(constructor_parameters(function))
             args = {name: value for name, value in args.items() if name not in for_constructor}
             offered = {"teacher_model": teacher_model, "teacher_features": entry.teacher, "losses": self.losses}
-            offered |= {**self._told(), **entry.args}
+            offered |= {**of_data, **entry.args}
             said = entry.args.get("num_samples")
-            if said is not None and self.num_samples is not None and said < self.num_samples:
+            if said is not None and num_samples is not None and said < num_samples:
                 raise ConfigError(
-                    f"loss {entry.loss_name}: num_samples is {said}, and the training data has {self.num_samples} rows"
+                    f"loss {entry.loss_name}: num_samples is {said}, and the training data has {num_samples} rows"
                 )
             function = build_loss(
                 held, entry, function, projected, target, {k: v for k, v in offered.items() if k in for_constructor}
@@ -246,10 +264,14 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch")
         return Terms(value * entry.weight, {entry.name: value.detach()}, {entry.name: value})
 
-    def project(self, student: Features) -> dict[str, tuple[Tensor, ...]]:
+    def unbind(self) -> None:
+        """Let go of all bound entries; what they trained stays."""
+        self.bound.clear()
+
+    def project(self, student: Features, progress: float = 0.0) -> dict[str, tuple[Tensor, ...]]:
         """Entry name -> its student features, projected where it has a projection, for every entry that is on."""
         projected = {}
-        for entry in (bound.entry for bound, _, _ in self._now()):
+        for entry in (bound.entry for bound, _, _ in self._now(progress)):
             given = tuple(student[feature] for feature in entry.student)
             projected[entry.name] = apply_projections(self.projections, entry, given)
         return projected
@@ -260,6 +282,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         teacher: Features,
         context: Mapping[str, Any],
         counts: Mapping[str, Tensor | int] | None = None,
+        progress: float = 0.0,
     ) -> Terms:
         """Loss and named terms of one batch.
 
@@ -269,12 +292,13 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             context: what `make_context` returned.
             counts: entry name -> the number of values to divide by, where a batch is part of a larger whole; None
                 averages over this batch alone.
+            progress: of the run or stage, in [0, 1]: where schedules are.
         """
         if not self.bound:
             raise ConfigError("no entry is bound")
         attached, loss = {}, None
         heads: dict[HeadLogits, list[tuple[BoundEntry, Any, Part]]] = {}
-        now = self._now()
+        now = self._now(progress)
         for bound, weight, args in now:
             name = bound.entry.name
             target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
@@ -310,14 +334,14 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         size = batch_size(context)
         return {name: count_of(b, context, size) for name, b in self.bound.items()}
 
-    def _now(self) -> list[tuple[BoundEntry, Any, Mapping[str, Any]]]:
+    def _now(self, progress: float) -> list[tuple[BoundEntry, Any, Mapping[str, Any]]]:
         """The entries with their weights and arguments at the present progress, without those whose schedule is at 0.
 
         Over several processes these are computed as well, since every gradient has to be there.
         """
         now = []
         for bound in self.bound.values():
-            at = {name: course(self.progress) for name, course in bound.entry.schedule.items()}
+            at = {name: course(progress) for name, course in bound.entry.schedule.items()}
             weight = at.pop("weight", bound.entry.weight)
             now.append((bound, weight, {**bound.args, **at} if at else bound.args))
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -355,9 +379,6 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             if isinstance(entry.loss, str) and entry.loss in (HARD_LOSSES if entry.hard else SOFT_LOSSES):
                 functions += functions_of(entry.loss, entry.hard).values()
         return any(p.name == keyword for function in functions for p in parameters_of(function) or [])
-
-    def _told(self) -> dict[str, Any]:
-        return {} if self.num_samples is None else {"num_samples": self.num_samples}
 
 
 def _is_on(bound: BoundEntry, weight: float) -> bool:

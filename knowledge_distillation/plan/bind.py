@@ -35,6 +35,7 @@ def bind(
     student_inputs: Mapping[str, Inputs],
     teacher_inputs: Mapping[str, Inputs],
     entries: Sequence[Entry] | None = None,
+    num_samples: int | None = None,
 ) -> Plan:
     """Bind a loss model to its models. The probe leaves weights, buffers and random state as they were.
 
@@ -43,6 +44,7 @@ def bind(
         teachers: the frozen ones; one that is alone has the empty name.
         student_inputs, teacher_inputs: what the data adaptor gave for each of them on one batch.
         entries: those to bind; None for all of the config.
+        num_samples: the size of the training set, where it is known.
 
     Raises:
         ConfigError: every problem in the config, each with its entry.
@@ -52,14 +54,13 @@ def bind(
     bound = config.entries if entries is None else tuple(entries)
     problems = [*config.problems, *_unknown_teachers(bound, students, teachers)]
     student = students[""]
-    loss_model.shift_labels = predicts_next_token(student)
     told = with_context(student_inputs[""], student)[1]
     taught = {
         key: value
         for name, teacher in reversed(list(teachers.items()))
         for key, value in with_context(teacher_inputs[name], teacher.model)[1].items()
     }
-    context = make_context(told, taught or told, loss_model.shift_labels)
+    context = make_context(told, taught or told, predicts_next_token(student))
     modes = {name: model.training for name, model in students.items()} | {None: loss_model.training}
     loss_model.eval()  # what a loss remembers begins with the run, not with the probe
     taken: dict[str, dict[str, Source]] = {"student": {}, "teacher": {}}
@@ -94,7 +95,7 @@ def bind(
             with torch.enable_grad():
                 models = {name: teacher.model for name, teacher in teachers.items()}
                 models |= {name or SELF: model for name, model in students.items()}
-                rows, losses = _bind_entries(loss_model, bound, found, taken, context, problems, models)
+                rows, losses = _bind_entries(loss_model, bound, found, taken, context, problems, models, num_samples)
                 trained = nn.ModuleList([*students.values(), loss_model])
                 reached = _reached(losses, trained)
                 problems += [] if problems else _frozen_projections(loss_model, bound, reached)
@@ -191,11 +192,12 @@ def _bind_entries(
     context: Mapping[str, Any],
     problems: list[tuple[int, str]],
     models: Mapping[str, nn.Module],
+    num_samples: int | None,
 ) -> tuple[list[tuple[str, ...]], list[Tensor]]:
     rows, losses = [], []
     learning, teaching = found["student"], {**found["student"], **found["teacher"]}
     kinds = {feature: kind for source in taken["student"].values() for feature, kind in source.kinds.items()}
-    loss_model.bound.clear()
+    loss_model.unbind()
     for entry in loss_model.config.sound_entries(entries):
         teacher_side = found["teacher"] if all(f in found["teacher"] for f in entry.teacher) else teaching
         nowhere = [f for f in entry.student if f not in learning]
@@ -206,7 +208,8 @@ def _bind_entries(
         target = {feature: teacher_side[feature].detach() for feature in entry.teacher}
         try:
             teacher_model = models[entry.teacher[0].model] if entry.teacher else None
-            terms = loss_model.bind(entry, learning, target, kinds[entry.student[0]], context, teacher_model)
+            kind = kinds[entry.student[0]]
+            terms = loss_model.bind(entry, learning, target, kind, context, teacher_model, num_samples)
             projected = entry.name in loss_model.projections or bool(entry.projection.shared)
             if not projected and not any(learning[feature].requires_grad for feature in entry.student):
                 raise ConfigError(

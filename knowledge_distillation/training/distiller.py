@@ -23,10 +23,10 @@ from ..data.two_tokenizers import two_token_streams
 from ..errors import CheckpointError, ConfigError, DataError, raise_all
 from ..evaluation.evaluators import TaskEvaluator
 from ..features import attention
-from ..features.adaptors import adapted, named, same_inputs, with_context
+from ..features.adaptors import adapted, named, predicts_next_token, same_inputs, with_context
 from ..features.batch_context import batch_size, make_context
 from ..features.preserve import modes_kept, preserved, resting
-from ..objective.balance import Balance, gradient_norms
+from ..objective.balance import gradient_norms
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from ..plan.bind import bind, token_by_token
 from ..plan.plan import Plan
@@ -126,8 +126,7 @@ class KnowledgeDistiller:
         )
         self.student = student_model
         self.students = {"": student_model, **peers}
-        if peers:
-            self.loss_model.config = self.loss_model.config.among(list(peers))
+        self.loss_model.prepare(list(peers), balanced=self.settings.balance != "none")
         self.stages = stages_of(self.loss_model.config, self.settings)
         if len(self.stages) > 1 and (optimizer is not None or lr_scheduler is not None):
             raise ConfigError("each stage has an optimizer and a schedule of its own: leave yours out, or the stages")
@@ -156,9 +155,9 @@ class KnowledgeDistiller:
         choose(train_dataloader, train_dataset, "train")
         choose(dev_dataloader, eval_dataset, "dev")
         self._train_loader, self.dev_dataloader = train_dataloader, dev_dataloader
+        self._num_samples = None if train_dataset is None else len(train_dataset)
         if train_dataset is not None:
             self._train_loader = self._loader(train_dataset, data_collator, train=True)
-            self.loss_model.num_samples = len(train_dataset)
         if eval_dataset is not None:
             self.dev_dataloader = self._loader(eval_dataset, data_collator, train=False)
         if self.evaluator is None and self.dev_dataloader is not None:
@@ -175,8 +174,6 @@ class KnowledgeDistiller:
         }
         for frozen in self.teachers.values() if self.settings.teacher_stream else ():
             frozen.run_beside()
-        if self.settings.balance != "none":
-            self.loss_model.balance = Balance(self.loss_model.config.entries).to(self.accelerator.device)
         for callback in self.callbacks:
             callback.on_init_end(self)
 
@@ -310,7 +307,7 @@ class KnowledgeDistiller:
 
     def _step(self, window: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step on an accumulation window. Returns this process's share of the loss and of its terms."""
-        counts = self._counts(window)
+        counts, progress = self._counts(window), self._stage_progress()
         values: dict[str, Tensor] = {}
         batches = window or [self._idle_batch]  # a process out of batches takes part with a loss of zero
         if self.accelerator.num_processes > 1 and self.loss_model.losses:  # a memory may ask the other processes
@@ -319,9 +316,9 @@ class KnowledgeDistiller:
         for number, batch in enumerate(batches, start=1):
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.module):
                 answers = self._ask_teachers(batch)
-                projected, own = self.module(batch.students)
+                projected, own = self.module(batch.students, progress)
                 taught = {feature: tensor for answer in answers for feature, tensor in answer().items()}
-                terms = self.loss_model.terms(projected, {**own, **taught}, batch.context, counts)
+                terms = self.loss_model.terms(projected, {**own, **taught}, batch.context, counts, progress)
                 share = 1.0 if number <= len(window) else 0.0
                 if number == 1:
                     sizes = self._gradient_norms(terms.attached)
@@ -387,7 +384,6 @@ class KnowledgeDistiller:
     def _after_step(self, values: dict[str, Tensor], batches: int, managed: bool) -> None:
         progress, settings = self.progress, self.settings
         progress.step, progress.batches = progress.step + 1, progress.batches + batches
-        self.loss_model.progress = self._stage_progress()
         if self._steps_per_epoch:
             progress.fraction = (
                 progress.epoch + progress.batches / settings.gradient_accumulation_steps / self._steps_per_epoch
@@ -429,7 +425,7 @@ class KnowledgeDistiller:
         told = {name: with_context(inputs, self.students[name], own) for name, inputs in students.items()}
         taught = {name: with_context(inputs, self.teachers[name].model) for name, inputs in teachers.items()}
         everything = {k: v for _, whole in reversed(list(taught.values())) for k, v in whole.items()}
-        context = make_context(told[""][1], everything or told[""][1], self.loss_model.shift_labels)
+        context = make_context(told[""][1], everything or told[""][1], predicts_next_token(self.student))
         students, teachers = ({name: inputs for name, (inputs, _) in side.items()} for side in (told, taught))
         return Batch(students, teachers, context, keyed)
 
@@ -534,7 +530,7 @@ class KnowledgeDistiller:
             raw = self.batches.peek()
             students, teachers = self._sides(raw)
             self._check_vocabulary()
-            plan = bind(self.loss_model, self.students, self.teachers, students, teachers, entries)
+            plan = bind(self.loss_model, self.students, self.teachers, students, teachers, entries, self._num_samples)
         if self.train_data_adaptor is two_token_streams:
             raise_all(ConfigError, "distill_config", token_by_token(plan, entries))
         self._undo.callback(plan.close)
@@ -625,7 +621,6 @@ class KnowledgeDistiller:
                 )
             if self._scheduler is None:
                 optimizers.check_scheduler(other.settings)
-        self.loss_model.progress = self._stage_progress()
         if self._optimizer_ready:  # closed and opened again: optimizer and schedule go on
             self.module = self.accelerator.prepare(module)
             self._parameters = list(module.parameters())
@@ -791,7 +786,6 @@ class KnowledgeDistiller:
             self.progress.stage = stage
         self._prepare()
         keeping.load(self, *parts)
-        self.loss_model.progress = self._stage_progress()
         return self.progress.epoch
 
     def _open_output(self, resume: bool | str | Path) -> None:

@@ -23,7 +23,11 @@ class StudentAndProjections(nn.Module):
         self.peers = nn.ModuleDict({name: model for name, model in students.items() if name})
         self._features = {name: source.features for name, source in plan.students.items()}
 
-    def forward(self, inputs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[Feature, Tensor]]:
+    def forward(
+        self, inputs: dict[str, dict[str, Any]], progress: float
+    ) -> tuple[dict[str, Any], dict[Feature, Tensor]]:
         """Entry name -> its student feature, projected; and the features by which students teach, detached."""
         features = {f: t for name, take in self._features.items() for f, t in take(inputs[name]).items()}
-        return self.loss_model.project(features), {feature: tensor.detach() for feature, tensor in features.items()}
+        return self.loss_model.project(features, progress), {
+            feature: tensor.detach() for feature, tensor in features.items()
+        }

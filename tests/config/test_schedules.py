@@ -173,15 +173,14 @@ def test_progress_is_that_of_the_stage():
     assert [value for value in seen if value != 6] == [0, 3, 0, 2, 4]
 
 
-def test_in_a_loop_of_ones_own_progress_is_set_by_hand():
+def test_in_a_loop_of_ones_own_progress_is_an_argument():
     config = [{**SOFT[0], "weight": 2, "schedule": {"weight": "linear"}}]
     loss_model, batch = MultiLayerBasedDistillationLoss(config), batches(1)[0]
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     teacher, student = bert(2)(**inputs), bert(1, seed=1)(**inputs)
     values = []
     for progress in (0.0, 0.5, 1.0):
-        loss_model.progress = progress
-        values.append(loss_model(teacher, student, inputs, batch).item())
+        values.append(loss_model(teacher, student, inputs, batch, progress=progress).item())
     assert values == pytest.approx([0, values[2] / 2, values[2]]) and values[2] > 0
 
 

@@ -413,8 +413,8 @@ def test_a_context_knows_every_key_of_both_sides_and_makes_missing_masks():
 def test_labels_of_causal_models_are_shifted():
     logits, labels = torch.randn(2, 4, 5), torch.tensor([[1, 2, 3, 4], [2, -100, 0, -100]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
-    loss_model = alone("cross_entropy", hard=True)
-    loss_model.shift_labels = True
+    entries = alone("cross_entropy", hard=True).config
+    loss_model = MultiLayerBasedDistillationLoss(entries, as_it_is, as_it_is, shift_labels=True)
     inputs = {"input_ids": torch.ones_like(labels), "attention_mask": mask, "labels": labels}
     expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).item()
     assert loss_model(None, x(logits), None, inputs).item() == pytest.approx(expected, rel=1e-6)
