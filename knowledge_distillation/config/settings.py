@@ -63,7 +63,6 @@ class TrainingSettings:
         length_bucket: training rows are padded up to the next of a few lengths, multiples of this number that lie
             further apart the longer they are (with `train_dataset`). None: to the longest row of the batch.
         dataloader_num_workers: processes that prepare batches; 0 for none (with `train_dataset`, `eval_dataset`).
-        teacher_stream: let teachers compute beside the student, on a CUDA stream of their own.
         torch_compile: compile the repeated layers of teachers and students.
         metric_for_best_model: metric by which the best student is kept; None for the evaluator's primary metric.
         greater_is_better: None for the evaluator's own.
@@ -105,7 +104,6 @@ class TrainingSettings:
     max_tokens_per_batch: int | None = None
     length_bucket: int | None = None
     dataloader_num_workers: int = 0
-    teacher_stream: bool = False
     torch_compile: bool = False
     metric_for_best_model: str | None = None
     greater_is_better: bool | None = None

@@ -9,39 +9,47 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.entry import Feature
 from ..errors import DataError
+from ..features.adaptors import with_context
+from ..features.batch_context import batch_size, make_context
 from ..features.lazy import Deferred
 from ..features.source import Source
 from .cache_format import Span, sample_keys, spans_of
-from .cache_store import Store
+from .cache_store import Store, shown
 from .frozen import FrozenTeacher
 
 Features = dict[Feature, Tensor | Deferred]
 Parts = dict[str, dict[str, Tensor]]  # of each feature, what is stored of it
-ENOUGH_FOUND = 0.9  # of the samples, where all should be there
+ENOUGH_PRESENT = 0.9  # of the samples, where all should be there
 SAMPLES_TO_JUDGE = 1000
 MOST_UNWRITTEN = 4  # batches on their way to the disk
 
 
-class Keyed(NamedTuple):
-    """What a teacher is given for one batch, on the CPU, and its masks."""
+class CpuInputs(NamedTuple):
+    """One batch of a teacher on the CPU, where looking at it waits for nothing: its inputs, and its masks."""
 
     inputs: Mapping[str, Any]
     context: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any], model: nn.Module) -> CpuInputs:
+        """Of what the data adaptor gave for the teacher `model`."""
+        accepted, every_key = with_context(inputs, model)
+        return cls(accepted, make_context(every_key))
 
-class _Found(NamedTuple):
+
+class _LookUp(NamedTuple):
     keys: NDArray[np.uint64]
     spans: dict[str, Span]
     present: NDArray[np.bool_]
-    parts: dict[str, dict[str, Tensor]]  # of the samples that are present
+    parts: Parts  # of the samples that are present
 
 
 class CachedTeacher:
-    """`ask(inputs, keyed)` begins to read a batch's features beside whatever runs; its answer waits for them.
+    """`start` begins to read a batch's features beside whatever runs; what it returns waits for them.
 
     A batch of which a sample is missing is run by the teacher, and goes to the cache from a thread of its own. Either
     way the features are those that the cache gives back, so that a run does not depend on what was in it before.
@@ -49,37 +57,37 @@ class CachedTeacher:
     Args:
         teacher: runs only for what is missing.
         source: takes the mapped features from one pass of it.
-        store: of these features, under the names of `named`.
-        named: each feature's name in the store.
+        store: of these features, under `names`.
+        names: each feature's name in the store.
     """
 
-    def __init__(self, teacher: FrozenTeacher, source: Source, store: Store, named: Mapping[Feature, str]) -> None:
-        self.teacher, self.source, self.store, self.named = teacher, source, store, dict(named)
+    def __init__(self, teacher: FrozenTeacher, source: Source, store: Store, names: Mapping[Feature, str]) -> None:
+        self.teacher, self.source, self.store, self.names = teacher, source, store, dict(names)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-cache")  # the only one that uses the store
         self._unwritten: list[Future[None]] = []
-        self._expected = False  # whether every sample should be there
-        self._asked = self._missing = 0
+        self._complete = False  # whether every sample should be there
+        self._samples = self._missing = 0
 
-    def ask(self, inputs: dict[str, Any], keyed: Keyed) -> Callable[[], Features]:
+    def start(self, inputs: dict[str, Any], on_cpu: CpuInputs) -> Callable[[], Features]:
         """Begin to look up a batch.
 
         Args:
             inputs: what the teacher's `forward` takes, where the run computes.
-            keyed: the same on the CPU.
+            on_cpu: the same on the CPU.
         """
-        found = self._thread.submit(self._look_up, keyed)
-        return lambda: self._answer(found.result(), inputs)
+        look_up = self._thread.submit(self._look_up, on_cpu)
+        return lambda: self._features(look_up.result(), inputs)
 
     def begin_epoch(self, judged: bool = True) -> None:
         """Make the folder this teacher's and see what all processes wrote; let go of the teacher where it may rest.
 
         Args:
-            judged: whether few samples found are an error where all should be there.
+            judged: whether many missing samples are an error where all should be there.
         """
         self._thread.submit(self.store.claim).result()
-        self._expected = judged and self.store.complete
-        self._asked = self._missing = 0
-        if self._expected:
+        self._complete = judged and self.store.complete
+        self._samples = self._missing = 0
+        if self._complete:
             self.teacher.rest()
 
     def flush(self) -> None:
@@ -102,70 +110,99 @@ class CachedTeacher:
         finally:
             self._thread.shutdown()
 
-    def _look_up(self, keyed: Keyed) -> _Found:
-        spans = spans_of(self.store.names, keyed.context)
-        keys = sample_keys(keyed.inputs, keyed.context)
+    def note(self, lengths: NDArray[Any] | None, samples: int | None, context: Mapping[str, Any]) -> str:
+        """What the cache holds, and what it will take once all samples are in it, in words.
+
+        Args:
+            lengths: of each sample by its attention mask; None guesses by one batch.
+            samples: how many there are; None where nobody knows.
+            context: the masks of one batch.
+
+        Raises:
+            CacheError: the disk, or the limit, would not hold it, as far as the lengths tell.
+        """
+        store = self.store
+        dtype = next(iter(store.forms.values())).dtype
+        note = f"teacher cache {store.folder}: holds {len(store):,} samples, {shown(store.nbytes)}"
+        if store.complete:
+            return f"{note} in {dtype}"
+        rows = batch_size(context)
+        spans = spans_of(store.names, context)
+        per_sample = store.bytes_of({name: span.length for name, span in spans.items()}, rows) / rows
+        if samples is None:
+            return f"{note}; about {shown(per_sample)} for each sample in {dtype}"
+        if set(store.names) <= ({"attention_mask"} if lengths is not None else set()):
+            size = store.bytes_of({name: np.asarray(lengths) for name in store.names}, samples)
+            store.check_room(size)
+        else:
+            size = int(per_sample * samples)
+        return f"{note}; about {shown(size)} for {samples:,} samples in {dtype}"
+
+    def _look_up(self, on_cpu: CpuInputs) -> _LookUp:
+        spans = spans_of(self.store.names, on_cpu.context)
+        keys = sample_keys(on_cpu.inputs, on_cpu.context)
         places = self.store.find(keys)
         present = places >= 0
-        self._asked, self._missing = self._asked + len(keys), self._missing + int((~present).sum())
-        return _Found(keys, spans, present, self.store.read(places, spans) if present.any() else {})
+        self._samples, self._missing = self._samples + len(keys), self._missing + int((~present).sum())
+        return _LookUp(keys, spans, present, self.store.read(places, spans) if present.any() else {})
 
-    def _answer(self, found: _Found, inputs: dict[str, Any]) -> Features:
-        if self._asked >= SAMPLES_TO_JUDGE:
+    def _features(self, look_up: _LookUp, inputs: dict[str, Any]) -> Features:
+        if self._samples >= SAMPLES_TO_JUDGE:
             self._judge(SAMPLES_TO_JUDGE)
         device = self.teacher.device
         parts = {
             name: {part: _moved(tensor, device) for part, tensor in stored.items()}
-            for name, stored in found.parts.items()
+            for name, stored in look_up.parts.items()
         }
-        if not found.present.all():
-            parts = self._completed(parts, found, self._live(inputs, found))
+        if not look_up.present.all():
+            parts = self._completed(parts, look_up, self._computed(inputs, look_up))
         return {
             feature: self.store.forms[name].decode(parts[name], feature in self.source.heads)
-            for feature, name in self.named.items()
+            for feature, name in self.names.items()
         }
 
-    def _completed(self, parts: Parts, found: _Found, live: Parts) -> Parts:
+    def _completed(self, cached: Parts, look_up: _LookUp, computed: Parts) -> Parts:
         """What the teacher says of missing samples and the cache of the others: a copy of what is to be written."""
-        present = torch.from_numpy(found.present).to(self.teacher.device)
-        completed: Parts = {}
-        for name, stored in live.items():
-            completed[name] = {}
+        present = torch.from_numpy(look_up.present).to(self.teacher.device)
+        parts: Parts = {}
+        for name, stored in computed.items():
+            parts[name] = {}
             for part, tensor in stored.items():
-                known = parts[name][part] if parts else tensor
-                completed[name][part] = torch.where(present.view(-1, *[1] * (tensor.dim() - 1)), known, tensor)
-        return completed
-
-    def _live(self, inputs: dict[str, Any], found: _Found) -> Parts:
-        taken = self.teacher.features(self.source.features, inputs)
-        parts = {}
-        for feature, name in self.named.items():
-            form, one = self.store.forms[name], taken[feature]
-            sizes = tuple(found.spans[dim].size if isinstance(dim, str) else dim for dim in form.dims)
-            if one.shape[1:] != sizes:
-                raise DataError(
-                    f"teacher cache: {name} is {tuple(one.shape[1:])} in this batch and was {form.dims} in the first: "
-                    "give the batch a mask that says how long it is"
-                )
-            parts[name] = form.encode(one, found.spans)
-        while len(self._unwritten) >= MOST_UNWRITTEN:
-            self._unwritten.pop(0).result()
-        self._unwritten.append(self._thread.submit(self._write, found, parts))
+                other = cached[name][part] if cached else tensor
+                parts[name][part] = torch.where(present.view(-1, *[1] * (tensor.dim() - 1)), other, tensor)
         return parts
 
-    def _write(self, found: _Found, parts: Parts) -> None:
-        here = {name: {part: tensor.cpu() for part, tensor in stored.items()} for name, stored in parts.items()}
-        self.store.add(found.keys, here, found.spans)
+    def _computed(self, inputs: dict[str, Any], look_up: _LookUp) -> Parts:
+        """The stored form of what the teacher gives now; it is written beside the run."""
+        features = self.teacher.features(self.source.features, inputs)
+        parts = {}
+        for feature, name in self.names.items():
+            form, tensor = self.store.forms[name], features[feature]
+            sizes = tuple(look_up.spans[dim].size if isinstance(dim, str) else dim for dim in form.dims)
+            if tensor.shape[1:] != sizes:
+                raise DataError(
+                    f"teacher cache: {name} is {tuple(tensor.shape[1:])} in this batch and was {form.dims} in the "
+                    "first: give the batch a mask that says how long it is"
+                )
+            parts[name] = form.encode(tensor, look_up.spans)
+        while len(self._unwritten) >= MOST_UNWRITTEN:
+            self._unwritten.pop(0).result()
+        self._unwritten.append(self._thread.submit(self._write, look_up, parts))
+        return parts
+
+    def _write(self, look_up: _LookUp, parts: Parts) -> None:
+        on_cpu = {name: {part: tensor.cpu() for part, tensor in stored.items()} for name, stored in parts.items()}
+        self.store.add(look_up.keys, on_cpu, look_up.spans)
 
     def _judge(self, least: int) -> None:
-        if self._expected and self._asked >= least and self._missing > (1 - ENOUGH_FOUND) * self._asked:
-            found = self._asked - self._missing
+        samples = self._samples
+        if self._complete and samples >= least and self._missing > (1 - ENOUGH_PRESENT) * samples:
             raise DataError(
-                f"teacher cache {self.store.folder}: of {self._asked:,} samples {found:,} were found, though a whole "
-                f"pass over the data is in it ({len(self.store):,} samples). Either the teacher's inputs change from "
-                "epoch to epoch (augmentation, random masking, padding on the left): keep them as they are, or turn "
-                "the cache off. Or the data is not what it was filled from: `distill cache` (cache_teachers) adds "
-                "what is missing"
+                f"teacher cache {self.store.folder}: of {samples:,} samples {samples - self._missing:,} were found, "
+                f"though a whole pass over the data is in it ({len(self.store):,} samples). Either the teacher's "
+                "inputs change from epoch to epoch (augmentation, random masking, padding on the left): keep them as "
+                "they are, or turn the cache off. Or the data is not what it was filled from: `distill cache` "
+                "(cache_teachers) adds what is missing"
             )
 
 

@@ -10,8 +10,6 @@ import torch
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-
 
 class FrozenTeacher(nn.Module):
     """A model that stays in eval mode, takes no gradient and keeps its caller's model as it was.
@@ -37,7 +35,6 @@ class FrozenTeacher(nn.Module):
         self.model = _frozen_copy(model, dtype, device, apart_from)
         self._parts = list(self.model.modules())  # to look through at each pass
         self._rests = False
-        self.stream: torch.cuda.Stream | None = None
         self.device = device or next((p.device for p in self.model.parameters()), torch.device("cpu"))
         self.eval()
 
@@ -78,38 +75,6 @@ class FrozenTeacher(nn.Module):
         self.hold_still()
         with torch.no_grad():
             return {name: tensor.detach() for name, tensor in source(self.cast(inputs)).items()}
-
-    def begin(
-        self, source: Callable[[Any], dict[Any, Tensor]], inputs: dict[str, Any]
-    ) -> Callable[[], dict[Any, Tensor]]:
-        """Start on a batch, on a stream of its own where there is one; what is returned waits for its `features`."""
-        stream = self.stream
-        if stream is None:
-            features = self.features(source, inputs)
-            return lambda: features
-        asking = torch.cuda.current_stream(self.device)
-        stream.wait_stream(asking)  # the inputs are there, and nobody reads what is left of the last batch
-        with torch.cuda.stream(stream):
-            taken = self.features(source, inputs)
-
-        def answer() -> dict[Any, Tensor]:
-            asking.wait_stream(stream)
-            for tensor in taken.values():
-                if isinstance(tensor, Tensor):
-                    tensor.record_stream(asking)
-            return taken
-
-        return answer
-
-    def run_beside(self) -> None:
-        """Compute on a CUDA stream of its own from now on, beside whoever asks.
-
-        Raises:
-            ConfigError: the teacher is on another kind of device.
-        """
-        if self.device.type != "cuda":
-            raise ConfigError(f"teacher_stream needs a CUDA device; this run computes on {self.device.type}")
-        self.stream = torch.cuda.Stream(self.device)
 
     def cast(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Floating-point inputs in the type of the weights."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ..teachers.cached import Keyed
+from ..teachers.cached import CpuInputs
 
 
 class Batch(NamedTuple):
     """One batch, ready: what each student and each teacher takes by name, and all that losses may ask for.
 
-    `keyed` is what cached teachers know its samples by.
+    `teachers_on_cpu` is what cached teachers know its samples by.
     """
 
     students: dict[str, dict[str, Any]]
     teachers: dict[str, dict[str, Any]]
     context: dict[str, Any]
-    keyed: dict[str, Keyed]
+    teachers_on_cpu: dict[str, CpuInputs]

@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..config.entry import Entry, Feature
+from ..config.entry import Entry
 from ..config.settings import TrainingSettings
 from ..config.stages import stages_of
 from ..data.loading import TrainBatches, choose, loader_of, seeded
@@ -31,9 +31,8 @@ from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from ..plan.bind import bind, token_by_token
 from ..plan.plan import Plan
 from ..storage import checkpoint
-from ..teachers.cached import Keyed
 from ..teachers.frozen import FrozenTeacher
-from ..teachers.open_caches import TeacherCaches, estimated, open_caches
+from ..teachers.teachers import Teachers, open_teachers
 from . import accelerate as placement
 from . import channels_last as layout
 from . import checkpoints as keeping
@@ -143,7 +142,7 @@ class KnowledgeDistiller:
         self._optimizer, self._scheduler = optimizer, lr_scheduler
         self._undo = ExitStack()
         self._plan: Plan | None = None
-        self._caches = TeacherCaches()
+        self._all_teachers = Teachers({}, {})
         self._ready = self._optimizer_ready = self._stop_asked = self._tracked = False
         self.metrics: dict[str, float] = {}
         self.recipe: Mapping[str, Any] | None = None  # what made the data and the models, where a file says it
@@ -172,8 +171,6 @@ class KnowledgeDistiller:
             name: FrozenTeacher(model, dtype, self.accelerator.device, nn.ModuleList(self.students.values()))
             for name, model in teachers.items()
         }
-        for frozen in self.teachers.values() if self.settings.teacher_stream else ():
-            frozen.run_beside()
         for callback in self.callbacks:
             callback.on_init_end(self)
 
@@ -241,7 +238,7 @@ class KnowledgeDistiller:
     def _epoch(self, managed: bool) -> dict[str, float]:
         """The rest of the present epoch. A managed one evaluates and saves as the settings say."""
         self.module.train()
-        self._caches.begin_epoch()
+        self._all_teachers.begin_epoch()
         fresh = self.progress.batches == 0
         whole = Running()
         size = self.settings.gradient_accumulation_steps
@@ -254,7 +251,7 @@ class KnowledgeDistiller:
         else:
             self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
             self.progress.fraction = float(self.progress.epoch)
-            self._caches.end_epoch(self.accelerator, whole=fresh)
+            self._all_teachers.end_epoch(self.accelerator, whole=fresh)
             self._agree_to_stop()
         if self._finished() and not self.progress.stopped and self._is_followed():
             self.progress.end_epoch()
@@ -290,20 +287,19 @@ class KnowledgeDistiller:
         return filled
 
     def _fill_caches(self) -> dict[str, int]:
-        caches = self._caches
-        if not caches:
+        teachers = self._all_teachers
+        if not teachers.caches:
             return {}
-        caches.begin_epoch(judged=False)
+        teachers.begin_epoch(judged=False)
         quiet = self.settings.disable_tqdm or not self.accelerator.is_main_process
         total = self._steps_per_epoch * self.settings.gradient_accumulation_steps
         windows = self.batches.windows(0, 1)
         with self.batches.unmoved():
             for window in tqdm(windows, "teacher cache", total or None, leave=False, disable=quiet, unit="batch"):
                 for batch in map(self._batch, window):
-                    for answer in self._ask_teachers(batch):
-                        answer()
-        caches.end_epoch(self.accelerator, whole=True)
-        return caches.sizes()
+                    teachers.start(batch.teachers, batch.teachers_on_cpu)()
+        teachers.end_epoch(self.accelerator, whole=True)
+        return teachers.sizes()
 
     def _step(self, window: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step on an accumulation window. Returns this process's share of the loss and of its terms."""
@@ -315,10 +311,10 @@ class KnowledgeDistiller:
             batches = batches + [self._idle_batch] * missing
         for number, batch in enumerate(batches, start=1):
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.module):
-                answers = self._ask_teachers(batch)
+                teacher_features = self._all_teachers.start(batch.teachers, batch.teachers_on_cpu)
                 projected, own = self.module(batch.students, progress)
-                taught = {feature: tensor for answer in answers for feature, tensor in answer().items()}
-                terms = self.loss_model.terms(projected, {**own, **taught}, batch.context, counts, progress)
+                features = {**own, **teacher_features()}
+                terms = self.loss_model.terms(projected, features, batch.context, counts, progress)
                 share = 1.0 if number <= len(window) else 0.0
                 if number == 1:
                     sizes = self._gradient_norms(terms.attached)
@@ -347,18 +343,6 @@ class KnowledgeDistiller:
                 sums[name] = sums[name] + number
         reduced = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
         return dict(zip(sums, reduced, strict=True))
-
-    def _ask_teachers(self, batch: Batch) -> list[Callable[[], Mapping[Feature, Any]]]:
-        """Let every teacher begin on a batch: its answer is waited for when the student is done with it."""
-        assert self._plan is not None
-        answers: list[Callable[[], Mapping[Feature, Any]]] = []
-        for name, source in self._plan.teachers.items():
-            inputs = batch.teachers[name]
-            if name in self._caches:
-                answers.append(self._caches[name].ask(inputs, batch.keyed[name]))
-            else:
-                answers.append(self.teachers[name].begin(source.features, inputs))
-        return answers
 
     def _gradient_norms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every `balance_steps` steps, where terms are balanced by their gradients: the norms of these."""
@@ -404,7 +388,7 @@ class KnowledgeDistiller:
 
         With caches it is on the CPU, where looking at it waits for nothing.
         """
-        device = torch.device("cpu") if self._caches else self.accelerator.device
+        device = torch.device("cpu") if self._all_teachers.caches else self.accelerator.device
         for_teacher, for_student = adapted(self.train_data_adaptor, device, raw)
         students = {name: named(for_student, model, name or "student") for name, model in self.students.items()}
         teachers = {
@@ -415,10 +399,8 @@ class KnowledgeDistiller:
 
     def _batch(self, raw: Any) -> Batch:
         students, teachers = self._sides(raw)
-        keyed = {}
-        if self._caches:
-            given = {name: with_context(teachers[name], self.teachers[name].model) for name in self._caches}
-            keyed = {name: Keyed(inputs, make_context(whole)) for name, (inputs, whole) in given.items()}
+        on_cpu = self._all_teachers.on_cpu(teachers)
+        if on_cpu:
             device = self.accelerator.device
             students, teachers = send_to_device((students, teachers), device, non_blocking=device.type == "cuda")
         own = self.loss_model.reads_own_loss
@@ -427,7 +409,7 @@ class KnowledgeDistiller:
         everything = {k: v for _, whole in reversed(list(taught.values())) for k, v in whole.items()}
         context = make_context(told[""][1], everything or told[""][1], predicts_next_token(self.student))
         students, teachers = ({name: inputs for name, (inputs, _) in side.items()} for side in (told, taught))
-        return Batch(students, teachers, context, keyed)
+        return Batch(students, teachers, context, on_cpu)
 
     # --- measuring -----------------------------------------------------------------------------------------------
 
@@ -543,11 +525,13 @@ class KnowledgeDistiller:
                 self._undo.callback(layout.channels_last(model))
             if cached:
                 stage, adaptor = self.stages[self.progress.stage].name, self.loss_model.teacher_output_adaptor
-                self._caches = open_caches(self.settings, self.teachers, plan.teachers, teachers, stage, adaptor)
-                self._undo.callback(self._caches.close)
+                self._all_teachers = open_teachers(
+                    self.settings, self.teachers, plan.teachers, teachers, stage, adaptor
+                )
+                self._undo.callback(self._all_teachers.close)
             self._idle_batch = self._batch(raw)
-            for name, cache in self._caches.items():
-                plan.notes.append(estimated(cache, *self._sizes(), self._idle_batch.keyed[name]))
+            if self._all_teachers.caches:
+                plan.notes += self._all_teachers.cache_notes(*self._sizes(), self._idle_batch.teachers_on_cpu)
         except BaseException:
             self.close()
             raise
@@ -820,7 +804,7 @@ class KnowledgeDistiller:
         if directory is None:
             return
         self._end_if_not_finite()
-        self._caches.flush()
+        self._all_teachers.flush()
         saved = keeping.save_checkpoint(self, directory)
         self._call("on_save", saved)
         self.accelerator.wait_for_everyone()

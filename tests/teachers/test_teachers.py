@@ -6,10 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import FAMILIES, take
-from runs import bert, distiller
 from torch import nn
 
-from knowledge_distillation import ConfigError
 from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.features.capture import Capture
 from knowledge_distillation.features.catalogue import catalogue
@@ -252,18 +250,3 @@ def test_attributes_of_the_model_are_the_teachers(tiny):
 def test_the_teachers_state_is_that_of_its_model(tiny):
     model = tiny("bert").model
     assert {name.removeprefix("model.") for name in FrozenTeacher(model).state_dict()} == set(model.state_dict())
-
-
-def test_a_stream_of_its_own_needs_a_cuda_device():
-    message = "teacher_stream needs a CUDA device; this run computes on cpu"
-    with pytest.raises(ConfigError, match=message):
-        distiller(teacher_stream=True)
-    with pytest.raises(ConfigError, match=message):
-        FrozenTeacher(bert()).run_beside()
-
-
-def test_without_a_stream_the_teacher_answers_as_ever():
-    teacher = FrozenTeacher(bert())
-    inputs = {"input_ids": torch.ones(2, 3, dtype=torch.long)}
-    answer = teacher.begin(lambda given: {"logits": teacher.model(**given).logits}, inputs)
-    assert torch.equal(answer()["logits"], teacher(**inputs).logits) and not answer()["logits"].requires_grad
