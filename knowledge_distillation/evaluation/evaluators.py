@@ -1,13 +1,17 @@
-"""When and what to measure. Two forms: a callable the runner calls, or an object that is asked after every step."""
+"""When and what to measure. Two forms: a callable the runner calls, or an object that is asked after every step.
+
+The callable is `(student, teacher, dataloader, accelerator) -> {metric: value}`; its `primary_metric` names the metric
+by which the best student is kept, and `greater_is_better` says which way.
+"""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,24 +23,9 @@ from ..features.adaptors import DataAdaptor, accepted, adapted, named, predicts_
 from ..features.preserve import resting
 from ..losses.labels import IGNORED_LABEL
 from ..storage import checkpoint
-from .glue_metrics import pearson
+from .glue_metrics import ComputeMetrics, pearson
 
 logger = logging.getLogger(__name__)
-ComputeMetrics = Callable[[Any, Any], dict[str, float]]
-
-
-class Evaluator(Protocol):
-    """`(student, teacher, dataloader, accelerator) -> {metric: value}`; the runner decides when.
-
-    `primary_metric` names the metric by which the best student is kept.
-    """
-
-    primary_metric: str
-    greater_is_better: bool
-
-    def __call__(
-        self, student: nn.Module, teacher: nn.Module | None, dataloader: Iterable[Any], accelerator: Any
-    ) -> dict[str, float]: ...
 
 
 class TaskEvaluator:
@@ -73,12 +62,13 @@ class TaskEvaluator:
     def __call__(
         self, student: nn.Module, teacher: nn.Module | None, dataloader: Iterable[Any], accelerator: Any
     ) -> dict[str, float]:
-        remembered = self._teacher_logits if self.fixed_order else None
-        running = teacher if remembered is None else None
-        collected = list(self._predictions(student, running, dataloader, accelerator))
-        student_logits, labels, mask = (_join([c[i] for c in collected]) for i in (0, 2, 3))
-        teacher_logits = remembered if remembered is not None else _join([c[1] for c in collected])
-        self._teacher_logits = teacher_logits if self.fixed_order else None
+        runs_teacher = self._teacher_logits is None
+        batches = list(self._predictions(student, teacher if runs_teacher else None, dataloader, accelerator))
+        student_logits, teacher_logits, labels, mask = (_join([batch[i] for batch in batches]) for i in range(4))
+        if not runs_teacher:
+            teacher_logits = self._teacher_logits
+        elif self.fixed_order:
+            self._teacher_logits = teacher_logits
         if student_logits is None:
             return {}
         compute = self.compute_metrics or partial(_default_metrics, predicts_next_token(student))
@@ -113,19 +103,19 @@ class TaskEvaluator:
                 teacher_inputs, student_inputs = adapted(self.data_adaptor, accelerator.device, batch)
                 student_inputs = named(student_inputs, student, "student")
                 with accelerator.autocast():
-                    mine = _logits(student(**accepted(student_inputs, student)))
-                theirs = None
+                    student_logits = _logits(student(**accepted(student_inputs, student)))
+                teacher_logits = None
                 if teacher is not None:
                     model = getattr(teacher, "model", teacher)
-                    given = accepted(named(teacher_inputs, model, "teacher"), model)
+                    teacher_inputs = accepted(named(teacher_inputs, model, "teacher"), model)
                     cast: Any = getattr(teacher, "cast", dict)
-                    theirs = _logits(teacher(**cast(given)))
+                    teacher_logits = _logits(teacher(**cast(teacher_inputs)))
                 labels = student_inputs.get("labels")
                 if labels is None and isinstance(batch, dict):
                     labels = batch.get("labels")
-                one = (mine, theirs, labels, _mask_of(mine, student_inputs))
+                tensors = (student_logits, teacher_logits, labels, _mask_of(student_logits, student_inputs))
                 yield tuple(
-                    None if t is None else t.detach().float().cpu() if t.is_floating_point() else t.cpu() for t in one
+                    t if t is None else t.detach().float().cpu() if t.is_floating_point() else t.cpu() for t in tensors
                 )
 
 
@@ -179,9 +169,7 @@ def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
     """Share of rows with the same class, in [0, 1]; for one real output the Pearson correlation, in [-1, 1]."""
     if student.shape[-1] > 1:
         return float((student.argmax(-1) == teacher.argmax(-1)).mean())
-    one, other = student.ravel() - student.mean(), teacher.ravel() - teacher.mean()
-    scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return float((one * other).sum() / scale) if scale else 0.0
+    return pearson(student.ravel(), teacher.ravel())
 
 
 def _default_metrics(next_token: bool, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -193,7 +181,7 @@ def _default_metrics(next_token: bool, logits: np.ndarray, labels: np.ndarray) -
     return {"accuracy": float((logits.argmax(-1) == labels)[counted].mean())}
 
 
-def _as_called(function: ComputeMetrics) -> ComputeMetrics:
+def _as_called(function: Any) -> ComputeMetrics:
     """`(logits, labels)` as it is; a function of one argument gets an `EvalPrediction`, as from transformers."""
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -202,15 +190,15 @@ def _as_called(function: ComputeMetrics) -> ComputeMetrics:
     needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(needed) != 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return function
-    return lambda logits, labels: function(EvalPrediction(predictions=logits, label_ids=labels))  # type: ignore[call-arg]
+    return lambda logits, labels: function(EvalPrediction(predictions=logits, label_ids=labels))
 
 
 def _logits(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Mapping) and "logits" not in output:
-        raise DataError(f"a model's output has no 'logits' to evaluate; it has: {', '.join(map(str, output))}")
     if isinstance(output, Mapping):
+        if "logits" not in output:
+            raise DataError(f"a model's output has no 'logits' to evaluate; it has: {', '.join(map(str, output))}")
         return output["logits"]
     logits = getattr(output, "logits", None)
     return logits if logits is not None else output[0]

@@ -1,22 +1,15 @@
-"""The GLUE metrics, as plain formulas and as `evaluate.Metric` classes that need no network.
-
-`Accuracy`, `F1`, `MatthewsCorrelation`, `PearsonCorrelation` and `SpearmanCorrelation` are made when first asked for,
-because `import evaluate` is slow.
-"""
+"""The GLUE metrics: plain formulas, and each as a metric of `evaluate` that needs no network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-
-if TYPE_CHECKING:
-    from ..data.glue import GlueTask
 
 Array = npt.NDArray[Any]
 ComputeMetrics = Callable[[Array, Array], dict[str, float]]
@@ -74,28 +67,43 @@ def _ranks(values: Array) -> Array:
     return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
-# The keys are the names that GLUE's metrics have in `evaluate`, and the ones of `GlueTask.metrics`.
-_FORMULAS: dict[str, Callable[[Array, Array], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "matthews_correlation": matthews_correlation,
-    "pearson": pearson,
-    "spearmanr": spearmanr,
-}
-_CLASS_NAMES = {
-    "Accuracy": "accuracy",
-    "F1": "f1",
-    "MatthewsCorrelation": "matthews_correlation",
-    "PearsonCorrelation": "pearson",
-    "SpearmanCorrelation": "spearmanr",
-}
+OF_LABELS = (accuracy, f1, matthews_correlation)
+OF_NUMBERS = (pearson, spearmanr)
 
 
-def compute_metrics_for(task: GlueTask) -> ComputeMetrics:
+@cache
+def metric_classes() -> dict[str, Any]:
+    """Each metric as a class of `evaluate`, by the name that it has there. Made late: `import evaluate` is slow."""
+    import datasets
+    import evaluate
+
+    def made(formula: Callable[[Array, Array], float], kind: str) -> Any:
+        class Metric(evaluate.Metric):
+            __doc__ = formula.__doc__
+
+            def _info(self) -> evaluate.MetricInfo:
+                columns = {name: datasets.Value(kind) for name in ("predictions", "references")}
+                description = {"description": formula.__doc__, "citation": "", "inputs_description": ""}
+                return evaluate.MetricInfo(**description, features=datasets.Features(columns))
+
+            def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+                return {formula.__name__: formula(np.asarray(predictions), np.asarray(references))}
+
+        return Metric
+
+    of_labels = {formula.__name__: made(formula, "int64") for formula in OF_LABELS}
+    return of_labels | {formula.__name__: made(formula, "float64") for formula in OF_NUMBERS}
+
+
+def compute_metrics_for(task: str, metrics: Sequence[str], num_labels: int) -> ComputeMetrics:
     """The function that scores a task: (logits, labels) -> {metric: value}.
 
-    It takes logits (samples, classes), of which the largest counts, or for a regression task predictions (samples,)
-    or (samples, 1); and labels (samples,).
+    It takes logits (samples, num_labels), of which the largest counts; or for a regression task, whose num_labels is
+    1, predictions (samples,) or (samples, 1). And labels (samples,).
+
+    Args:
+        task: its name, for errors.
+        metrics: names of `metric_classes`.
 
     Raises:
         DataError: no samples, shapes that do not fit the task, or labels that are not of the task (a test split
@@ -104,62 +112,27 @@ def compute_metrics_for(task: GlueTask) -> ComputeMetrics:
 
     def compute_metrics(predictions: Array, labels: Array) -> dict[str, float]:
         predictions, labels = np.asarray(predictions), np.asarray(labels)
-        _check(task, predictions, labels)
-        values = predictions.reshape(-1) if task.is_regression else predictions.argmax(-1)
+        _check(task, num_labels, predictions, labels)
+        values = predictions.reshape(-1) if num_labels == 1 else predictions.argmax(-1)
         scores: dict[str, float] = {}
-        for key in task.metrics:
+        for name in metrics:
             # In memory, so that neither files nor the locks of parallel processes are in play.
-            metric = _metric_class(key)(keep_in_memory=True)
-            scores |= metric.compute(predictions=values, references=labels)
+            scores |= metric_classes()[name](keep_in_memory=True).compute(predictions=values, references=labels)
         return scores
 
     return compute_metrics
 
 
-def _check(task: GlueTask, predictions: Array, labels: Array) -> None:
+def _check(task: str, num_labels: int, predictions: Array, labels: Array) -> None:
     rows = len(labels)
     if rows == 0:
-        raise DataError(f"there is nothing to score for {task.name}: no samples")
-    fitting = [(rows,), (rows, 1)] if task.is_regression else [(rows, task.num_labels)]
-    if predictions.shape not in fitting or labels.shape != (rows,):
-        wanted = " or ".join(str(shape) for shape in fitting)
+        raise DataError(f"there is nothing to score for {task}: no samples")
+    shapes = [(rows,), (rows, 1)] if num_labels == 1 else [(rows, num_labels)]
+    if predictions.shape not in shapes or labels.shape != (rows,):
         raise DataError(
-            f"{task.name}: found predictions {predictions.shape} and labels {labels.shape}, "
-            f"expected predictions {wanted} and labels ({rows},)"
+            f"{task}: found predictions {predictions.shape} and labels {labels.shape}, "
+            f"expected predictions {' or '.join(map(str, shapes))} and labels ({rows},)"
         )
-    if not task.is_regression and not np.isin(labels, np.arange(task.num_labels)).all():
-        found = ", ".join(str(label) for label in np.unique(labels)[:8])
-        raise DataError(f"{task.name}: found labels {found}, expected 0 to {task.num_labels - 1}")
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _CLASS_NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _metric_class(_CLASS_NAMES[name])
-
-
-@cache
-def _metric_class(key: str) -> Any:
-    import datasets
-    import evaluate
-
-    formula = _FORMULAS[key]
-    kind = "float64" if key in ("pearson", "spearmanr") else "int64"
-
-    class Metric(evaluate.Metric):
-        __doc__ = formula.__doc__
-
-        def _info(self) -> evaluate.MetricInfo:
-            columns = {name: datasets.Value(kind) for name in ("predictions", "references")}
-            return evaluate.MetricInfo(
-                description=formula.__doc__ or "",
-                citation="",
-                inputs_description="predictions, references: one number per sample.",
-                features=datasets.Features(columns),
-            )
-
-        def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-            return {key: formula(np.asarray(predictions), np.asarray(references))}
-
-    Metric.__name__ = Metric.__qualname__ = next(name for name, made in _CLASS_NAMES.items() if made == key)
-    return Metric
+    if num_labels > 1 and not np.isin(labels, np.arange(num_labels)).all():
+        classes = ", ".join(map(str, np.unique(labels)[:8]))
+        raise DataError(f"{task}: found labels {classes}, expected 0 to {num_labels - 1}")

@@ -28,8 +28,8 @@ class Row:
 
 def epoch_line(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
     """`epoch  2/15  loss 0.4312  accuracy 0.9125`, for a loop of one's own; epochs count from 1."""
-    told = "".join(f"  {name} {value:.4f}" for name, value in values.items())
-    return f"epoch {epoch:>{len(str(epochs))}}/{epochs}{told}"
+    scores = "".join(f"  {name} {value:.4f}" for name, value in values.items())
+    return f"epoch {epoch:>{len(str(epochs))}}/{epochs}{scores}"
 
 
 def measure(name: str, model: nn.Module, score: float | None, batch: Any, repeats: int = 9) -> Row:

@@ -135,7 +135,10 @@ class Ingredients:
         needed = parse_config(entries).needs_teacher and not finetune
         if student is None or (needed and self.teacher is None):
             raise _no_teacher()
-        images = self.recipe.image_task is not None
+        images, compute_metrics = self.recipe.image_task is not None, None
+        if not images:
+            task = self.recipe.glue_task
+            compute_metrics = compute_metrics_for(task.name, task.metrics, task.num_labels)
         staged = not finetune and entries != self.recipe.hard_entries()  # a baseline is one stage as well
         own = self.recipe.settings() if staged else {**self.recipe.training, "stages": ()}
         training = {**own, **(self.recipe.finetune if finetune else {}), **settings}
@@ -152,7 +155,7 @@ class Ingredients:
             processing_class=reader or self.tokenizer,
             data_collator=None if reader is None else TwoTokenizers(self.tokenizer, reader),
             train_data_adaptor=None if reader is None else two_token_streams,
-            compute_metrics=None if images else compute_metrics_for(self.recipe.glue_task),
+            compute_metrics=compute_metrics,
             output_dir=output_dir,
             **training,
         )
