@@ -369,11 +369,11 @@ def _final(
     from dataclasses import replace
 
     from ..evaluation.report import final_table, measure
-    from ..features.adaptors import adapted
+    from ..features.inputs import adapt_batch
 
     metric = ready.recipe.primary_metric
     batch = next(iter(distiller.dev_dataloader))
-    for_teacher, for_student = adapted(distiller.dev_data_adaptor, distiller.accelerator.device, batch)
+    for_teacher, for_student = adapt_batch(distiller.dev_data_adaptor, distiller.accelerator.device, batch)
     teacher = distiller.teacher if distiller.teacher is None else ready.teacher.to(distiller.accelerator.device)
     scores = metrics.get(f"eval_teacher_{metric}"), metrics.get(f"best_{metric}")
     rows = [measure("teacher", teacher, scores[0], for_teacher)] if teacher is not None else []

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import DataError
-from ..features.adaptors import same_inputs
+from ..features.inputs import same_inputs
 from .collating import default_collator
 from .text import STUDENT
 

@@ -18,8 +18,7 @@ from ..config.entry import Feature
 from ..errors import ConfigError
 from ..features.capture import Capture, Location
 from ..features.catalogue import catalogue
-from ..features.inputs import inputs_for, on_first_batch
-from ..features.kinds import first_rows
+from ..features.inputs import checked_inputs, first_rows, on_first_batch
 from ..features.preserve import modes_kept, preserved
 from ..training.callbacks import Callback
 from .objective import LOGITS, Objective
@@ -336,7 +335,7 @@ class Bank(nn.Module):
 
 
 def _places(model: nn.Module, given: dict[str, Any], wanted: Sequence[Feature], who: str) -> dict[Feature, Location]:
-    inputs = inputs_for(given, model, who)
+    inputs = checked_inputs(given, model, who)
     with on_first_batch(who, inputs):
         names = catalogue(model, first_rows(inputs))
     found = {feature: names.find(feature) for feature in wanted}

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from ..errors import DataError, DistillationError
-from ..features.adaptors import DataAdaptor, accepted, adapted, named, predicts_next_token, same_inputs
+from ..features.inputs import (
+    DataAdaptor,
+    adapt_batch,
+    forward_inputs,
+    named_inputs,
+    predicts_next_token,
+    same_inputs,
+)
 from ..features.preserve import resting
 from ..losses.labels import IGNORED_LABEL
 from ..storage import checkpoint
@@ -100,14 +107,14 @@ class TaskEvaluator:
     ) -> Iterator[tuple[Tensor | None, ...]]:
         with resting(student), torch.no_grad():
             for batch in dataloader:
-                teacher_inputs, student_inputs = adapted(self.data_adaptor, accelerator.device, batch)
-                student_inputs = named(student_inputs, student, "student")
+                teacher_inputs, student_inputs = adapt_batch(self.data_adaptor, accelerator.device, batch)
+                student_inputs = named_inputs(student_inputs, student, "student")
                 with accelerator.autocast():
-                    student_logits = _logits(student(**accepted(student_inputs, student)))
+                    student_logits = _logits(student(**forward_inputs(student_inputs, student)))
                 teacher_logits = None
                 if teacher is not None:
                     model = getattr(teacher, "model", teacher)
-                    teacher_inputs = accepted(named(teacher_inputs, model, "teacher"), model)
+                    teacher_inputs = forward_inputs(named_inputs(teacher_inputs, model, "teacher"), model)
                     cast: Any = getattr(teacher, "cast", dict)
                     teacher_logits = _logits(teacher(**cast(teacher_inputs)))
                 labels = student_inputs.get("labels")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..features.adaptors import accepted
+from ..features.inputs import forward_inputs, named_inputs
 from ..features.preserve import resting
 
 
@@ -34,7 +34,7 @@ def epoch_line(epoch: int, epochs: int, values: Mapping[str, float]) -> str:
 
 def measure(name: str, model: nn.Module, score: float | None, batch: Any, repeats: int = 9) -> Row:
     """Count and time a model: the median of `repeats` passes over one batch, in eval mode, as it is stored."""
-    inputs = accepted(batch, model)
+    inputs = forward_inputs(named_inputs(batch, model), model)
     device = next(model.parameters()).device
     inputs = {k: v.to(device) for k, v in inputs.items()}
     times = []

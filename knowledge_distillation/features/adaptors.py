@@ -1,99 +1,20 @@
-"""Turn batches into the inputs of two models, and model outputs into named features."""
+"""Output adaptors: the output of any model into named features."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..config.entry import Feature
-from ..errors import ConfigError, DataError, nearest
+from ..errors import ConfigError, nearest
 from . import attention
-from .capture import accepted_flags, forward_parameters, positional
+from .capture import accepted_flags
+from .inputs import Inputs
 
-_CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
-
-Inputs = Mapping[str, Any]
-DataAdaptor = Callable[[torch.device, Any], tuple[Any, Any]]
 OutputAdaptor = Callable[[Any], Mapping[str, Mapping[str, Tensor]]]
-
-
-def same_inputs(device: torch.device, batch: Any) -> tuple[Any, Any]:
-    """The ready-made data adaptor: both models get the batch, each the keys its `forward` accepts."""
-    from accelerate.utils import send_to_device
-
-    if not isinstance(batch, (Mapping, Sequence, Tensor)) or isinstance(batch, (str, bytes)):
-        raise DataError(
-            f"a batch is a {type(batch).__name__}; a dict or a tuple of tensors is needed, or a data adaptor that "
-            "makes them of it"
-        )
-    moved = send_to_device(batch, device, non_blocking=device.type == "cuda")
-    return moved, moved
-
-
-def adapted(adaptor: DataAdaptor, device: torch.device, batch: Any) -> tuple[Any, Any]:
-    """What a data adaptor makes of a batch: the teacher's inputs and the student's.
-
-    Raises:
-        DataError: it returned something other than a pair.
-    """
-    pair = adaptor(device, batch)
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        size = f" of {len(pair)}" if isinstance(pair, (tuple, list)) else ""
-        raise DataError(
-            f"the data adaptor returned a {type(pair).__name__}{size}; (teacher_inputs, student_inputs) is needed"
-        )
-    return pair[0], pair[1]
-
-
-def named(values: Any, model: nn.Module, who: str) -> dict[str, Any]:
-    """One model's inputs as a dict; a tuple is named by the order of `forward`'s parameters that can be tensors.
-
-    One value more than there are such parameters is the labels: `(x, y)` for a model that takes `x`.
-    """
-    if isinstance(values, Mapping):
-        return dict(values)
-    if isinstance(values, Tensor):
-        values = (values,)
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise DataError(
-            f"the data adaptor returned {type(values).__name__} for the {who}; a dict or a tuple is needed"
-        )
-    parameters = [*positional(model)]
-    if len(values) == len(parameters) + 1 and "labels" not in parameters and isinstance(values[-1], Tensor):
-        parameters.append("labels")
-    if len(values) > len(parameters):
-        raise DataError(
-            f"the data adaptor returned {len(values)} inputs for the {who}, whose forward takes {len(parameters)}"
-        )
-    return dict(zip(parameters, values, strict=False))
-
-
-def accepted(inputs: Inputs, model: nn.Module, labels_too: bool = False) -> dict[str, Any]:
-    """The inputs that `forward` takes. Labels are context for losses: no model computes a loss of its own, unless an
-    entry reads it (`labels_too`)."""
-    parameters, _ = forward_parameters(model)
-    kept = {key: value for key, value in inputs.items() if key in parameters and (key != "labels" or labels_too)}
-    labels = inputs.get("labels")
-    make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if make and isinstance(labels, Tensor) and labels.dim() == 2 and "decoder_input_ids" not in kept:
-        kept["decoder_input_ids"] = make(labels=labels)
-    return kept
-
-
-def predicts_next_token(model: nn.Module) -> bool:
-    """Whether position i of the logits is for label i + 1, as in causal language models."""
-    return bool(_CAUSAL.search(type(model).__name__))
-
-
-def with_context(inputs: Inputs, model: nn.Module, labels_too: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `forward` takes of a model's inputs; and all that losses may ask for: those, and every other input."""
-    taken = accepted(inputs, model, labels_too)
-    return taken, {**inputs, **taken}
 
 
 class UnpackableOutput:

@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .attention_by_parts import attend
-from .lazy import AttentionMap, Deferred, attention_scores, masked_scores
+from .deferred import AttentionMap, Deferred, attention_scores, masked_scores
 
 IMPLEMENTATION = "sdpa_with_maps"
 MAPS = ("attention", "attention_scores")

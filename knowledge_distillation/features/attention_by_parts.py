@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .lazy import causal_mask
+from .deferred import causal_mask
 
 AT_ONCE = 1 << 19  # values
 _STEPS = 1 << 16  # of a probability of dropout

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config.entry import Feature
 from ..losses.labels import IGNORED_LABEL
-from .adaptors import Inputs
+from .inputs import Inputs
 
 _STACK = re.compile(r"(?:^|[._])(encoder|decoder)")  # the first in a path: `decoder.layers.0.encoder_attn` decodes
 

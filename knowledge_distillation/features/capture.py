@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import DistillationError
 from . import attention
-from .lazy import HeadLogits
+from .deferred import HeadLogits
 
 
 @dataclass(frozen=True)

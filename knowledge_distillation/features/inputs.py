@@ -1,8 +1,9 @@
-"""What of a batch a model takes, and whether it can take it."""
+"""What each model takes of a batch, and whether it can take it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,20 +11,108 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError, DistillationError
-from .adaptors import Inputs, accepted
-from .capture import forward_parameters
+from .capture import forward_parameters, positional
+
+_CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
+
+Inputs = Mapping[str, Any]
+DataAdaptor = Callable[[torch.device, Any], tuple[Any, Any]]
 
 
-def shape_of(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
+def same_inputs(device: torch.device, batch: Any) -> tuple[Any, Any]:
+    """The ready-made data adaptor: both models get the batch, each the keys its `forward` accepts."""
+    from accelerate.utils import send_to_device
+
+    if not isinstance(batch, (Mapping, Sequence, Tensor)) or isinstance(batch, (str, bytes)):
+        raise DataError(
+            f"a batch is a {type(batch).__name__}; a dict or a tuple of tensors is needed, or a data adaptor that "
+            "makes them of it"
+        )
+    moved = send_to_device(batch, device, non_blocking=device.type == "cuda")
+    return moved, moved
 
 
-def check_vocabulary(model: nn.Module, inputs: Inputs, who: str) -> None:
-    """Raise where a batch holds token ids that the model's embedding does not have."""
-    ids = inputs.get("input_ids")
-    get = getattr(model, "get_input_embeddings", None)
+def adapt_batch(adaptor: DataAdaptor, device: torch.device, batch: Any) -> tuple[Any, Any]:
+    """What a data adaptor makes of a batch: the teacher's inputs and the student's.
+
+    Raises:
+        DataError: it returned something other than a pair.
+    """
+    pair = adaptor(device, batch)
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        size = f" of {len(pair)}" if isinstance(pair, (tuple, list)) else ""
+        raise DataError(
+            f"the data adaptor returned a {type(pair).__name__}{size}; (teacher_inputs, student_inputs) is needed"
+        )
+    return pair[0], pair[1]
+
+
+def named_inputs(values: Any, model: nn.Module, who: str = "model") -> dict[str, Any]:
+    """All that a batch has for one model: what its `forward` takes, and what only losses ask for.
+
+    A tuple is named by the order of `forward`'s parameters that can be tensors. One value more than there are such
+    parameters is the labels: `(x, y)` for a model that takes `x`. An encoder-decoder makes its decoder's input of the
+    labels where the batch has none.
+    """
+    if isinstance(values, Tensor):
+        values = (values,)
+    if isinstance(values, Mapping):
+        inputs = dict(values)
+    elif isinstance(values, Sequence) and not isinstance(values, str):
+        names = positional(model)
+        if len(values) == len(names) + 1 and "labels" not in names and isinstance(values[-1], Tensor):
+            names.append("labels")
+        if len(values) > len(names):
+            raise DataError(
+                f"the data adaptor returned {len(values)} inputs for the {who}, whose forward takes {len(names)}"
+            )
+        inputs = dict(zip(names, values, strict=False))
+    else:
+        raise DataError(
+            f"the data adaptor returned {type(values).__name__} for the {who}; a dict or a tuple is needed"
+        )
+    labels, shifted = inputs.get("labels"), getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shifted and isinstance(labels, Tensor) and labels.dim() == 2 and "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = shifted(labels=labels)
+    return inputs
+
+
+def forward_inputs(inputs: Inputs, model: nn.Module, with_labels: bool = False) -> dict[str, Any]:
+    """The named inputs that `forward` takes.
+
+    Labels are context for losses: no model computes a loss of its own, unless an entry reads it (`with_labels`).
+    """
+    parameters, _ = forward_parameters(model)
+    return {key: value for key, value in inputs.items() if key in parameters and (key != "labels" or with_labels)}
+
+
+def merged_inputs(inputs: Mapping[str, Inputs]) -> dict[str, Any]:
+    """Every key that a batch has for several models; of one that several have, that of the first."""
+    return {key: value for of_model in reversed(list(inputs.values())) for key, value in of_model.items()}
+
+
+def checked_inputs(inputs: Inputs, model: nn.Module, who: str, with_labels: bool = False) -> dict[str, Any]:
+    """`forward_inputs` of the first batch; a DataError where the model takes none of what the batch has."""
+    accepted = forward_inputs(inputs, model, with_labels)
+    if not accepted:
+        takes = ", ".join(forward_parameters(model)[0])
+        raise DataError(
+            f"the {who} takes nothing of what the batch has ({', '.join(inputs) or 'nothing'}). It takes: {takes}"
+        )
+    return accepted
+
+
+def check_vocabulary(model: nn.Module, inputs: Inputs, who: str, tokenizer: Any = None) -> None:
+    """Raise where the tokenizer of a batch, or the batch, has token ids that the model's embedding does not have."""
+    entries = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if size and entries > size:
+        raise ConfigError(
+            f"the tokenizer has {entries} entries and the {who}'s vocabulary {size}: they do not belong together"
+        )
+    ids, embeddings = inputs.get("input_ids"), getattr(model, "get_input_embeddings", None)
     try:
-        rows = getattr(get() if get else None, "num_embeddings", None)
+        rows = getattr(embeddings() if embeddings else None, "num_embeddings", None)
     except NotImplementedError:
         rows = None
     if not rows or not isinstance(ids, Tensor) or not ids.numel() or ids.is_floating_point():
@@ -35,19 +124,8 @@ def check_vocabulary(model: nn.Module, inputs: Inputs, who: str) -> None:
         )
 
 
-def inputs_for(inputs: Inputs, model: nn.Module, who: str, labels_too: bool = False) -> dict[str, Any]:
-    """The inputs that a model takes; a DataError where it takes none of what the batch has."""
-    taken = accepted(inputs, model, labels_too)
-    if not taken:
-        takes = ", ".join(forward_parameters(model)[0])
-        raise DataError(
-            f"the {who} takes nothing of what the batch has ({', '.join(inputs) or 'nothing'}). It takes: {takes}"
-        )
-    return taken
-
-
 @contextmanager
-def on_first_batch(who: str, inputs: Mapping[str, Any]) -> Iterator[None]:
+def on_first_batch(who: str, inputs: Inputs) -> Iterator[None]:
     """Say which model failed and on what inputs."""
     try:
         yield
@@ -57,3 +135,22 @@ def on_first_batch(who: str, inputs: Mapping[str, Any]) -> Iterator[None]:
         shapes = {k: shape_of(v) if isinstance(v, Tensor) else type(v).__name__ for k, v in inputs.items()}
         shown = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
         raise DataError(f"the {who} fails on the first batch ({shown}): {type(error).__name__}: {error}") from error
+
+
+def first_rows(inputs: Inputs, rows: int = 2) -> dict[str, Any]:
+    """The first rows of every tensor and list that has the batch's length."""
+    with_rows = {key for key, value in inputs.items() if isinstance(value, Tensor) and value.dim() > 0}
+    size = next((len(value) for key, value in inputs.items() if key in with_rows), 0)
+    return {
+        key: value[:rows] if (key in with_rows or isinstance(value, list)) and len(value) == size else value
+        for key, value in inputs.items()
+    }
+
+
+def predicts_next_token(model: nn.Module) -> bool:
+    """Whether position i of the logits is for label i + 1, as in causal language models."""
+    return bool(_CAUSAL.search(type(model).__name__))
+
+
+def shape_of(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"

@@ -14,19 +14,6 @@ from .capture import Capture, Location
 from .preserve import preserved
 
 
-def first_rows(inputs: Mapping[str, Any], rows: int = 2) -> dict[str, Any]:
-    """The first rows of every tensor and list that has the batch's length."""
-    size = next((len(value) for value in inputs.values() if _has_rows(value)), 0)
-    return {
-        key: value[:rows] if (isinstance(value, list) or _has_rows(value)) and len(value) == size else value
-        for key, value in inputs.items()
-    }
-
-
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0
-
-
 def _kind(tensor: Tensor, rank3: str) -> str:
     return {0: "scalar", 2: "vector", 3: rank3, 4: "map"}.get(tensor.dim(), "tokens")
 

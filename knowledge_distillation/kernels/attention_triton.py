@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..features.lazy import AttentionMap
+from ..features.deferred import AttentionMap
 
 MEASURES = {"squares": 0, "squares_of_probabilities": 1, "divergence": 2, "cross_entropy": 3}
 WIDEST = 128  # of a head, so that the blocks of both sides fit into shared memory

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config.entry import Entry
 from ..errors import ConfigError
 from ..features.batch_context import batch_size, keeps_all, mask_of, once
-from ..features.lazy import Deferred, whole
+from ..features.deferred import Deferred, whole
 from ..losses.labels import IGNORED_LABEL
 from ..losses.table import SEVERAL
 from .fitting import MASK_WORDS

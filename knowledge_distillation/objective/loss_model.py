@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ..config.entry import DistillConfig, Entry, Feature
 from ..config.parse import parse_config
 from ..errors import ConfigError, nearest, raise_all
-from ..features.adaptors import Inputs, OutputAdaptor, flatten, readable, ready_made_output
+from ..features.adaptors import OutputAdaptor, flatten, readable, ready_made_output
 from ..features.batch_context import batch_size, kind_by_name, make_context, mask_keys
-from ..features.lazy import Deferred, HeadLogits, whole
+from ..features.deferred import Deferred, HeadLogits, whole
+from ..features.inputs import Inputs
 from ..losses.arguments import constructor_parameters, parameters_of
 from ..losses.table import HARD_LOSSES, SOFT_LOSSES, functions_of, get_loss
 from .averaging import BoundEntry, average, called, count_of, fused_average, values_of, weights_of

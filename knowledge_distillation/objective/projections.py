@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config.entry import Entry, Projection
 from ..errors import CheckpointError, ConfigError, nearest
-from ..features.lazy import whole
+from ..features.deferred import whole
 
 
 class Heads(nn.Module):

@@ -12,10 +12,16 @@ from torch import Tensor, nn
 
 from ..config.entry import PEER, SELF, Entry, Feature
 from ..errors import ConfigError, nearest, raise_all
-from ..features.adaptors import Inputs, predicts_next_token, with_context
 from ..features.batch_context import PER_TOKEN, make_context
-from ..features.inputs import check_vocabulary, inputs_for, on_first_batch
-from ..features.lazy import Deferred
+from ..features.deferred import Deferred
+from ..features.inputs import (
+    Inputs,
+    check_vocabulary,
+    checked_inputs,
+    merged_inputs,
+    on_first_batch,
+    predicts_next_token,
+)
 from ..features.preserve import preserved
 from ..features.source import Source
 from ..losses.table import functions_of
@@ -36,15 +42,17 @@ def bind(
     teacher_inputs: Mapping[str, Inputs],
     entries: Sequence[Entry] | None = None,
     num_samples: int | None = None,
+    tokenizer: Any = None,
 ) -> Plan:
     """Bind a loss model to its models. The probe leaves weights, buffers and random state as they were.
 
     Args:
         students: the models that train by name: the student under the empty name, and its peers.
         teachers: the frozen ones; one that is alone has the empty name.
-        student_inputs, teacher_inputs: what the data adaptor gave for each of them on one batch.
+        student_inputs, teacher_inputs: `named_inputs` of each of them on one batch.
         entries: those to bind; None for all of the config.
         num_samples: the size of the training set, where it is known.
+        tokenizer: the students', and that of every teacher that reads the student's tokens.
 
     Raises:
         ConfigError: every problem in the config, each with its entry.
@@ -54,25 +62,25 @@ def bind(
     bound = config.entries if entries is None else tuple(entries)
     problems = [*config.problems, *_unknown_teachers(bound, students, teachers)]
     student = students[""]
-    told = with_context(student_inputs[""], student)[1]
-    taught = {
-        key: value
-        for name, teacher in reversed(list(teachers.items()))
-        for key, value in with_context(teacher_inputs[name], teacher.model)[1].items()
-    }
-    context = make_context(told, taught or told, predicts_next_token(student))
+    context = make_context(student_inputs[""], merged_inputs(teacher_inputs) or None, predicts_next_token(student))
     modes = {name: model.training for name, model in students.items()} | {None: loss_model.training}
     loss_model.eval()  # what a loss remembers begins with the run, not with the probe
     taken: dict[str, dict[str, Source]] = {"student": {}, "teacher": {}}
     found: dict[str, dict[Feature, Any]] = {"student": {}, "teacher": {}}
     runs: dict[str, dict[str, Any]] = {}
+    for name, model in students.items():
+        check_vocabulary(model, student_inputs[name], name or "student", tokenizer)
+    for name, teacher in teachers.items():
+        same_tokens = teacher_inputs[name].get("input_ids") is student_inputs[""].get("input_ids")
+        if any(f.model == name for entry in bound for f in entry.teacher):
+            words = tokenizer if same_tokens else None
+            check_vocabulary(teacher.model, teacher_inputs[name], f"teacher {name}".strip(), words)
     try:
         for name, teacher in teachers.items():
             wanted = _readers((entry, [f for f in entry.teacher if f.model == name]) for entry in bound)
             if wanted:
                 who = f"teacher {name}".strip()
-                check_vocabulary(teacher.model, teacher_inputs[name], who)
-                run = teacher.cast(inputs_for(teacher_inputs[name], teacher.model, who))
+                run = teacher.cast(checked_inputs(teacher_inputs[name], teacher.model, who))
                 adaptor = loss_model.teacher_output_adaptor
                 taken["teacher"][name] = source = _source(teacher.model, run, wanted, who, adaptor, problems)
                 with on_first_batch(who, run):
@@ -82,8 +90,7 @@ def bind(
         for name, model in students.items():
             model.train()
             who = name or "student"
-            check_vocabulary(model, student_inputs[name], who)
-            runs[name] = inputs_for(student_inputs[name], model, who, loss_model.reads_own_loss)
+            runs[name] = checked_inputs(student_inputs[name], model, who, loss_model.reads_own_loss)
             wanted = _readers((entry, _of(name, entry)) for entry in bound)
             adaptor = loss_model.student_output_adaptor
             taken["student"][name] = _source(model, runs[name], wanted, who, adaptor, problems)

@@ -9,13 +9,13 @@ from torch import nn
 
 from ..config.entry import Entry, Feature
 from ..errors import ConfigError
-from ..features.adaptors import AdaptedOutput, Inputs
+from ..features.adaptors import AdaptedOutput
 from ..features.batch_context import kind_by_name
 from ..features.capture import Capture, Location, forward_parameters
 from ..features.catalogue import Catalogue, Known, catalogue
-from ..features.inputs import on_first_batch
-from ..features.kinds import first_rows, probe_kinds
-from ..features.lazy import Deferred
+from ..features.deferred import Deferred
+from ..features.inputs import Inputs, first_rows, on_first_batch
+from ..features.kinds import probe_kinds
 from ..features.preserve import preserved
 from ..features.source import Source
 from ..objective.fitting import takes_deferred

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from ..config.entry import Feature
 from ..config.write import Entries, entries_of
 from ..errors import ConfigError, DataError, DistillationError
-from ..features.adaptors import DataAdaptor, accepted, adapted, named, same_inputs
 from ..features.batch_context import make_context, mask_keys, mask_of
 from ..features.capture import Capture
 from ..features.catalogue import catalogue
-from ..features.kinds import first_rows
+from ..features.inputs import DataAdaptor, adapt_batch, first_rows, forward_inputs, named_inputs, same_inputs
 from ..features.preserve import preserved, resting
 from .mapping import STRATEGIES, Pairs, depths
 
@@ -72,12 +71,12 @@ def _similarities(teacher: nn.Module, student: nn.Module, batch: Any, adaptor: D
     from ..losses.hidden import cka
 
     device = next(student.parameters()).device
-    for_teacher, for_student = adapted(adaptor, device, batch)
+    for_teacher, for_student = adapt_batch(adaptor, device, batch)
     sides = []
     for who, model, inputs, depth in (("teacher", teacher, for_teacher, n), ("student", student, for_student, m)):
-        given = named(inputs, model, "model")
+        given = named_inputs(inputs, model)
         try:
-            sides.append((_hidden_states(model, accepted(given, model), depth), given))
+            sides.append((_hidden_states(model, forward_inputs(given, model), depth), given))
         except (DistillationError, torch.OutOfMemoryError):
             raise
         except Exception as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.entry import Feature
 from ..errors import DataError
 from ..features.batch_context import batch_size, mask_keys, mask_of
-from ..features.lazy import Deferred, TopKLogits, whole
+from ..features.deferred import Deferred, TopKLogits, whole
 
 
 class Span(NamedTuple):

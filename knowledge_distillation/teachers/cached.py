@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..config.entry import Feature
 from ..errors import DataError
-from ..features.adaptors import with_context
 from ..features.batch_context import batch_size, make_context
-from ..features.lazy import Deferred
+from ..features.deferred import Deferred
+from ..features.inputs import forward_inputs
 from ..features.source import Source
 from .cache_format import Span, sample_keys, spans_of
 from .cache_store import Store, shown
@@ -37,8 +37,7 @@ class CpuInputs(NamedTuple):
     @classmethod
     def of(cls, inputs: Mapping[str, Any], model: nn.Module) -> CpuInputs:
         """Of what the data adaptor gave for the teacher `model`."""
-        accepted, every_key = with_context(inputs, model)
-        return cls(accepted, make_context(every_key))
+        return cls(forward_inputs(inputs, model), make_context(inputs))
 
 
 class _LookUp(NamedTuple):

@@ -23,8 +23,15 @@ from ..data.two_tokenizers import two_token_streams
 from ..errors import CheckpointError, ConfigError, DataError, raise_all
 from ..evaluation.evaluators import TaskEvaluator
 from ..features import attention
-from ..features.adaptors import adapted, named, predicts_next_token, same_inputs, with_context
 from ..features.batch_context import batch_size, make_context
+from ..features.inputs import (
+    adapt_batch,
+    forward_inputs,
+    merged_inputs,
+    named_inputs,
+    predicts_next_token,
+    same_inputs,
+)
 from ..features.preserve import modes_kept, preserved, resting
 from ..objective.balance import gradient_norms
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
@@ -154,9 +161,10 @@ class KnowledgeDistiller:
         choose(train_dataloader, train_dataset, "train")
         choose(dev_dataloader, eval_dataset, "dev")
         self._train_loader, self.dev_dataloader = train_dataloader, dev_dataloader
-        self._num_samples = None if train_dataset is None else len(train_dataset)
+        self._num_samples: int | None = None
         if train_dataset is not None:
             self._train_loader = self._loader(train_dataset, data_collator, train=True)
+            self._num_samples = len(train_dataset)
         if eval_dataset is not None:
             self.dev_dataloader = self._loader(eval_dataset, data_collator, train=False)
         if self.evaluator is None and self.dev_dataloader is not None:
@@ -389,10 +397,10 @@ class KnowledgeDistiller:
         With caches it is on the CPU, where looking at it waits for nothing.
         """
         device = torch.device("cpu") if self._all_teachers.caches else self.accelerator.device
-        for_teacher, for_student = adapted(self.train_data_adaptor, device, raw)
-        students = {name: named(for_student, model, name or "student") for name, model in self.students.items()}
+        for_teacher, for_student = adapt_batch(self.train_data_adaptor, device, raw)
+        students = {name: named_inputs(for_student, model, name or "student") for name, model in self.students.items()}
         teachers = {
-            name: named(for_teacher, teacher.model, f"teacher {name}".strip())
+            name: named_inputs(for_teacher, teacher.model, f"teacher {name}".strip())
             for name, teacher in self.teachers.items()
         }
         return students, teachers
@@ -404,12 +412,13 @@ class KnowledgeDistiller:
             device = self.accelerator.device
             students, teachers = send_to_device((students, teachers), device, non_blocking=device.type == "cuda")
         own = self.loss_model.reads_own_loss
-        told = {name: with_context(inputs, self.students[name], own) for name, inputs in students.items()}
-        taught = {name: with_context(inputs, self.teachers[name].model) for name, inputs in teachers.items()}
-        everything = {k: v for _, whole in reversed(list(taught.values())) for k, v in whole.items()}
-        context = make_context(told[""][1], everything or told[""][1], predicts_next_token(self.student))
-        students, teachers = ({name: inputs for name, (inputs, _) in side.items()} for side in (told, taught))
-        return Batch(students, teachers, context, on_cpu)
+        context = make_context(students[""], merged_inputs(teachers) or None, predicts_next_token(self.student))
+        return Batch(
+            {name: forward_inputs(inputs, self.students[name], own) for name, inputs in students.items()},
+            {name: forward_inputs(inputs, self.teachers[name].model) for name, inputs in teachers.items()},
+            context,
+            on_cpu,
+        )
 
     # --- measuring -----------------------------------------------------------------------------------------------
 
@@ -511,8 +520,8 @@ class KnowledgeDistiller:
         with seeded(self.settings.seed):  # projections begin alike on every process
             raw = self.batches.peek()
             students, teachers = self._sides(raw)
-            self._check_vocabulary()
-            plan = bind(self.loss_model, self.students, self.teachers, students, teachers, entries, self._num_samples)
+            sides = (self.students, self.teachers, students, teachers)
+            plan = bind(self.loss_model, *sides, entries, self._num_samples, self.processing_class)
         if self.train_data_adaptor is two_token_streams:
             raise_all(ConfigError, "distill_config", token_by_token(plan, entries))
         self._undo.callback(plan.close)
@@ -567,19 +576,6 @@ class KnowledgeDistiller:
         notes, restore = compile_layers(models, self.accelerator.device)
         self._undo.callback(restore)
         plan.notes += notes
-
-    def _check_vocabulary(self) -> None:
-        models: dict[str, Any] = {"student": self.student}
-        if self.train_data_adaptor is same_inputs:  # another one may give the teacher tokens of its own
-            models |= {f"teacher {n}".strip(): t for n, t in self.teachers.items()}
-        for who, model in models.items():
-            config = getattr(model, "config", None)
-            rows = getattr(config, "vocab_size", None)
-            size = len(self.processing_class) if hasattr(self.processing_class, "__len__") else 0
-            if rows and size > rows:
-                raise ConfigError(
-                    f"the tokenizer has {size} entries and the {who}'s vocabulary {rows}: they do not belong together"
-                )
 
     def _prepare(self) -> None:
         """Everything before the first step of a stage, once: plan, frozen rest, optimizer, schedule, placement."""

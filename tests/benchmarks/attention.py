@@ -24,7 +24,7 @@ from torch import Tensor
 
 from knowledge_distillation import KnowledgeDistiller
 from knowledge_distillation.features import attention
-from knowledge_distillation.features.lazy import AttentionMap
+from knowledge_distillation.features.deferred import AttentionMap
 from knowledge_distillation.losses.attention import attention_cross_entropy, attention_kl, attention_mse
 from knowledge_distillation.objective.fused.table import FUSED
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from losses import Side, peak_memory, seconds
 from torch import Tensor
 
-from knowledge_distillation.features.lazy import HeadLogits, TopKLogits
+from knowledge_distillation.features.deferred import HeadLogits, TopKLogits
 from knowledge_distillation.losses import get_loss
 from knowledge_distillation.losses.labels import hard_cross_entropy
 from knowledge_distillation.objective.fused.vocabulary import Part, head_loss

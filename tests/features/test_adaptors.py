@@ -18,13 +18,11 @@ from knowledge_distillation.features import attention
 from knowledge_distillation.features.adaptors import (
     AdaptedOutput,
     UnpackableOutput,
-    accepted,
     flatten,
-    named,
     readable,
     ready_made_output,
-    same_inputs,
 )
+from knowledge_distillation.features.inputs import forward_inputs, named_inputs, same_inputs
 
 LOGITS = Feature("output", "logits")
 CPU = torch.device("cpu")
@@ -339,16 +337,16 @@ def test_a_model_of_ones_own_gives_its_output_as_it_is():
 def test_a_tuple_is_named_by_the_order_of_forwards_parameters(tiny):
     model = tiny("bert")
     ids, mask = model.inputs["input_ids"], model.inputs["attention_mask"]
-    assert named((ids, mask), model.model, "student") == {"input_ids": ids, "attention_mask": mask}
-    assert named([ids], model.model, "student") == {"input_ids": ids}
-    assert named(ids, model.model, "student") == {"input_ids": ids}
+    assert named_inputs((ids, mask), model.model, "student") == {"input_ids": ids, "attention_mask": mask}
+    assert named_inputs([ids], model.model, "student") == {"input_ids": ids}
+    assert named_inputs(ids, model.model, "student") == {"input_ids": ids}
     pixels = tiny("vit").inputs["pixel_values"]
-    assert named((pixels,), tiny("vit").model, "student") == {"pixel_values": pixels}
+    assert named_inputs((pixels,), tiny("vit").model, "student") == {"pixel_values": pixels}
 
 
 def test_a_mapping_is_copied():
     batch = {"input_ids": torch.ones(1)}
-    given = named(batch, nn.Linear(1, 1), "student")
+    given = named_inputs(batch, nn.Linear(1, 1), "student")
     assert given == batch
     assert given is not batch
 
@@ -364,14 +362,14 @@ def test_a_mapping_is_copied():
 )
 def test_inputs_in_a_wrong_form(values, message):
     with pytest.raises(DataError, match=message):
-        named(values, nn.Linear(1, 1), "teacher")
+        named_inputs(values, nn.Linear(1, 1), "teacher")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_what_forward_takes_reaches_the_model_and_labels_never_do(tiny, family):
     model = tiny(family)
     batch = {**model.inputs, "labels": torch.zeros(2, dtype=torch.long), "idx": torch.arange(2), "text": ["a", "b"]}
-    given = accepted(batch, model.model)
+    given = forward_inputs(batch, model.model)
     assert given.keys() == model.inputs.keys()
     assert all(given[key] is batch[key] for key in given)
     assert model.model(**given).loss is None
@@ -379,8 +377,8 @@ def test_only_what_forward_takes_reaches_the_model_and_labels_never_do(tiny, fam
 
 def test_a_student_need_not_take_what_its_teacher_does(tiny):
     batch = {**tiny("bert").inputs, "token_type_ids": torch.zeros(2, 7, dtype=torch.long)}
-    assert "token_type_ids" in accepted(batch, tiny("bert").model)
-    assert "token_type_ids" not in accepted(batch, tiny("mpnet").model)
+    assert "token_type_ids" in forward_inputs(batch, tiny("bert").model)
+    assert "token_type_ids" not in forward_inputs(batch, tiny("mpnet").model)
 
 
 @pytest.mark.parametrize("family", TWO_STACKS)
@@ -388,7 +386,7 @@ def test_an_encoder_decoder_makes_its_decoders_input_of_the_labels(tiny, family)
     model = tiny(family)
     labels = torch.tensor([[5, 6, 2], [7, 2, -100]])
     batch = {key: value for key, value in model.inputs.items() if key != "decoder_input_ids"} | {"labels": labels}
-    given = accepted(batch, model.model)
+    given = forward_inputs(named_inputs(batch, model.model), model.model)
     start, pad = model.model.config.decoder_start_token_id, model.model.config.pad_token_id
     assert given["decoder_input_ids"].tolist() == [[start, 5, 6], [start, 7, 2]]
     assert pad is not None
@@ -401,7 +399,7 @@ def test_an_encoder_decoder_makes_its_decoders_input_of_the_labels(tiny, family)
 def test_an_input_of_the_decoder_that_is_given_is_kept(tiny):
     model = tiny("t5")
     batch = {**model.inputs, "labels": torch.ones(2, 3, dtype=torch.long)}
-    assert accepted(batch, model.model)["decoder_input_ids"] is model.inputs["decoder_input_ids"]
+    assert named_inputs(batch, model.model)["decoder_input_ids"] is model.inputs["decoder_input_ids"]
 
 
 def test_the_ready_made_data_adaptor_gives_both_models_the_batch(tiny):
@@ -417,7 +415,7 @@ def test_a_batch_encoding_is_a_batch(tiny):
     batch = BatchEncoding({**model.inputs, "idx": torch.arange(2)})
     assert not isinstance(batch, dict)
     _, student = same_inputs(CPU, batch)
-    given = accepted(named(student, model.model, "student"), model.model)
+    given = forward_inputs(named_inputs(student, model.model), model.model)
     assert type(given) is dict
     assert torch.equal(model.model(**given).logits, model.model(**model.inputs).logits)
 

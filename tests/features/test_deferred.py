@@ -14,7 +14,7 @@ from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.features import attention
 from knowledge_distillation.features.capture import Capture
 from knowledge_distillation.features.catalogue import catalogue
-from knowledge_distillation.features.lazy import AttentionMap, Deferred, attention_scores
+from knowledge_distillation.features.deferred import AttentionMap, Deferred, attention_scores
 
 MAP = {"teacher": "layer2.attention", "student": "layer1.attention"}
 SCORES = {"teacher": "layer4.attention_scores", "student": "layer2.attention_scores", "loss": "mse"}

@@ -8,7 +8,7 @@ from runs import bert, distiller, weights
 from transformers import BertConfig, BertForMaskedLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from knowledge_distillation.features import catalogue as features
-from knowledge_distillation.features.lazy import HeadLogits
+from knowledge_distillation.features.deferred import HeadLogits
 from knowledge_distillation.objective import loss_model
 
 SIZES = {"vocab_size": 50, "intermediate_size": 24, "num_attention_heads": 2, "max_position_embeddings": 32}

@@ -17,7 +17,8 @@ from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.errors import ConfigError
 from knowledge_distillation.features.capture import Location
 from knowledge_distillation.features.catalogue import catalogue
-from knowledge_distillation.features.kinds import first_rows, kind_of, lengthened, probe_kinds
+from knowledge_distillation.features.inputs import first_rows
+from knowledge_distillation.features.kinds import kind_of, lengthened, probe_kinds
 from knowledge_distillation.features.preserve import preserved
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...features.attention_by_parts import AT_ONCE, Part, part_of, parts_of
-from ...features.lazy import AttentionMap
+from ...features.deferred import AttentionMap
 from ...losses.attention import check_floor
 
 logger = logging.getLogger(__name__)

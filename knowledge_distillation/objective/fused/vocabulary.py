@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...features.lazy import HeadLogits, TopKLogits, whole
+from ...features.deferred import HeadLogits, TopKLogits, whole
 from ...losses.labels import IGNORED_LABEL, hard_cross_entropy
 from ...losses.logits import (
     js_divergence,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from knowledge_distillation.features.lazy import AttentionMap
+from knowledge_distillation.features.deferred import AttentionMap
 from knowledge_distillation.losses.attention import attention_cross_entropy, attention_kl, attention_mse
 from knowledge_distillation.objective.fused import attention as module
 from knowledge_distillation.objective.fused.table import FUSED
