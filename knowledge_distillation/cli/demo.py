@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..recipes.build import Ingredients
 from ..recipes.recipe import Recipe
+from .console import print_plan, print_scores, say
 
 _BERT = {
     "model_type": "bert",
@@ -42,31 +41,25 @@ TEACHER = Recipe(
 STUDENT_ROWS = 2000
 
 
-def run_demo(
-    folder: Path,
-    smoke: bool,
-    say: Callable[[str], None],
-    show_plan: Callable[[Any], None],
-    show_table: Callable[..., None],
-) -> None:
+def run_demo(folder: Path, smoke: bool) -> None:
     """Teacher on all rows, then the student twice on a part of them: from labels alone, and from the teacher."""
     limit = {"max_steps": 4} if smoke else {}
-    whole = replace(TEACHER, training={**TEACHER.training, **limit})
+    recipe = replace(TEACHER, training={**TEACHER.training, **limit})
     if smoke:
-        whole = replace(whole, max_train_samples=256, max_eval_samples=64)
-    ready = Ingredients.of(whole)
-    say(f"\n1  teacher: 12 layers, {len(ready.data['train'])} labelled sentences")
-    ready.distiller(ready.teacher, whole.hard_entries(), folder / "teacher", finetune=True).train()
+        recipe = replace(recipe, max_train_samples=256, max_eval_samples=64)
+    ingredients = Ingredients.of(recipe)
+    say(f"\n1  teacher: 12 layers, {len(ingredients.data['train'])} labelled sentences")
+    ingredients.distiller(ingredients.teacher, recipe.hard_entries(), folder / "teacher", finetune=True).train()
 
-    few = min(STUDENT_ROWS, len(ready.data["train"]))
-    ready.data["train"] = ready.data["train"].select(range(few))
-    say(f"\n2  student: 3 layers, {few} of these sentences, labels alone")
-    plain = ready.distiller(ready.student(), whole.hard_entries(), folder / "student_without").train()
+    rows = min(STUDENT_ROWS, len(ingredients.data["train"]))
+    ingredients.data["train"] = ingredients.data["train"].select(range(rows))
+    say(f"\n2  student: 3 layers, {rows} of these sentences, labels alone")
+    plain = ingredients.distiller(ingredients.student(), recipe.hard_entries(), folder / "student_without").train()
 
     say("\n3  the same student on the same sentences, taught by the teacher")
-    student = ready.student()
-    distiller = ready.distiller(student, ready.entries(student), folder / "student")
-    show_plan(distiller.plan())
+    student = ingredients.student()
+    distiller = ingredients.distiller(student, ingredients.entries(student), folder / "student")
+    print_plan(distiller.plan())
     metrics = distiller.train()
-    show_table(ready, distiller, metrics, student, plain)
+    print_scores(ingredients, distiller, metrics, student, plain)
     say(f"student: {folder / 'student' / 'student'}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+import inspect
+from typing import Any
 
 import torch
+import transformers
+import yaml
+from rich.table import Table
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForImageClassification
 
-from .. import models
-from ..errors import ConfigError
+from .. import models, presets
+from ..errors import ConfigError, nearest
 from ..features.catalogue import catalogue
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def list_features(name: str) -> Table:
@@ -22,22 +24,20 @@ def list_features(name: str) -> Table:
     Raises:
         ConfigError: there is no such model, or no inputs could be made up for it.
     """
-    from rich.table import Table
-
     model = load_any(name)
     names = catalogue(model.eval(), made_up_inputs(model))
     table = Table(title=f"{type(model).__name__}: features for a distill_config", title_justify="left")
     for column in ("feature", "kind", "shape on 2 rows", "taken from"):
         table.add_column(column, overflow="fold", no_wrap=column == "feature")  # a name is copied whole
-    for feature, known in names.known.items():
-        place = known.location
+    for feature, offered in names.known.items():
+        place = offered.location
         item = "" if place.item is None or place.source == "attention" else f"[{place.item}]"
         where = f"{place.path}.{place.source}{item}" if place.path else f"the model's own {place.item}"
-        table.add_row(str(feature), known.kind, "×".join(map(str, known.shape)), where)
+        table.add_row(str(feature), offered.kind, "×".join(map(str, offered.shape)), where)
     prefix = names.model_type.replace("-", "_")
-    one = "layer4" if any(feature.layer == "layer4" for feature in names.known) else "layer1"
+    layer = "layer4" if any(feature.layer == "layer4" for feature in names.known) else "layer1"
     table.caption = (
-        f"{one} is also {prefix}_{one}, layer-1 the last; any module path has .output, .input and .output[1]"
+        f"{layer} is also {prefix}_{layer}, layer-1 the last; any module path has .output, .input and .output[1]"
     )
     for note in names.notes:
         table.caption += f"\nnote: {note}"
@@ -46,9 +46,6 @@ def list_features(name: str) -> Table:
 
 def load_any(name: str) -> nn.Module:
     """The model under a name with whatever head it was saved with, else its bare form."""
-    import transformers
-    from transformers import AutoModel, AutoModelForImageClassification
-
     config = _config(name)
     bare = AutoModel if type(config) in AutoModel._model_mapping else AutoModelForImageClassification
     if not config.architectures:
@@ -76,39 +73,29 @@ def made_up_inputs(model: nn.Module) -> dict[str, Any]:
 
 def list_presets() -> Table:
     """The presets: names, arguments, and what each says of itself."""
-    import inspect
-
-    from rich.table import Table
-
-    from .. import presets
-
     table = Table(title="presets: distill presets NAME shows the entries", title_justify="left")
     table.add_column("name", no_wrap=True)
     table.add_column("arguments")
     table.add_column("what it does")
     for name in presets.list_presets():
         parameters = inspect.signature(presets.METHODS[name]).parameters.values()
-        own = (p for p in parameters if p.name not in ("teacher", "student", "regression"))
-        shown = (p.name if p.default is p.empty else f"{p.name}={p.default}" for p in own)
-        said = (inspect.getdoc(presets.METHODS[name]) or "").partition("\n\n")[0]
-        table.add_row(name, "\n".join(shown), " ".join(said.split()))
+        options = (p for p in parameters if p.name not in ("teacher", "student", "regression"))
+        shown = (p.name if p.default is p.empty else f"{p.name}={p.default}" for p in options)
+        summary = (inspect.getdoc(presets.METHODS[name]) or "").partition("\n\n")[0]
+        table.add_row(name, "\n".join(shown), " ".join(summary.split()))
     return table
 
 
 def show_preset(name: str, teacher: str | None, student: str | None) -> str:
     """The entries of a preset as YAML, for two models by name; none: a BERT of 12 layers and one of 3."""
-    import yaml
-
-    from .. import presets
-
-    of_teacher = _config(teacher or ("resnet" if name in ("ofd", "margin_relu") else "bert"))
-    of_student = _config(student) if student else copy.deepcopy(of_teacher)
-    if not student and hasattr(of_student, "num_hidden_layers"):
-        of_student.num_hidden_layers = max(1, of_teacher.num_hidden_layers // 4)
+    teacher_config = _config(teacher or ("resnet" if name in ("ofd", "margin_relu") else "bert"))
+    student_config = _config(student) if student else copy.deepcopy(teacher_config)
+    if not student and hasattr(student_config, "num_hidden_layers"):
+        student_config.num_hidden_layers = max(1, teacher_config.num_hidden_layers // 4)
     options = {"teacher_names": ["first", "second"]} if name == "meal_v2" else {}
-    entries = presets.expand(name, of_teacher, of_student, **options)
+    entries = presets.expand(name, teacher_config, student_config, **options)
     lines = (yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1 << 16) for entry in entries)
-    head = f"# teacher: {_size(of_teacher)}; student: {_size(of_student)}"
+    head = f"# teacher: {_size(teacher_config)}; student: {_size(student_config)}"
     return "\n".join([head, "distill_config:", *(f"  - {line.strip()}" for line in lines)])
 
 
@@ -118,10 +105,6 @@ def _size(config: Any) -> str:
 
 
 def _config(name: str) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    from ..errors import nearest
-
     models.register()
     known = CONFIG_MAPPING.keys()
     if name in known:

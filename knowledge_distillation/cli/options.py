@@ -1,0 +1,129 @@
+"""The command-line options that several commands share, each defined once, and what they say about a recipe."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Optional, get_origin
+
+import typer
+
+from .console import terminal
+
+
+class Shared(NamedTuple):
+    """An option with its default, the recipe's key that it sets, and what it makes of its value; None sets nothing."""
+
+    annotation: Any
+    default: Any = None
+    key: str = ""
+    convert: Callable[[Any], Any] = lambda value: value
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """A recipe as the command line says it: its file, the overrides of `--set`, and values by the recipe's keys."""
+
+    file: Path | None
+    overrides: Sequence[str]
+    values: dict[str, Any]
+
+    def recipe(self) -> Any:
+        from ..recipes.recipe import load_recipe
+
+        return load_recipe(self.file, self.overrides, self.values)
+
+
+def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options, in this order: shared ones, and those that its own signature annotates.
+
+    The command is called with the options that its signature names; what all others say comes first, as
+    `RecipeOptions`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = dict(list(inspect.signature(command, eval_str=True).parameters.items())[1:])
+        own = {
+            name: Shared(parameter.annotation, parameter.default)
+            for name, parameter in parameters.items()
+            if get_origin(parameter.annotation) is Annotated
+        }
+
+        @terminal()
+        def with_options(recipe: Path | None = None, overrides: Sequence[str] = (), **options: Any) -> None:
+            arguments = {name: options.pop(name) for name in parameters}
+            values = {SHARED[name].key: SHARED[name].convert(value) for name, value in options.items()}
+            command(RecipeOptions(recipe, overrides, values), **arguments)
+
+        with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
+        with_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option[0])
+                for name, option in ((name, own.get(name) or SHARED[name]) for name in names)
+            ]
+        )
+        return with_options
+
+    return decorate
+
+
+def _option(
+    flags: str, help: str, key: str = "", type: Any = Optional[str], default: Any = None, **convert: Any
+) -> Shared:
+    return Shared(Annotated[type, typer.Option(*flags.split(), help=help)], default, key, **convert)
+
+
+def _layers_or_name(student: str | None) -> dict[str, list[int]] | str | None:
+    """A cut-out student for `4,8,12`, else what was written: a directory or a hub name."""
+    numbers = (student or "").replace(" ", "")
+    if re.fullmatch(r"-?\d+(,-?\d+)*", numbers):
+        return {"layers": [int(number) for number in numbers.split(",")]}
+    return student
+
+
+_MODEL = "Directory or hub name."
+_STUDENT = "Directory, hub name, or layers of the teacher to keep: 4,8,12"
+_DATA_DIR = "Folder in GLUE's TSV layout, or of pictures. [GLUE_DATA_DIR, IMAGE_DATA_DIR]"
+_CACHE = "Folder for the teacher's features: each sample runs once."
+_RECIPE = typer.Argument(help="A recipe (YAML); none: options alone.", metavar="RECIPE")
+_SET = "Override any key: --set training.learning_rate=1e-4"
+
+SHARED = {
+    "recipe": Shared(Annotated[Optional[Path], _RECIPE]),
+    "overrides": _option("--set", _SET, type=list[str], default=[]),
+    "teacher": _option("--teacher", _MODEL, "teacher"),
+    "model": _option("--model --teacher", _MODEL, "teacher"),
+    "student": _option("--student", _STUDENT, "student", convert=_layers_or_name),
+    "task": _option("--task", "A GLUE task, an image task, or 'embedded'.", "task"),
+    "data_dir": _option("--data-dir", _DATA_DIR, "data_dir"),
+    "method": _option("--method", "A preset: see `distill presets`.", "method"),
+    "alpha": _option("--alpha", "Weight of the soft part, 0 to 1.", "alpha", Optional[float]),
+    "temperature": _option("--temperature", "Of the soft part.", "temperature", Optional[float]),
+    "epochs": _option("--epochs", "training.num_train_epochs", "training.num_train_epochs", Optional[int]),
+    "seed": _option("--seed", "training.seed", "training.seed", Optional[int]),
+    "max_train_samples": _option(
+        "--max-train-samples", "A fixed random part of the train set.", "max_train_samples", Optional[int]
+    ),
+    "teacher_cache": _option("--teacher-cache", _CACHE, "training.teacher_cache"),
+    "output_dir": _option("--output-dir -o", "Where the run goes.", "output_dir"),
+    "resume": _option("--resume", "Go on from the last checkpoint of the output directory.", type=bool, default=False),
+    "overwrite": _option(
+        "--overwrite",
+        "Replace a run that is in the output directory.",
+        "training.overwrite_output_dir",
+        bool,
+        False,
+        convert=lambda overwrite: overwrite or None,
+    ),
+    "tensorboard": _option(
+        "--tensorboard",
+        "Log to TensorBoard in the output directory.",
+        "training.report_to",
+        bool,
+        False,
+        convert=lambda tensorboard: ["tensorboard"] if tensorboard else None,
+    ),
+}
