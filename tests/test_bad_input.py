@@ -360,19 +360,24 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], type[DistillationError], li
     "settings out of range": (
         lambda: {"num_train_epochs": 0, "warmup_ratio": 2, "max_grad_norm": -1, "seed": 1 << 40},
         ConfigError,
-        ["num_train_epochs is 1 or more; found 0", "warmup_ratio is in [0, 1]; found 2.0"]
-        + ["max_grad_norm is 0 or more; found -1.0", "seed is below 2**32; found 1099511627776"],
+        ["num_train_epochs is a whole number of 1 or more; found 0", "warmup_ratio is a number in [0, 1]; found 2"]
+        + ["max_grad_norm is a finite number of 0 or more; found -1"]
+        + ["seed is a whole number of 0 or more, below 2**32; found 1099511627776"],
     ),
     "settings of another type": (
         lambda: {"learning_rate": "fast", "logging_steps": 2.5, "num_train_epochs": float("inf")},
         ConfigError,
-        ["learning_rate is of type float; found 'fast'", "logging_steps is of type int; found 2.5"]
-        + ["num_train_epochs is of type int; found inf"],
+        ["learning_rate is a finite number of 0 or more; found 'fast'"]
+        + ["logging_steps is a whole number of 1 or more; found 2.5"]
+        + ["num_train_epochs is a whole number of 1 or more; found inf"],
     ),
     "learning rate that is no number": (
         lambda: {"learning_rate": float("nan"), "greater_is_better": "yes"},
         ConfigError,
-        ["learning_rate is of type float; found nan", "greater_is_better is of type bool or None; found 'yes'"],
+        [
+            "learning_rate is a finite number of 0 or more; found nan",
+            "greater_is_better is true or false; found 'yes'",
+        ],
     ),
     "precision": (
         lambda: {"mixed_precision": "bf61", "teacher_dtype": "float8"},
@@ -456,6 +461,26 @@ def test_all_problems_come_in_one_error_by_the_number_of_the_item() -> None:
     assert [line[:6] for line in lines[1:]] == ["  [0] ", "  [0] ", "  [2] ", "  [3] ", "  [4] ", "  [5] "]
     assert "the teacher has 4 layers" in lines[1] and "the student has 2 layers" in lines[2]
     assert "layer9.hidden_states" in lines[3]
+
+
+def test_an_entry_with_a_problem_of_its_own_is_bound_all_the_same() -> None:
+    config = [
+        *entry(teacher="layer9.hidden_states", wieght=2),
+        {**LOGITS, "loss": "kl_divergence", "args": {"temprature": 2}, "weight": -1},
+        *entry(student="layer1.hiden_states", loss=3, args={"temprature": 2}),
+    ]
+    with pytest.raises(ConfigError) as raised:
+        distiller(config).plan()
+    count, *lines = str(raised.value).splitlines()
+    assert count == "6 problems in distill_config" and [line[:6] for line in lines] == ["  [0] "] * 2 + [
+        *["  [1] "] * 2,
+        *["  [2] "] * 2,
+    ]
+    assert "unknown key 'wieght'. Nearest: weight." in lines[0] and "the teacher has 4 layers" in lines[1]
+    assert (
+        "weight is a finite number of 0 or more; found -1" in lines[2] and "takes no argument 'temprature'" in lines[3]
+    )
+    assert "loss is a name or a callable; found 3" in lines[4] and "Nearest: hidden_states." in lines[5]
 
 
 def test_models_are_left_as_they_were_when_a_run_is_refused(tmp_path: Path) -> None:
@@ -686,8 +711,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 SETTINGS = {
     "training.learning_rat=1": ["recipe: training: unknown setting 'learning_rat'. Nearest: learning_rate."],
-    "training.num_train_epochs=0": ["recipe: training: num_train_epochs is 1 or more; found 0"],
-    "training.seed=abc": ["recipe: training: seed is of type int; found 'abc'"],
+    "training.num_train_epochs=0": ["recipe: training: num_train_epochs is a whole number of 1 or more; found 0"],
+    "training.seed=abc": ["recipe: training: seed is a whole number of 0 or more, below 2**32; found 'abc'"],
     "training.output_dir=x": ["unknown setting 'output_dir'"],
     "finetune.max_grad_norms=1": ["recipe: finetune: unknown setting 'max_grad_norms'. Nearest: max_grad_norm."],
     "training=5": ["recipe: training is a mapping of settings; found 5"],

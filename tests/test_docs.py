@@ -27,8 +27,7 @@ from transformers import BertConfig, BertForSequenceClassification, DataCollator
 
 import knowledge_distillation
 from knowledge_distillation import KnowledgeDistiller, presets
-from knowledge_distillation.config import parse as config
-from knowledge_distillation.config import schedules
+from knowledge_distillation.config import entry, parse, schedules
 from knowledge_distillation.config.settings import TrainingSettings
 from knowledge_distillation.data import embedded_sentiment, tokenize, train_tokenizer
 from knowledge_distillation.recipes.recipe import Recipe, load_recipe
@@ -266,20 +265,20 @@ def test_every_method_is_in_the_table_with_its_arguments_and_stages():
     for name, method in presets.METHODS.items():
         named = set(inspect.signature(method).parameters) - {"teacher", "student", "regression"}
         if name not in ("ofd", "margin_relu", "meal_v2"):
-            named |= set(config.parse_config(presets.expand(name, BertConfig(), BertConfig())).stages)
+            named |= set(parse.parse_config(presets.expand(name, BertConfig(), BertConfig())).stages)
         inherited = {"alpha", "temperature"} if "`hinton`" in table[name][0] else set()
         assert [one for one in named - inherited if f"`{one}`" not in table[name][0]] == [], name
 
 
 def test_every_key_of_an_entry_is_in_the_table():
-    assert rows("distill_config.md", "Keys of an entry").keys() == set(config._KEYS)
+    assert rows("distill_config.md", "Keys of an entry").keys() == set(parse.ENTRY_KEYS)
 
 
 def test_every_type_of_projection_schedule_and_reduction_is_in_a_table():
-    projection = {field.name for field in fields(config.Projection)} - {"type"}
-    assert rows("distill_config.md", "Projections").keys() == {*config.PROJECTIONS, *projection}
+    projection = {field.name for field in fields(entry.Projection)} - {"type"}
+    assert rows("distill_config.md", "Projections").keys() == {*entry.PROJECTIONS, *projection}
     assert rows("distill_config.md", "Schedules").keys() == set(schedules._KEYS)
-    assert rows("distill_config.md", "Averages").keys() == set(config.REDUCTIONS)
+    assert rows("distill_config.md", "Averages").keys() == set(entry.REDUCTIONS)
 
 
 def test_every_command_and_option_is_in_the_tables():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from ..errors import ConfigError, raise_all
-from .schedules import Schedule
+from .schedules import Schedule, parse_schedule
+from .validation import Count, Flag, NotNegative, Path, Positive, Text, read, unknown_keys
 
 HARD, SOFT = "hard_distill", "ts_distill"
-PROJECTIONS = ("auto", "linear", "mlp", "conv1x1", "conv1x1_bn", "resize", "heads", "exit", "none")
-REDUCTIONS = ("mean", "sequence_mean", "batch_mean", "sum")
+ProjectionType = Literal["auto", "linear", "mlp", "conv1x1", "conv1x1_bn", "resize", "heads", "exit", "none"]
+Reduction = Literal["mean", "sequence_mean", "batch_mean", "sum"]
+PROJECTIONS, REDUCTIONS = get_args(ProjectionType), get_args(Reduction)
 SELF, PEER = "self", "peer"  # teachers that train: the student itself, and the other students of a cohort
 
 
@@ -29,6 +33,17 @@ class Feature(NamedTuple):
         return f"{self.model}{':' if self.model else ''}{self.layer}.{self.output}"
 
 
+def _check_name(name: str) -> str:
+    # "/" would nest names in trackers' tables; "." and "" are not names of torch modules.
+    if "." in name or "/" in name or name == "loss":
+        raise ValueError
+    return name
+
+
+_NAME = "a text without '.' and '/', and not 'loss'"
+Name = Annotated[Text, AfterValidator(_check_name), Field(description=_NAME)]
+
+
 @dataclass(frozen=True)
 class Projection:
     """A learnable map of one side of an entry.
@@ -42,11 +57,53 @@ class Projection:
         trainable: False keeps it as it was loaded.
     """
 
-    type: str = "auto"
-    shared: str = ""
-    width: int | None = None
-    hidden_size: int | None = None
-    trainable: bool = True
+    type: ProjectionType = "auto"
+    shared: Name = ""
+    width: Count | None = None
+    hidden_size: Count | None = None
+    trainable: Flag = True
+
+
+def _projection(written: Any, info: ValidationInfo) -> Projection:
+    """A projection from its type, from true or false, or from a mapping."""
+    if written is None or isinstance(written, bool):
+        written = "auto" if written else "none"
+    options = written if isinstance(written, Mapping) else {"type": written}
+    key = str(info.field_name)
+    projection, problems = read(Projection, options, key)
+    problems = unknown_keys(options, [f.name for f in fields(Projection)], f"unknown key {{!r}} in {key}") + problems
+    if problems or projection is None:
+        raise ValueError(*problems)
+    return projection
+
+
+def _schedules(written: Any, info: ValidationInfo) -> Any:
+    """The courses of the weight and of arguments; `info` has what was read of the entry before."""
+    if not isinstance(written, Mapping):
+        return {} if written is None else written
+    values = {**info.data.get("args", {}), "weight": info.data.get("weight", 1.0)}
+    courses: dict[str, Schedule] = {}
+    problems = []
+    for name, course in written.items():
+        try:
+            courses[str(name)] = parse_schedule(course, values.get(name))
+            if name == "weight" and courses["weight"].lowest < 0:
+                raise ConfigError(f"a weight is 0 or more; found {course!r}")
+        except ConfigError as error:
+            problems.append(f"schedule of {name}: {error}")
+    if problems:
+        raise ValueError(*problems)
+    return courses
+
+
+def _stages(written: Any) -> tuple[str, ...]:
+    stages = written if isinstance(written, (list, tuple)) else [] if written is None else [written]
+    if any(isinstance(stage, bool) or not isinstance(stage, (str, int)) or stage == "" for stage in stages):
+        raise ValueError
+    return tuple(str(stage) for stage in stages)
+
+
+_SCHEDULE = "a mapping of weight, or of an argument of the loss"
 
 
 @dataclass(frozen=True)
@@ -63,17 +120,25 @@ class Entry:
     student: tuple[Feature, ...]
     teacher: tuple[Feature, ...] = ()
     loss: str | Callable[..., Any] = "mse"
-    args: Mapping[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
-    name: str = ""
-    projection: Projection = Projection()
+    args: Annotated[Mapping[str, Any], Field(description="a mapping of the loss's arguments")] = field(
+        default_factory=dict
+    )
+    weight: NotNegative = 1.0
+    name: Name = ""
+    projection: Annotated[Projection, BeforeValidator(_projection)] = Projection()
     many: bool = False
-    reduction: str = "mean"
-    schedule: Mapping[str, Schedule] = field(default_factory=dict)
-    stage: tuple[str, ...] = ()
-    teacher_projection: Projection = Projection("none")
-    projection_checkpoint: str | None = None
-    learning_rate: float | None = None
+    reduction: Reduction = "mean"
+    schedule: Annotated[Mapping[str, Schedule], BeforeValidator(_schedules), Field(description=_SCHEDULE)] = field(
+        default_factory=dict
+    )
+    stage: Annotated[
+        tuple[str, ...], BeforeValidator(_stages), Field(description="a name or a number, or a list of them")
+    ] = ()
+    teacher_projection: Annotated[Projection, BeforeValidator(_projection)] = Projection("none")
+    projection_checkpoint: Annotated[Path, Field(description="the path of a run or of a .safetensors file")] | None = (
+        None
+    )
+    learning_rate: Positive | None = None
 
     @property
     def hard(self) -> bool:

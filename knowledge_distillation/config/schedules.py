@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from ..errors import ConfigError, nearest
+from .validation import Fraction, Number, read, unknown_keys
 
 _KEYS = {
     "linear": ("start", "end", "begin", "finish"),
@@ -15,6 +18,7 @@ _KEYS = {
     "warmup": ("fraction",),
     "step": ("values", "at"),
 }
+Progress = Annotated[Fraction, Field(description="progress in [0, 1]")]
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,14 @@ class Schedule:
         values, at: one value more than places, which rise.
     """
 
-    type: str
-    start: float = 0.0
-    end: float = 0.0
-    begin: float = 0.0
-    finish: float = 1.0
-    fraction: float = 0.1
-    values: tuple[float, ...] = ()
-    at: tuple[float, ...] = ()
+    type: Literal["linear", "cosine", "warmup", "step"]
+    start: Number = 0.0
+    end: Number = 0.0
+    begin: Progress = 0.0
+    finish: Progress = 1.0
+    fraction: Progress = 0.1
+    values: Annotated[tuple[Number, ...], Field(description="a list of numbers")] = ()
+    at: Annotated[tuple[Progress, ...], Field(description="a list of places in [0, 1]")] = ()
 
     def __call__(self, progress: float) -> float:
         """The value at `progress`, from 0 at the first step to 1 at the end."""
@@ -72,41 +76,28 @@ def parse_schedule(course: Any, own: Any) -> Schedule:
     Raises:
         ConfigError: what is wrong with it.
     """
-    options = {"type": course} if isinstance(course, str) else course
-    if not isinstance(options, Mapping) or str(options.get("type")) not in _KEYS:
-        found = options.get("type") if isinstance(options, Mapping) else options
-        raise ConfigError(f"type is one of {', '.join(_KEYS)}; found {found!r}.{nearest(str(found), _KEYS)}")
-    kind = options["type"]
-    unknown = [key for key in options if key not in ("type", *_KEYS[kind])]
-    if unknown:
-        near = nearest(str(unknown[0]), _KEYS[kind])
-        raise ConfigError(f"{kind} has no key {unknown[0]!r}.{near} Keys: {', '.join(_KEYS[kind])}")
-    values: dict[str, Any] = {key: value for key, value in options.items() if key != "type"}
-    if kind != "step" and "end" not in values:
-        if own is None:
-            raise ConfigError(f"{kind} ends at the entry's own value, and args have none: set it there, or give end")
-        values["end"] = own
-    if kind == "step" and not ("values" in values and "at" in values):
-        raise ConfigError("step needs values and at: [1.0, 0.0] and [0.5] hold 1.0 up to half of the run, then 0.0")
-    for key, value in values.items():
-        numbers = value if key in ("values", "at") else [value]
-        if not isinstance(numbers, (list, tuple)) or not all(map(_is_number, numbers)):
-            what = "a list of numbers" if key in ("values", "at") else "a number"
-            raise ConfigError(f"{key} is {what}; found {value!r}")
-        values[key] = tuple(float(n) for n in numbers) if key in ("values", "at") else float(value)
-    schedule = Schedule(kind, **values)
-    places = (schedule.begin, schedule.finish, schedule.fraction, *schedule.at)
-    if any(not 0 <= place <= 1 for place in places):
-        raise ConfigError(f"begin, finish, fraction and at are progress in [0, 1]; found {course!r}")
-    if kind in ("linear", "cosine") and schedule.begin >= schedule.finish or not schedule.fraction:
-        raise ConfigError(f"it takes some time from begin to finish; found {course!r}")
-    if kind == "step" and (len(schedule.values) != len(schedule.at) + 1 or list(schedule.at) != sorted(schedule.at)):
-        raise ConfigError(f"step has one value more than places, which rise; found {course!r}")
+    options = dict(course) if isinstance(course, Mapping) else {"type": course}
+    kind = options.pop("type", None)
+    if not isinstance(kind, str) or kind not in _KEYS:
+        raise ConfigError(f"type is one of {', '.join(_KEYS)}; found {kind!r}.{nearest(str(kind), _KEYS)}")
+    problems = unknown_keys(options, _KEYS[kind], f"{kind} has no key {{!r}}")
+    if kind == "step" and not {"values", "at"} <= set(options):
+        problems.append("step needs values and at: [1.0, 0.0] and [0.5] hold 1.0 up to half of the run, then 0.0")
+    elif kind != "step" and own is None and "end" not in options:
+        problems.append(f"{kind} ends at the entry's own value, and args have none: set it there, or give end")
+    elif kind != "step":
+        options.setdefault("end", own)
+    schedule, wrong = read(Schedule, {"type": kind, **options})
+    problems += wrong
+    if not problems and schedule is not None:
+        if kind in ("linear", "cosine") and schedule.begin >= schedule.finish or not schedule.fraction:
+            problems.append(f"it takes some time from begin to finish; found {course!r}")
+        at = list(schedule.at)
+        if kind == "step" and (len(schedule.values) != len(at) + 1 or at != sorted(at)):
+            problems.append(f"step has one value more than places, which rise; found {course!r}")
+    if problems or schedule is None:
+        raise ConfigError("; ".join(problems))
     return schedule
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def described(schedule: Schedule) -> str:

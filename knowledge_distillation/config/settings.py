@@ -2,25 +2,93 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError
+from .validation import (
+    Count,
+    Flag,
+    Fraction,
+    NotNegative,
+    Path,
+    Positive,
+    Text,
+    Whole,
+    WholeNotNegative,
+    read,
+    unknown_keys,
+)
 
-DTYPES = ("bfloat16", "float16", "float32", "int8")
-
-_PRECISIONS = ("auto", "no", "bf16", "fp16")
+CacheType = Literal["bfloat16", "float16", "float32", "int8"]
+DTYPES = get_args(CacheType)
 OPTIMIZERS: Mapping[str, Mapping[str, type]] = {  # name -> its arguments
     "adamw_torch_fused": {},
     "sgd": {"momentum": float, "dampening": float, "nesterov": bool},
 }
-BALANCES = ("none", "relative_scale", "gradient_norm")
 _OF_A_STAGE = ("num_train_epochs", "max_steps", "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type")
+
+
+def _arguments(value: Any) -> Any:
+    """A text such as `momentum=0.9,nesterov=True` as a mapping; everything else as it is."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.replace(" ", "").split(",") if part]
+    if not all(sign for _, sign, _ in pairs):
+        raise ValueError
+    return {key: yaml.safe_load(text) for key, _, text in pairs}
+
+
+Arguments = Annotated[Mapping[str, Any], BeforeValidator(_arguments), Field(description="a mapping")]
+
+
+def _check_optimizer_arguments(arguments: Mapping[str, Any] | None, info: ValidationInfo) -> Any:
+    if arguments and "optim" in info.data:
+        optim = info.data["optim"]
+        known = OPTIMIZERS[optim]
+        problems = unknown_keys(arguments, known, f"optim {optim} takes no argument {{!r}}", "It takes")
+        for key, value in arguments.items():
+            wanted = known.get(key, type(value))
+            if type(value) is not wanted and not (wanted is float and type(value) is int):
+                problems.append(f"{key} of optim {optim} is of type {wanted.__name__}; found {value!r}")
+        if problems:
+            raise ValueError(*problems)
+    return arguments
+
+
+def _check_tokens_per_batch(tokens: int | None, info: ValidationInfo) -> int | None:
+    if tokens and not info.data.get("group_by_length", True):
+        raise ValueError("max_tokens_per_batch fills batches with rows of similar length: leave group_by_length on")
+    return tokens
+
+
+def _names(names: Any) -> Any:
+    return (names,) if isinstance(names, str) else names or ()
+
+
+def _stages(stages: Any) -> tuple[Any, ...]:
+    """Mappings of a name and the settings of a stage, each checked."""
+    if isinstance(stages, (str, Mapping)):
+        raise ValueError
+    checked, problems = [], []
+    for number, stage in enumerate(stages or ()):
+        if not isinstance(stage, Mapping) or not isinstance(stage.get("name"), (str, int)):
+            problems.append(f"stages[{number}] is a mapping with a name; found {stage!r}")
+            continue
+        own = {key: value for key, value in stage.items() if key != "name"}
+        wrong = unknown_keys(own, _OF_A_STAGE, "{!r} is no setting of a stage")
+        settings, more = read(TrainingSettings, {key: value for key, value in own.items() if key in _OF_A_STAGE})
+        problems += [f"stages[{number}]: {text}" for text in wrong + more]
+        checked.append({key: getattr(settings, key, value) if key in own else value for key, value in stage.items()})
+    names = [str(stage["name"]) for stage in checked]
+    problems += [f"stage {name!r} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if problems:
+        raise ValueError(*problems)
+    return tuple(checked)
 
 
 @dataclass(frozen=True)
@@ -76,182 +144,52 @@ class TrainingSettings:
         overwrite_output_dir: replace a run that is in `output_dir`.
     """
 
-    num_train_epochs: int = 3
-    max_steps: int = -1
-    per_device_train_batch_size: int = 32
-    per_device_eval_batch_size: int = 64
-    optim: str = "adamw_torch_fused"
-    optim_args: Mapping[str, Any] | None = None
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    warmup_ratio: float = 0.1
-    lr_scheduler_type: str = "linear"
-    lr_scheduler_kwargs: Mapping[str, Any] | None = None
-    gradient_accumulation_steps: int = 1
-    max_grad_norm: float = 1.0
-    logging_steps: int = 20
-    eval_steps: int | None = None
-    save_steps: int | None = None
-    save_total_limit: int = 1
-    seed: int = 42
-    mixed_precision: str = "auto"
-    teacher_dtype: str = "auto"
-    teacher_cache: str | None = None
-    teacher_cache_dtype: str = "auto"
-    teacher_cache_top_k: int | None = None
-    teacher_cache_limit: float | None = None
-    group_by_length: bool = True
-    max_tokens_per_batch: int | None = None
-    length_bucket: int | None = None
-    dataloader_num_workers: int = 0
-    torch_compile: bool = False
-    metric_for_best_model: str | None = None
-    greater_is_better: bool | None = None
-    stages: tuple[Any, ...] = ()
-    balance: str = "none"
-    balance_steps: int = 20
-    report_to: tuple[str, ...] = ()
-    disable_tqdm: bool = False
-    overwrite_output_dir: bool = False
+    num_train_epochs: Count = 3
+    max_steps: Whole = -1
+    per_device_train_batch_size: Count = 32
+    per_device_eval_batch_size: Count = 64
+    optim: Literal["adamw_torch_fused", "sgd"] = "adamw_torch_fused"
+    optim_args: Annotated[Arguments | None, AfterValidator(_check_optimizer_arguments)] = None
+    learning_rate: NotNegative = 5e-5
+    weight_decay: NotNegative = 0.01
+    warmup_ratio: Fraction = 0.1
+    lr_scheduler_type: Text = "linear"
+    lr_scheduler_kwargs: Arguments | None = None
+    gradient_accumulation_steps: Count = 1
+    max_grad_norm: Annotated[NotNegative, BeforeValidator(lambda norm: 0.0 if norm is None else norm)] = 1.0
+    logging_steps: Count = 20
+    eval_steps: Count | None = None
+    save_steps: Count | None = None
+    save_total_limit: Count = 1
+    seed: Annotated[WholeNotNegative, Field(lt=2**32, description="a whole number of 0 or more, below 2**32")] = 42
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    teacher_cache: Path | None = None
+    teacher_cache_dtype: Literal["auto", CacheType] = "auto"
+    teacher_cache_top_k: Count | None = None
+    teacher_cache_limit: Annotated[Positive, Field(description="a number of GB above 0")] | None = None
+    group_by_length: Flag = True
+    max_tokens_per_batch: Annotated[Count | None, AfterValidator(_check_tokens_per_batch)] = None
+    length_bucket: Count | None = None
+    dataloader_num_workers: WholeNotNegative = 0
+    torch_compile: Flag = False
+    metric_for_best_model: Annotated[Text, BeforeValidator(str)] | None = None
+    greater_is_better: Flag | None = None
+    stages: Annotated[tuple[Any, ...], BeforeValidator(_stages), Field(description="a list of mappings")] = ()
+    balance: Literal["none", "relative_scale", "gradient_norm"] = "none"
+    balance_steps: Count = 20
+    report_to: Annotated[tuple[str, ...], BeforeValidator(_names), Field(description="a name or a list of them")] = ()
+    disable_tqdm: Flag = False
+    overwrite_output_dir: Flag = False
 
     @classmethod
-    def parse(cls, given: dict[str, Any]) -> TrainingSettings:
+    def parse(cls, written: Mapping[str, Any]) -> TrainingSettings:
         """Check names, types and ranges; every problem in one ConfigError."""
-        known = {f.name: f for f in fields(cls)}
-        problems = [f"unknown setting {k!r}.{nearest(k, known)}" for k in given if k not in known]
-        values = {}
-        for name, value in given.items():
-            if name in known:
-                try:
-                    values[name] = _convert(name, value, known[name].default)
-                except (TypeError, ValueError, OverflowError):
-                    problems.append(f"{name} is of type {_wanted(name, known[name].default)}; found {value!r}")
-        settings = cls(**values)
-        problems += settings._out_of_range() + settings._wrong_stages()
-        if problems:
+        settings, wrong = read(cls, written)
+        problems = unknown_keys(written, [f.name for f in fields(cls)], "unknown setting {!r}", "") + wrong
+        if problems or settings is None:
             raise ConfigError("settings: " + "; ".join(problems))
         return settings
 
-    def _out_of_range(self) -> list[str]:
-        positive: tuple[str, ...] = ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
-        positive += ("gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps", "save_total_limit")
-        positive += ("balance_steps", "teacher_cache_top_k", "max_tokens_per_batch", "length_bucket")
-        problems = [f"{n} is 1 or more; found {getattr(self, n)}" for n in positive if (getattr(self, n) or 1) < 1]
-        problems += [f"{n} is 1 or more; found 0" for n in positive if getattr(self, n) == 0]
-        not_negative = ("learning_rate", "weight_decay", "max_grad_norm", "seed", "dataloader_num_workers")
-        if self.seed >= 1 << 32:
-            problems.append(f"seed is below 2**32; found {self.seed}")
-        problems += [f"{n} is 0 or more; found {getattr(self, n)}" for n in not_negative if getattr(self, n) < 0]
-        if self.teacher_cache_limit is not None and self.teacher_cache_limit <= 0:
-            problems.append(f"teacher_cache_limit is above 0, in GB; found {self.teacher_cache_limit}")
-        if not 0 <= self.warmup_ratio <= 1:
-            problems.append(f"warmup_ratio is in [0, 1]; found {self.warmup_ratio}")
-        if self.max_tokens_per_batch and not self.group_by_length:
-            problems.append("max_tokens_per_batch fills batches with rows of similar length: leave group_by_length on")
-        choices: dict[str, tuple[str, ...]] = {
-            "mixed_precision": _PRECISIONS,
-            "teacher_dtype": ("auto", "float32", "bfloat16", "float16"),
-            "teacher_cache_dtype": ("auto", *DTYPES),
-            "optim": tuple(OPTIMIZERS),
-        }
-        choices["balance"] = BALANCES
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                problems.append(
-                    f"{name} is one of {', '.join(allowed)}; found {value!r}.{nearest(str(value), allowed)}"
-                )
-        return problems + self._wrong_arguments()
-
-    def _wrong_arguments(self) -> list[str]:
-        """What is wrong with the arguments of the optimizer."""
-        known = OPTIMIZERS.get(self.optim, {})
-        problems = []
-        for key, value in (self.optim_args or {}).items():
-            if key not in known:
-                takes = f" It takes: {', '.join(known) or 'none'}"
-                problems.append(f"optim {self.optim} takes no argument {key!r}.{nearest(str(key), known)}{takes}")
-            elif type(value) is not known[key] and not (known[key] is float and type(value) is int):
-                problems.append(f"{key} of optim {self.optim} is of type {known[key].__name__}; found {value!r}")
-        return problems
-
-    def _wrong_stages(self) -> list[str]:
-        problems: list[str] = []
-        for number, stage in enumerate(self.stages):
-            if not isinstance(stage, dict) or not isinstance(stage.get("name"), (str, int)):
-                problems.append(f"stages[{number}] is a mapping with a name; found {stage!r}")
-                continue
-            own = {key: value for key, value in stage.items() if key != "name"}
-            unknown = [key for key in own if key not in _OF_A_STAGE]
-            if unknown:
-                near = nearest(str(unknown[0]), _OF_A_STAGE)
-                problems.append(f"stages[{number}]: {unknown[0]!r} is no setting of a stage.{near}")
-                continue
-            try:
-                converted = TrainingSettings.parse(own)
-            except ConfigError as error:
-                problems.append(f"stages[{number}]: {str(error).removeprefix('settings: ')}")
-                continue
-            stage.update({key: getattr(converted, key) for key in own})
-        names = [str(stage["name"]) for stage in self.stages if isinstance(stage, dict) and "name" in stage]
-        return problems + [f"stage {name!r} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"report_to": list(self.report_to), "stages": list(self.stages)}
-
-
-def _convert(name: str, value: Any, default: Any) -> Any:
-    if name == "report_to":
-        return (value,) if isinstance(value, str) else tuple(value or ())
-    if name == "stages":
-        if isinstance(value, (str, dict)):
-            raise TypeError
-        return tuple(dict(stage) if isinstance(stage, Mapping) else stage for stage in value or ())
-    if name in ("optim_args", "lr_scheduler_kwargs"):
-        return _mapping(value)
-    if value is None and (default is None or name in ("max_grad_norm",)):
-        return 0.0 if name == "max_grad_norm" else None
-    if name == "metric_for_best_model":
-        return str(value)
-    if name == "teacher_cache":
-        if not isinstance(value, (str, os.PathLike)) or not str(value):
-            raise TypeError
-        return str(value)
-    if name == "teacher_cache_limit":
-        default = 0.0
-    if name == "greater_is_better" or isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise TypeError
-        return value
-    if isinstance(default, int) or default is None:
-        if isinstance(value, bool) or float(value) != int(float(value)):
-            raise TypeError
-        return int(float(value))
-    if isinstance(default, float):
-        if isinstance(value, bool) or not math.isfinite(float(value)):
-            raise TypeError
-        return float(value)
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _mapping(value: Any) -> dict[str, Any] | None:
-    """A mapping, or a text such as `momentum=0.9,nesterov=True`."""
-    if isinstance(value, str):
-        pairs = [part.partition("=") for part in value.replace(" ", "").split(",") if part]
-        if not all(sign for _, sign, _ in pairs):
-            raise TypeError
-        return {key: yaml.safe_load(text) for key, _, text in pairs}
-    if value is not None and not isinstance(value, Mapping):
-        raise TypeError
-    return None if value is None else dict(value)
-
-
-def _wanted(name: str, default: Any) -> str:
-    if default is not None:
-        return type(default).__name__
-    told = {"greater_is_better": "bool", "metric_for_best_model": "str", "teacher_cache": "path"}
-    told["teacher_cache_limit"] = "float"
-    told |= {"optim_args": "mapping", "lr_scheduler_kwargs": "mapping"}
-    return told.get(name, "int") + " or None"

@@ -205,7 +205,11 @@ def _bind_entries(
     learning, teaching = found["student"], {**found["student"], **found["teacher"]}
     kinds = {feature: kind for source in taken["student"].values() for feature, kind in source.kinds.items()}
     loss_model.unbind()
-    for entry in loss_model.config.sound_entries(entries):
+    sound = loss_model.config.sound_entries(entries)
+    for entry in entries:
+        if entry not in sound:
+            problems += [(entry.index, text) for text in _loss_problems(entry, context)]
+            continue
         teacher_side = found["teacher"] if all(f in found["teacher"] for f in entry.teacher) else teaching
         nowhere = [f for f in entry.student if f not in learning]
         nowhere += [f for f in entry.teacher if f not in teacher_side or f.model not in models]

@@ -25,7 +25,7 @@ def make_accelerator(
     if wanted is not None and wanted.type == "cuda" and wanted.index is not None:
         torch.cuda.set_device(wanted)
     on_cpu = wanted is not None and wanted.type == "cpu"
-    precision = settings.mixed_precision
+    precision: str = settings.mixed_precision
     if precision == "auto":
         precision = machine_precision(wanted or PartialState().device)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:

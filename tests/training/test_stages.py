@@ -352,8 +352,8 @@ def test_stages_that_are_not_there(tmp_path: Path):
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
-        ("hidden", "stages is of type tuple; found 'hidden'"),
-        ({"name": "hidden"}, "stages is of type tuple; found {'name': 'hidden'}"),
+        ("hidden", "stages is a list of mappings; found 'hidden'"),
+        ({"name": "hidden"}, "stages is a list of mappings; found {'name': 'hidden'}"),
         (["hidden"], "stages[0] is a mapping with a name; found 'hidden'"),
         ([{"max_steps": 1}], "stages[0] is a mapping with a name; found {'max_steps': 1}"),
         (
@@ -361,8 +361,11 @@ def test_stages_that_are_not_there(tmp_path: Path):
             "stages[0]: 'learning_rat' is no setting of a stage. Nearest: learning_rate.",
         ),
         ([{"name": "a", "seed": 1}], "stages[0]: 'seed' is no setting of a stage."),
-        ([{"name": "a", "max_steps": "many"}], "stages[0]: max_steps is of type int; found 'many'"),
-        ([{"name": "a", "num_train_epochs": 0}], "stages[0]: num_train_epochs is 1 or more; found 0"),
+        ([{"name": "a", "max_steps": "many"}], "stages[0]: max_steps is a whole number; found 'many'"),
+        (
+            [{"name": "a", "num_train_epochs": 0}],
+            "stages[0]: num_train_epochs is a whole number of 1 or more; found 0",
+        ),
         ([{"name": "a"}, {"name": "a"}], "stage 'a' is given twice"),
     ],
 )
