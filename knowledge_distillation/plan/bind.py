@@ -205,9 +205,9 @@ def _bind_entries(
     learning, teaching = found["student"], {**found["student"], **found["teacher"]}
     kinds = {feature: kind for source in taken["student"].values() for feature, kind in source.kinds.items()}
     loss_model.unbind()
-    sound = loss_model.config.sound_entries(entries)
+    flawed = {index for index, _ in loss_model.config.problems}
     for entry in entries:
-        if entry not in sound:
+        if entry.index in flawed:
             problems += [(entry.index, text) for text in _loss_problems(entry, context)]
             continue
         teacher_side = found["teacher"] if all(f in found["teacher"] for f in entry.teacher) else teaching
