@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from typer.testing import CliRunner
 
 from knowledge_distillation import KnowledgeDistiller, student_from_teacher
 from knowledge_distillation.cli.commands import app
+from knowledge_distillation.storage import checkpoint
 
 VOCABULARY = 40
 SOFT = [{"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"}]
 HARD = [{"student": "output.logits", "loss": "cross_entropy"}]
 HIDDEN = [{"teacher": "layer2.hidden_states", "student": "layer1.hidden_states", "loss": "mse"}]
+MAPS = [{"teacher": "layer{2,4}.attention", "student": "layer{1,2}.attention", "loss": "mse"}]
+NARROW = [*HIDDEN, *SOFT]  # with a narrow student, one projection
 
 
 # --- in Python ---------------------------------------------------------------------------------------------------
@@ -59,9 +63,43 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference between two sets of weights."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by its path in it."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def narrow(**options: Any) -> dict[str, Any]:
+    """Two models of unequal width, so that there is a projection, with dropout, on a data set in random order."""
+    data = {"train_dataset": rows(), "data_collator": collate, "per_device_train_batch_size": 8}
+    models = {"teacher": bert(width=24, dropout=0.1), "student": bert(2, dropout=0.1, seed=1)}
+    return {"config": NARROW, **models, **data, "num_train_epochs": 3, **options}
+
+
+def scores_of(run: KnowledgeDistiller, **resume: Any) -> dict[str, float]:
+    """What the run returns about evaluations."""
+    return {name: value for name, value in run.train(**resume).items() if name.startswith(("eval_", "best_"))}
+
+
+def trained(run: KnowledgeDistiller) -> dict[str, Tensor]:
+    """The weights of student and projections after the run."""
+    run.train()
+    return {**weights(run.student), **weights(run.loss_model)}
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps that a folder has checkpoints of."""
+    return [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(folder)]
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's history."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 # --- by command --------------------------------------------------------------------------------------------------

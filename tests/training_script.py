@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 from processes import Forked
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from knowledge_distillation import Callback, KnowledgeDistiller, student_from_teacher
@@ -131,6 +133,39 @@ def forked(output_dir: str, *options: str, **environment: str) -> Forked:
     """This script as a process of its own; what it writes is in a file beside its folder."""
     log = Path(f"{output_dir}{environment.get('RANK', '')}.log")
     return Forked(main, output_dir, *options, log=log, **environment)
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def alone(folder: Path, *options: str) -> dict[str, torch.Tensor]:
+    """The weights of one process."""
+    assert forked(str(folder), *options).wait() == 0
+    return saved_weights(folder)
+
+
+def in_two(folder: Path, *options: str) -> dict[str, torch.Tensor]:
+    """The weights of two processes, started as a launcher starts them."""
+    rendezvous = {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "1",
+    }
+    both = [forked(str(folder), *options, **rendezvous, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
+    assert [process.wait() for process in both] == [0, 0]
+    return saved_weights(folder)
+
+
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Those of student, projections and peer in the last checkpoint of a folder."""
+    last = sorted((folder / "checkpoints").iterdir())[-1]
+    files = [file for file in last.glob("*.safetensors") if file.stem in ("student", "projections", "peer-peer")]
+    return {f"{file.stem}.{name}": tensor for file in files for name, tensor in load_file(str(file)).items()}
 
 
 def main(*arguments: str) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from runs import HARD, HIDDEN, SOFT, batches, bert, distiller
 from torch import Tensor
+from watching import Log
 
-from knowledge_distillation import Callback, ConfigError, MultiLayerBasedDistillationLoss, parse_config
+from knowledge_distillation import ConfigError, MultiLayerBasedDistillationLoss, parse_config
 from knowledge_distillation.config.schedules import Schedule, described, parse_schedule
 
 
@@ -69,14 +70,6 @@ def test_an_entry_holds_the_course_of_its_weight_and_of_arguments():
 
 
 # --- in a run ----------------------------------------------------------------------------------------------------
-
-
-class Log(Callback):
-    def __init__(self) -> None:
-        self.lines: list[dict[str, float]] = []
-
-    def on_log(self, distiller, values):
-        self.lines.append(dict(values))
 
 
 def logged(config: Any, **options: Any) -> list[dict[str, float]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from runs import HARD, SOFT, batches, bert, distiller, weights
-from test_schedules import Log
+from watching import Log
 
 from knowledge_distillation import ConfigError
 from knowledge_distillation.config.parse import parse_config

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from exact import batches, bert
 from runs import distiller
-from test_exactness import batches, bert
 from torch import Tensor
 
 from knowledge_distillation import parse_config

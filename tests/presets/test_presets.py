@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from datasets import Dataset
 from families import tiny
 from runs import bert, distiller, same, weights
-from test_stages import Watch
 from training_script import collate, rows
+from watching import Watch
 
 from knowledge_distillation import ConfigError, MultiLayerBasedDistillationLoss, parse_config
 from knowledge_distillation.config.entry import Feature

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import HARD, SOFT, batches, bert, contents, distill, distiller, same, weights, written
-from test_distributed import furthest, in_two
+from runs import HARD, SOFT, batches, bert, contents, distill, distiller, furthest, same, weights, written
 from torch.utils.data import DataLoader
-from training_script import collate, forked, rows
+from training_script import collate, forked, in_two, rows
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from knowledge_distillation import KnowledgeDistiller, student_from_teacher

@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from training_script import forked
+from runs import furthest
+from training_script import alone, free_port, in_two, saved_weights
 
 from knowledge_distillation.training.callbacks import read_history
 
 SCRIPT = str(Path(__file__).parents[1] / "training_script.py")
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-def alone(folder: Path, *options: str) -> dict[str, torch.Tensor]:
-    assert forked(str(folder), *options).wait() == 0
-    return weights(folder)
-
-
-def in_two(folder: Path, *options: str) -> dict[str, torch.Tensor]:
-    """Two processes, started as a launcher starts them."""
-    rendezvous = {
-        "GLOO_SOCKET_IFNAME": "lo",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "1",
-    }
-    both = [forked(str(folder), *options, **rendezvous, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
-    assert [process.wait() for process in both] == [0, 0]
-    return weights(folder)
 
 
 def launched(folder: Path, *options: str) -> dict[str, torch.Tensor]:
@@ -50,18 +24,7 @@ def launched(folder: Path, *options: str) -> dict[str, torch.Tensor]:
     call = [sys.executable, *launcher, SCRIPT, str(folder), *options]
     done = subprocess.run(call, env=environment, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
-    return weights(folder)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    last = sorted((folder / "checkpoints").iterdir())[-1]
-    files = [file for file in last.glob("*.safetensors") if file.stem in ("student", "projections", "peer-peer")]
-    return {f"{file.stem}.{name}": tensor for file in files for name, tensor in load_file(str(file)).items()}
-
-
-def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[key] - other[key]).abs().max()) for key in one)
+    return saved_weights(folder)
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CASES, each
 from runs import HARD, SOFT, batches, bert, distiller
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_script import collate, rows
 
-sys.path.append(str(Path(__file__).parents[1] / "losses"))
-from cases import CASES, each  # noqa: E402
-
-import knowledge_distillation  # noqa: E402
-from knowledge_distillation import Callback, KnowledgeDistiller  # noqa: E402
+import knowledge_distillation
+from knowledge_distillation import Callback, KnowledgeDistiller
 
 OURS = str(Path(knowledge_distillation.__file__).parent)
 # What these ask for is theirs to answer for; collators work on the host, before a batch is anywhere else.

@@ -12,6 +12,7 @@ from runs import HARD, SOFT, batches, bert, distiller, same, weights
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from training_script import collate, rows
+from watching import Watch
 
 from knowledge_distillation import Callback, CheckpointError, ConfigError, parse_config, student_from_teacher
 from knowledge_distillation.config.settings import TrainingSettings
@@ -33,19 +34,6 @@ BOTH = {
     "name": "embedding",
 }
 TWO = [HIDDEN, LOGITS]
-
-
-class Watch(Callback):
-    """What each step saw: stage, learning rate, and whatever `look` tells."""
-
-    def __init__(self, look: Any = lambda distiller: None) -> None:
-        self.look, self.seen, self.logged = look, [], []
-
-    def on_step_end(self, distiller: Any) -> None:
-        self.seen.append((distiller.progress.stage, self.look(distiller)))
-
-    def on_log(self, distiller: Any, values: dict[str, float]) -> None:
-        self.logged.append((distiller.progress.stage, set(values)))
 
 
 def run(config: Any = TWO, **options: Any) -> Any:
