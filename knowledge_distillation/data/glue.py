@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import ConfigError, DataError, nearest
+from .parts import check_counts, sample
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,20 +21,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HUB_NAME = "nyu-mll/glue"
-_SAMPLE_SEED = 0
 _PLAIN_FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
 _MNLI_FILES = {
     "train": "train.tsv",
-    **{f"validation_{genre}": f"dev_{genre}.tsv" for genre in ("matched", "mismatched")},
-    **{f"test_{genre}": f"test_{genre}.tsv" for genre in ("matched", "mismatched")},
+    "validation_matched": "dev_matched.tsv",
+    "validation_mismatched": "dev_mismatched.tsv",
+    "test_matched": "test_matched.tsv",
+    "test_mismatched": "test_mismatched.tsv",
 }
 # The corpus as Microsoft ships it, before GLUE cut a dev set out of its train file.
 _MSR_FILES = {"train": "msr_paraphrase_train.txt", "validation": "msr_paraphrase_test.txt"}
-_COLA_COLUMNS = ("source", "label", "mark", "sentence")
+_COLA_COLUMNS = ["source", "label", "mark", "sentence"]
 _SENTENCES = ("sentence1", "sentence2")
-_QUESTIONS = ("question1", "question2")
 _ENTAILMENT = ("entailment", "not_entailment")
-_NLI = ("entailment", "neutral", "contradiction")
+_WITH_F1 = ("accuracy", "f1")
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,10 @@ class GlueTask:
     """
 
     name: str
-    text_columns: tuple[str, ...]
-    num_labels: int
-    metrics: tuple[str, ...]
-    primary_metric: str
-    label_names: tuple[str, ...] | None
     folder: str
+    text_columns: tuple[str, ...]
+    label_names: tuple[str, ...] | None
+    metrics: tuple[str, ...] = ("accuracy",)
     file_columns: tuple[str, ...] = ()
     file_label: str = "label"
     labels_are_named: bool = False
@@ -61,59 +58,57 @@ class GlueTask:
     def is_regression(self) -> bool:
         return self.label_names is None
 
+    @property
+    def num_labels(self) -> int:
+        return 1 if self.label_names is None else len(self.label_names)
+
+    @cached_property
+    def written_labels(self) -> list[str]:
+        """How files write the labels, in the order of their numbers; none of a regression task."""
+        names = self.label_names or ()
+        return [name if self.labels_are_named else str(number) for number, name in enumerate(names)]
+
+    @property
+    def primary_metric(self) -> str:
+        """By which the best student is kept."""
+        return "f1" if "f1" in self.metrics else self.metrics[0]
+
 
 GLUE_TASKS: dict[str, GlueTask] = {
     task.name: task
     for task in (
-        GlueTask("sst2", ("sentence",), 2, ("accuracy",), "accuracy", ("negative", "positive"), "SST-2"),
+        GlueTask("sst2", "SST-2", ("sentence",), ("negative", "positive")),
         GlueTask(
             "qqp",
-            _QUESTIONS,
-            2,
-            ("accuracy", "f1"),
-            "f1",
-            ("not_duplicate", "duplicate"),
             "QQP",
+            ("question1", "question2"),
+            ("not_duplicate", "duplicate"),
+            _WITH_F1,
             file_label="is_duplicate",
         ),
         GlueTask(
             "mnli",
-            ("premise", "hypothesis"),
-            3,
-            ("accuracy",),
-            "accuracy",
-            _NLI,
             "MNLI",
+            ("premise", "hypothesis"),
+            ("entailment", "neutral", "contradiction"),
             file_columns=_SENTENCES,
             file_label="gold_label",
             labels_are_named=True,
         ),
-        GlueTask(
-            "qnli", ("question", "sentence"), 2, ("accuracy",), "accuracy", _ENTAILMENT, "QNLI", labels_are_named=True
-        ),
-        GlueTask("rte", _SENTENCES, 2, ("accuracy",), "accuracy", _ENTAILMENT, "RTE", labels_are_named=True),
+        GlueTask("qnli", "QNLI", ("question", "sentence"), _ENTAILMENT, labels_are_named=True),
+        GlueTask("rte", "RTE", _SENTENCES, _ENTAILMENT, labels_are_named=True),
         GlueTask(
             "mrpc",
-            _SENTENCES,
-            2,
-            ("accuracy", "f1"),
-            "f1",
-            ("not_equivalent", "equivalent"),
             "MRPC",
+            _SENTENCES,
+            ("not_equivalent", "equivalent"),
+            _WITH_F1,
             file_columns=("#1 String", "#2 String"),
             file_label="Quality",
         ),
-        GlueTask(
-            "cola",
-            ("sentence",),
-            2,
-            ("matthews_correlation",),
-            "matthews_correlation",
-            ("unacceptable", "acceptable"),
-            "CoLA",
-        ),
-        GlueTask("stsb", _SENTENCES, 1, ("pearson", "spearmanr"), "pearson", None, "STS-B", file_label="score"),
-        GlueTask("wnli", _SENTENCES, 2, ("accuracy",), "accuracy", ("not_entailment", "entailment"), "WNLI"),
+        GlueTask("cola", "CoLA", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
+        GlueTask("stsb", "STS-B", _SENTENCES, None, ("pearson", "spearmanr"), file_label="score"),
+        GlueTask("wnli", "WNLI", _SENTENCES, ("not_entailment", "entailment")),
     )
 }
 
@@ -152,30 +147,19 @@ def load_glue(
         ConfigError: an argument out of range.
     """
     found = find_task(task)
-    _check_arguments(on_broken_row, max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
+    if on_broken_row not in ("error", "skip"):
+        raise ConfigError(f'on_broken_row is {on_broken_row!r}; it can be "error" or "skip"')
+    check_counts(max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
     data_dir = data_dir or os.environ.get("GLUE_DATA_DIR") or None
     splits = _from_hub(found) if data_dir is None else _from_folder(found, Path(data_dir), on_broken_row)
     limits = {"train": max_train_samples, "validation": max_eval_samples}
-    splits = {name: _sample(rows, limits.get(name.split("_")[0])) for name, rows in splits.items()}
+    for name, rows in splits.items():
+        limit = limits.get(name.split("_")[0])
+        splits[name] = rows if limit is None else rows.select(sample(len(rows), limit))
     for split in ("validation", "test"):
         if f"{split}_matched" in splits:
             splits[split] = splits[f"{split}_matched"]
     return splits
-
-
-def _check_arguments(on_broken_row: str, **limits: int | None) -> None:
-    if on_broken_row not in ("error", "skip"):
-        raise ConfigError(f'on_broken_row is {on_broken_row!r}; it can be "error" or "skip"')
-    for name, limit in limits.items():
-        if limit is not None and limit < 1:
-            raise ConfigError(f"{name} is {limit}; it must be at least 1, or None for every row")
-
-
-def _sample(rows: Dataset, size: int | None) -> Dataset:
-    if size is None or size >= len(rows):
-        return rows
-    order = np.random.default_rng(_SAMPLE_SEED).permutation(len(rows))
-    return rows.select(np.sort(order[:size]))
 
 
 def _from_hub(task: GlueTask) -> dict[str, Dataset]:
@@ -196,11 +180,14 @@ def _from_folder(task: GlueTask, data_dir: Path, on_broken_row: str) -> dict[str
     files = _file_names(task, folder)
     if files is _MSR_FILES:
         logger.warning("%s has no train.tsv: validation is %s, GLUE's test set", folder, files["validation"])
-    paths = {split: folder / name for split, name in files.items()}
-    for split, path in paths.items():
-        if not path.is_file() and not split.startswith("test"):
-            raise DataError(f"{folder} has no file {path.name}. {_holds(folder, path.name)}")
-    return {split: _read_split(path, task, split, on_broken_row) for split, path in paths.items() if path.is_file()}
+    for split, name in files.items():
+        if not (folder / name).is_file() and not split.startswith("test"):
+            raise DataError(f"{folder} has no file {name}. {_holds(folder, name)}")
+    return {
+        split: _read_split(folder / name, task, split, on_broken_row)
+        for split, name in files.items()
+        if (folder / name).is_file()
+    }
 
 
 def _task_folder(task: GlueTask, data_dir: Path) -> Path:
@@ -222,9 +209,9 @@ def _file_names(task: GlueTask, folder: Path) -> dict[str, str]:
     return _PLAIN_FILES
 
 
-def _holds(folder: Path, wanted: str) -> str:
+def _holds(folder: Path, name: str) -> str:
     names = sorted(path.name for path in folder.iterdir())
-    return f"It holds: {', '.join(names[:12]) or 'nothing'}.{nearest(wanted, names)}"
+    return f"It holds: {', '.join(names[:12]) or 'nothing'}.{nearest(name, names)}"
 
 
 class _BrokenRow(Exception):
@@ -234,25 +221,29 @@ class _BrokenRow(Exception):
 def _read_split(path: Path, task: GlueTask, split: str, on_broken_row: str) -> Dataset:
     import datasets
 
-    # Split at "\n" alone: text may hold characters that Python's text mode and str.splitlines take for line ends.
+    # Not by a reader of CSV: it would fill up rows that are too short, and could not say which line is broken.
+    # Split at "\n" alone: text may hold what Python's text mode and str.splitlines take for line ends.
     lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1] == b"":
         lines.pop()
     if not lines:
         raise DataError(f"{path} is empty")
-    columns, first = _columns(lines, path, task, split)
-    parse_label = _label_parser(task, columns)
-    text_positions = [columns[name] for name in task.file_columns or task.text_columns]
+    is_test = split.startswith("test")
+    headless = task.name == "cola" and not is_test
+    columns, first = (_COLA_COLUMNS, 0) if headless else (_header(path, lines[0], task, is_test), 1)
 
     rows: list[tuple[Any, ...]] = []
-    broken: list[tuple[int, str]] = []
+    broken: list[str] = []
     for index, line in enumerate(lines[first:]):
         try:
-            fields = _fields(line, columns)
-            rows.append((*_texts(fields, text_positions, task), parse_label(fields), index))
+            rows.append((*_values(line, columns, task), index))
         except _BrokenRow as problem:
-            broken.append((index + first + 1, str(problem)))
-    _report_broken(path, broken, on_broken_row)
+            broken.append(f"line {index + first + 1}: {problem}")
+    if broken and on_broken_row == "skip":
+        logger.warning("%s: skipped %d broken rows; the first is %s", path, len(broken), broken[0])
+    elif broken:
+        more = f" {len(broken) - 1} more broken rows follow." if len(broken) > 1 else ""
+        raise DataError(f'{path}, {broken[0]}.{more} In Python on_broken_row="skip" leaves such rows out')
     if not rows:
         raise DataError(f"{path} holds no rows" + (f" but {len(broken)} broken ones" if broken else ""))
 
@@ -263,80 +254,47 @@ def _read_split(path: Path, task: GlueTask, split: str, on_broken_row: str) -> D
     return datasets.Dataset.from_dict(by_column, features=datasets.Features(kinds))
 
 
-def _columns(lines: list[bytes], path: Path, task: GlueTask, split: str) -> tuple[dict[str, int], int]:
-    """Where each column of the file stands, and the index of the first line with data."""
-    is_test = split.startswith("test")
-    if task.name == "cola" and not is_test:
-        return {name: position for position, name in enumerate(_COLA_COLUMNS)}, 0
+def _header(path: Path, line: bytes, task: GlueTask, is_test: bool) -> list[str]:
     try:
-        header = lines[0].removesuffix(b"\r").decode("utf-8").split("\t")
+        header = line.removesuffix(b"\r").decode("utf-8").split("\t")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, line 1: the header is not UTF-8 ({error})") from None
-    needed = [*(task.file_columns or task.text_columns), *([] if is_test else [task.file_label])]
-    for name in needed:
+    for name in [*(task.file_columns or task.text_columns), *([] if is_test else [task.file_label])]:
         if name not in header:
-            shown = ", ".join(_show(column) for column in header[:16])
-            raise DataError(f"{path} has no column {name!r}. Its first line names: {shown}.{nearest(name, header)}")
-    return {name: position for position, name in enumerate(header)}, 1
+            names = ", ".join(_show(column) for column in header[:16])
+            raise DataError(f"{path} has no column {name!r}. Its first line names: {names}.{nearest(name, header)}")
+    return header
 
 
-def _fields(line: bytes, columns: Mapping[str, int]) -> list[str]:
+def _values(line: bytes, columns: list[str], task: GlueTask) -> list[Any]:
+    """The texts and the label of a row; the label is -1, the hub's mark, where the file has none."""
     try:
-        fields = line.removesuffix(b"\r").decode("utf-8").split("\t")
+        values = line.removesuffix(b"\r").decode("utf-8").split("\t")
     except UnicodeDecodeError as error:
         raise _BrokenRow(f"found byte 0x{line[error.start]:02x} at position {error.start}, expected UTF-8") from None
-    if len(fields) != len(columns):
-        counted = f"{len(fields)} column" + "s" * (len(fields) != 1)
-        raise _BrokenRow(f"found {counted}, expected {len(columns)} ({', '.join(columns)})")
-    return fields
-
-
-def _texts(fields: list[str], positions: list[int], task: GlueTask) -> list[str]:
-    texts = [fields[position] for position in positions]
+    if len(values) != len(columns):
+        count = f"{len(values)} column" + "s" * (len(values) != 1)
+        raise _BrokenRow(f"found {count}, expected {len(columns)} ({', '.join(columns)})")
+    row = dict(zip(columns, values, strict=True))
+    texts = [row[name] for name in task.file_columns or task.text_columns]
     for name, text in zip(task.text_columns, texts, strict=True):
         if not text.strip():
             raise _BrokenRow(f"found an empty {name}, expected text")
-    return texts
+    return [*texts, _label(row[task.file_label], task) if task.file_label in row else -1]
 
 
-def _label_parser(task: GlueTask, columns: Mapping[str, int]) -> Callable[[list[str]], float]:
-    """How a row's label becomes a number; -1, the hub's mark, where the file has none."""
-    if task.file_label not in columns:
-        return lambda fields: -1
-    position = columns[task.file_label]
-    if task.label_names is None:
-        return lambda fields: _score(fields[position], task.file_label)
-    written = task.label_names if task.labels_are_named else [str(number) for number in range(task.num_labels)]
-    numbers = {text: number for number, text in enumerate(written)}
-
-    def parse(fields: list[str]) -> int:
-        text = fields[position]
-        if text not in numbers:
-            raise _BrokenRow(f"found {task.file_label} {_show(text)}, expected one of {', '.join(written)}")
-        return numbers[text]
-
-    return parse
-
-
-def _score(text: str, column: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = float("nan")
-    if not 0.0 <= score <= 5.0:
-        raise _BrokenRow(f"found {column} {_show(text)}, expected a number from 0 to 5")
-    return score
-
-
-def _report_broken(path: Path, broken: list[tuple[int, str]], on_broken_row: str) -> None:
-    if not broken:
-        return
-    line, problem = broken[0]
-    if on_broken_row == "skip":
-        logger.warning("%s: skipped %d broken rows; the first is line %d: %s", path, len(broken), line, problem)
-        return
-    more = f" {len(broken) - 1} more broken rows follow." if len(broken) > 1 else ""
-    raise DataError(f'{path}, line {line}: {problem}.{more} In Python on_broken_row="skip" leaves such rows out')
+def _label(text: str, task: GlueTask) -> float:
+    if text in task.written_labels:
+        return task.written_labels.index(text)
+    expected = f"one of {', '.join(task.written_labels)}"
+    if task.is_regression:
+        try:
+            if 0.0 <= float(text) <= 5.0:
+                return float(text)
+        except ValueError:
+            pass
+        expected = "a number from 0 to 5"
+    raise _BrokenRow(f"found {task.file_label} {_show(text)}, expected {expected}")
 
 
 def _show(text: str) -> str:

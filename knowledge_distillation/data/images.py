@@ -7,21 +7,20 @@ and Kaynak, Cascading Classifiers, 1998 (the digits that come with scikit-learn)
 
 from __future__ import annotations
 
-import io
 import os
 import zipfile
 from dataclasses import dataclass
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import ConfigError, DataError, nearest
 from .augmentation import Augmentation
-from .image_folder import held_out, list_folder
-from .pictures import ImageFormat, ImageRows, Pictures, measured, need_pillow
+from .image_folder import list_folder
+from .parts import check_counts, held_out, sample
+from .pictures import ImageFormat, ImageRows, Part, Pictures, measured, need_pillow
 
 FOLDER, DIGITS = "image_folder", "digits"
 LARGEST_BY_ITSELF = 224  # pixels a side that a folder's pictures get where nobody says
@@ -51,44 +50,25 @@ class ImageTask:
         return None if self.name == DIGITS else Augmentation(padding=size // 8)
 
 
+# Mean and deviation of each channel.
+_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+_CINIC10 = (0.4789, 0.4723, 0.4305), (0.2421, 0.2383, 0.2587)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 IMAGE_TASKS: dict[str, ImageTask] = {
     task.name: task
     for task in (
+        ImageTask("cifar10", 10, 32, *_CIFAR10, hub="uoft-cs/cifar10", columns=("img", "label"), evaluated="test"),
         ImageTask(
-            "cifar10",
-            10,
-            32,
-            (0.4914, 0.4822, 0.4465),
-            (0.2470, 0.2435, 0.2616),
-            hub="uoft-cs/cifar10",
-            columns=("img", "label"),
-            evaluated="test",
+            "cifar100", 100, 32, *_CIFAR100, hub="uoft-cs/cifar100", columns=("img", "fine_label"), evaluated="test"
         ),
-        ImageTask(
-            "cifar100",
-            100,
-            32,
-            (0.5071, 0.4865, 0.4409),
-            (0.2673, 0.2564, 0.2762),
-            hub="uoft-cs/cifar100",
-            columns=("img", "fine_label"),
-            evaluated="test",
-        ),
-        ImageTask("cinic10", 10, 32, (0.4789, 0.4723, 0.4305), (0.2421, 0.2383, 0.2587), hub="flwrlabs/cinic10"),
+        ImageTask("cinic10", 10, 32, *_CINIC10, hub="flwrlabs/cinic10"),
         ImageTask("imagenet", 1000, 224, *_IMAGENET, hub="ILSVRC/imagenet-1k"),
         ImageTask(DIGITS, 10, 8, channels=1),
         ImageTask(FOLDER, None, None),
     )
 }
-
-
-class _Part(NamedTuple):
-    """One split before it is decoded."""
-
-    opened: Any  # number -> Pillow's image
-    called: Any  # number -> its name in messages
-    labels: npt.NDArray[np.integer]
 
 
 def find_image_task(name: str) -> ImageTask:
@@ -126,10 +106,7 @@ def load_images(
         ConfigError: an argument out of range, or Pillow or scikit-learn is missing.
     """
     found = find_image_task(task)
-    counts = {"image_size": image_size, "max_train_samples": max_train_samples, "max_eval_samples": max_eval_samples}
-    for name, number in counts.items():
-        if number is not None and number < 1:
-            raise ConfigError(f"{name} is {number}; it must be at least 1")
+    check_counts(image_size=image_size, max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
     if mean and std and not (len(mean) == len(std) == found.channels and min(std) > 0):
         raise ConfigError(
             f"mean and std of {task} have {found.channels} numbers, those of std above 0; found {mean} and {std}"
@@ -137,25 +114,21 @@ def load_images(
     need_pillow()
     parts, classes = _parts(found, data_dir)
     _check_labels(found, parts, classes)
-    size = image_size or found.size or _own_size(parts["train"])
+    # Of a folder the size is the shorter side of its first picture.
+    size = image_size or found.size or parts["train"].read(0, lambda image: min(*image.size, LARGEST_BY_ITSELF))
     limits = {"train": max_train_samples, "validation": max_eval_samples}
-    numbers = {split: _sample(len(part.labels), limits.get(split)) for split, part in parts.items()}
     pictures = {
-        split: Pictures(part.opened, part.called, numbers[split], size, found.channels)
+        split: Pictures(part, sample(len(part.labels), limits.get(split)), size, found.channels)
         for split, part in parts.items()
     }
-    of_set = (found.mean, found.std) if found.mean and found.std else None
     if not (mean and std):
-        mean, std = of_set or measured(pictures["train"])
+        mean, std = (found.mean, found.std) if found.mean and found.std else measured(pictures["train"])
     form = ImageFormat(size, found.channels, tuple(mean), tuple(std), classes)
     training = Augmentation.parse(augment, found.augmentation(size))
-    return {
-        split: ImageRows(pictures[split], part.labels[numbers[split]], form, training if split == "train" else None)
-        for split, part in parts.items()
-    }
+    return {split: ImageRows(one, form, training if split == "train" else None) for split, one in pictures.items()}
 
 
-def _parts(task: ImageTask, data_dir: Any) -> tuple[dict[str, _Part], tuple[str, ...]]:
+def _parts(task: ImageTask, data_dir: Any) -> tuple[dict[str, Part], tuple[str, ...]]:
     if task.name == DIGITS:
         return _digits()
     data_dir = data_dir or (None if task.name == FOLDER else os.environ.get("IMAGE_DATA_DIR"))
@@ -165,44 +138,28 @@ def _parts(task: ImageTask, data_dir: Any) -> tuple[dict[str, _Part], tuple[str,
         return _from_hub(task)
     root = Path(data_dir).expanduser()
     places = [root, root / task.name]
-    packed = [root] if root.suffix == ".npz" else [place / f"{task.name}_jpeg.npz" for place in places]
-    for path in packed:
+    for path in [root] if root.suffix == ".npz" else [place / f"{task.name}_jpeg.npz" for place in places]:
         if path.is_file():
             return _from_npz(path)
-    listed, classes = list_folder(next((place for place in reversed(places) if place.is_dir()), root))
-    parts = {
-        split: _Part(partial(_opened_file, one.paths), partial(_name_of_file, one.paths), one.labels)
-        for split, one in listed.items()
-    }
-    return parts, classes
+    return list_folder(next((place for place in reversed(places) if place.is_dir()), root))
 
 
-def _opened_file(paths: Any, number: int) -> Any:
-    from PIL import Image
-
-    return Image.open(paths[number])
-
-
-def _name_of_file(paths: Any, number: int) -> str:
-    return str(paths[number])
-
-
-def _from_npz(path: Path) -> tuple[dict[str, _Part], tuple[str, ...]]:
+def _from_npz(path: Path) -> tuple[dict[str, Part], tuple[str, ...]]:
     """JPEG files end to end: picture i of split S is `S_jpeg[S_offsets[i]:S_offsets[i + 1]]`, its label `S_labels[i]`.
 
     `class_names` holds the names of the classes; the splits are `train` and `test`.
     """
-    wanted = [f"{split}_{what}" for split in ("train", "test") for what in _PACKED] + ["class_names"]
+    names = [f"{split}_{what}" for split in ("train", "test") for what in _PACKED] + ["class_names"]
     try:
         with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in wanted if key not in archive]
+            missing = [key for key in names if key not in archive]
             if missing:
                 near = nearest(missing[0], archive.files)
                 raise DataError(f"{path} has no array {missing[0]!r}.{near} It holds: {', '.join(archive.files)}")
-            arrays = {key: archive[key] for key in wanted}
+            arrays = {key: archive[key] for key in names}
+    except DataError:
+        raise
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path} is no npz archive of plain arrays: {error}") from error
     parts = {}
     for split, name in (("train", "train"), ("validation", "test")):
@@ -213,17 +170,12 @@ def _from_npz(path: Path) -> tuple[dict[str, _Part], tuple[str, ...]]:
                 f"{path}: {name}_offsets cuts {len(jpeg)} bytes of {name}_jpeg into {len(steps)} files for "
                 f"{len(labels)} labels; expected rising numbers within the bytes, one more than there are labels"
             )
-        parts[split] = _Part(partial(_opened_packed, jpeg, offsets), f"{path}, {name} picture {{}}".format, labels)
+        files = [jpeg[start:end] for start, end in pairwise(offsets)]
+        parts[split] = Part(files, labels, f"{path}, {name} picture")
     return parts, tuple(map(str, arrays["class_names"]))
 
 
-def _opened_packed(jpeg: npt.NDArray[np.uint8], offsets: npt.NDArray[np.integer], number: int) -> Any:
-    from PIL import Image
-
-    return Image.open(io.BytesIO(jpeg[offsets[number] : offsets[number + 1]].tobytes()))
-
-
-def _digits() -> tuple[dict[str, _Part], tuple[str, ...]]:
+def _digits() -> tuple[dict[str, Part], tuple[str, ...]]:
     """1,797 grey digits of 8 x 8 pixels, a fifth of each class held out."""
     try:
         from sklearn.datasets import load_digits
@@ -233,21 +185,15 @@ def _digits() -> tuple[dict[str, _Part], tuple[str, ...]]:
         ) from error
     loaded = load_digits()
     grey = (loaded.images * (255 / 16)).round().astype(np.uint8)
-    held, kept = held_out(loaded.target, 5)
+    held, rest = held_out(loaded.target, 5)
     parts = {
-        split: _Part(partial(_opened_grey, grey[numbers]), "digit {}".format, loaded.target[numbers])
-        for split, numbers in (("train", kept), ("validation", held))
+        split: Part(grey[rows], loaded.target[rows], "digit")
+        for split, rows in (("train", rest), ("validation", held))
     }
-    return parts, tuple(str(name) for name in loaded.target_names)
+    return parts, tuple(map(str, loaded.target_names))
 
 
-def _opened_grey(grey: npt.NDArray[np.uint8], number: int) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(grey[number])
-
-
-def _from_hub(task: ImageTask) -> tuple[dict[str, _Part], tuple[str, ...]]:
+def _from_hub(task: ImageTask) -> tuple[dict[str, Part], tuple[str, ...]]:
     import datasets
 
     try:
@@ -257,21 +203,15 @@ def _from_hub(task: ImageTask) -> tuple[dict[str, _Part], tuple[str, ...]]:
             f"could not load {task.name} from the hub ({task.hub}): {error}. To read local files pass data_dir or set "
             f"IMAGE_DATA_DIR to a folder of pictures by class, or of {task.name}_jpeg.npz"
         ) from error
-    parts = {}
-    for split, name in (("train", "train"), ("validation", task.evaluated)):
-        picture, label = task.columns
-        rows = splits[name]
-        labels = np.asarray(rows[label])
-        called = f"{task.hub}, {name} row {{}}".format
-        parts[split] = _Part(partial(_opened_row, rows, picture), called, labels)
-    return parts, tuple(splits["train"].features[task.columns[1]].names)
+    picture, label = task.columns
+    parts = {
+        split: Part(splits[name][picture], np.asarray(splits[name][label][:]), f"{task.hub}, {name} row")
+        for split, name in (("train", "train"), ("validation", task.evaluated))
+    }
+    return parts, tuple(splits["train"].features[label].names)
 
 
-def _opened_row(rows: Any, column: str, number: int) -> Any:
-    return rows[number][column]
-
-
-def _check_labels(task: ImageTask, parts: dict[str, _Part], classes: tuple[str, ...]) -> None:
+def _check_labels(task: ImageTask, parts: dict[str, Part], classes: tuple[str, ...]) -> None:
     if task.num_labels is not None and len(classes) != task.num_labels:
         raise DataError(f"{task.name} has {task.num_labels} classes; found {len(classes)}: {', '.join(classes[:12])}")
     for split, part in parts.items():
@@ -284,18 +224,3 @@ def _check_labels(task: ImageTask, parts: dict[str, _Part], classes: tuple[str, 
                 f"{part.called(first)}: label {part.labels[first]} is out of range: there are {len(classes)} classes, "
                 f"0 to {len(classes) - 1}"
             )
-
-
-def _own_size(part: _Part) -> int:
-    """The shorter side of the first picture, at most `LARGEST_BY_ITSELF`."""
-    try:
-        with part.opened(0) as image:
-            return min(*image.size, LARGEST_BY_ITSELF)
-    except Exception as error:  # as in `Pictures`
-        raise DataError(f"{part.called(0)} cannot be read as a picture: {error}") from error
-
-
-def _sample(number: int, size: int | None) -> npt.NDArray[np.integer]:
-    if size is None or size >= number:
-        return np.arange(number)
-    return np.sort(np.random.default_rng(0).permutation(number)[:size])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,37 +98,68 @@ def _preprocessor_of(model: str | Path) -> Path | None:
         return None
 
 
+@dataclass(frozen=True)
+class Part:
+    """One split before it is decoded.
+
+    Args:
+        sources: of each picture its path, the bytes of its file as an array, its pixels, or Pillow's own image.
+        labels: (pictures,) the numbers of their classes.
+        name: how messages call a picture, before its number; paths name themselves.
+    """
+
+    sources: Sequence[Any]
+    labels: npt.NDArray[np.integer]
+    name: str = ""
+
+    def called(self, number: int) -> str:
+        """How messages call a picture."""
+        return f"{self.name} {number}" if self.name else str(self.sources[number])
+
+    def read(self, number: int, look: Callable[[Image], Any]) -> Any:
+        """What `look` makes of a picture.
+
+        Raises:
+            DataError: it is none, or broken.
+        """
+        try:
+            with _opened(self.sources[number]) as image:
+                return look(image)
+        except Exception as error:  # a broken file has errors of its own in every format
+            raise DataError(f"{self.called(number)} cannot be read as a picture: {error}") from error
+
+
+def _opened(source: Any) -> Image:
+    from PIL import Image
+
+    if isinstance(source, Path):
+        return Image.open(source)
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source) if source.ndim > 1 else Image.open(io.BytesIO(source.tobytes()))
+    return source
+
+
 class Pictures:
     """Pictures that are decoded when they are asked for: a sequence of (size, size, channels) arrays of uint8.
 
     Args:
-        opened: number of a picture -> the picture, by Pillow.
-        called: number of a picture -> how messages call it.
-        numbers: those of the pictures that are meant.
+        part: where they are.
+        numbers: those of the part's pictures that are meant.
         size: the shorter side is brought to it, and the middle is cut out.
     """
 
-    def __init__(
-        self,
-        opened: Callable[[int], Image],
-        called: Callable[[int], str],
-        numbers: Sequence[int] | npt.NDArray[np.integer],
-        size: int,
-        channels: int,
-    ) -> None:
-        self.opened, self.called, self.numbers = opened, called, np.asarray(numbers)
-        self.size, self.channels = size, channels
+    def __init__(self, part: Part, numbers: npt.NDArray[np.integer], size: int, channels: int) -> None:
+        self.part, self.numbers, self.size, self.channels = part, numbers, size, channels
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
-        number = int(self.numbers[index])
-        try:
-            with self.opened(number) as image:
-                return squared(image, self.size, self.channels)
-        except Exception as error:  # a broken file has errors of its own in every format
-            raise DataError(f"{self.called(number)} cannot be read as a picture: {error}") from error
+        return self.part.read(int(self.numbers[index]), lambda image: squared(image, self.size, self.channels))
+
+    @property
+    def labels(self) -> npt.NDArray[np.integer]:
+        return self.part.labels[self.numbers]
 
     @property
     def nbytes(self) -> int:
@@ -155,14 +187,8 @@ class ImageRows(Dataset[Any]):
     Up to 1 GiB of pictures is decoded at first use and kept; of more, each is decoded whenever it is asked for.
     """
 
-    def __init__(
-        self,
-        pictures: Pictures,
-        labels: npt.NDArray[np.integer],
-        form: ImageFormat,
-        augmentation: Augmentation | None = None,
-    ) -> None:
-        self.pictures, self.labels, self.form, self.augmentation = pictures, np.asarray(labels), form, augmentation
+    def __init__(self, pictures: Pictures, form: ImageFormat, augmentation: Augmentation | None = None) -> None:
+        self.pictures, self.labels, self.form, self.augmentation = pictures, pictures.labels, form, augmentation
 
     @property
     def collator(self) -> ImageCollator:

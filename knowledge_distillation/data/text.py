@@ -32,10 +32,24 @@ def train_tokenizer(
         ConfigError: a vocabulary too small for the special tokens.
     Source: Devlin et al., BERT, 2019; Wu et al., Google's Neural Machine Translation System, 2016 (word pieces).
     """
+    from tokenizers import models, trainers
     from transformers import BertTokenizer
 
-    _check_size(vocab_size)
-    vocabulary = _word_pieces(list(texts), vocab_size)
+    texts = list(texts)
+    tokenizer = _tokenizer(models.WordPiece(unk_token="[UNK]"), vocab_size)
+    alphabet = _by_frequency(
+        piece
+        for text in texts
+        for word in _words(text, tokenizer)
+        for piece in (word[0], *(f"##{c}" for c in word[1:]))
+    )
+    # The trainer numbers "##a", "##b", ... in the order of a hash map that differs from run to run, and breaks ties
+    # between merges by these numbers. Naming them up front, as special tokens, fixes their numbers and so the result.
+    fixed = [*SPECIAL_TOKENS, *alphabet][:vocab_size]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    vocabulary = {piece: number for number, (piece, _) in enumerate(pieces[:vocab_size])}
     return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=model_max_length)
 
 
@@ -54,18 +68,12 @@ def train_word_tokenizer(
         DataError: no text, or nothing but white space.
         ConfigError: a vocabulary too small for the special tokens.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import models, processors
     from transformers import PreTrainedTokenizerFast
 
-    _check_size(vocab_size)
-    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    counts = Counter(word for text in texts for word in _words(text, tokenizer))
-    if not counts:
-        raise DataError("cannot train a tokenizer: the texts are empty")
-    frequent = sorted(counts, key=lambda word: (-counts[word], word))
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL_TOKENS, *frequent][:vocab_size])}
+    tokenizer = _tokenizer(models.WordLevel(unk_token="[UNK]"), vocab_size)
+    words = _by_frequency(word for text in texts for word in _words(text, tokenizer))
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL_TOKENS, *words][:vocab_size])}
     tokenizer.model = models.WordLevel(vocabulary, unk_token="[UNK]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -80,9 +88,16 @@ def train_word_tokenizer(
     )
 
 
-def _check_size(vocab_size: int) -> None:
+def _tokenizer(model: Any, vocab_size: int) -> Any:
+    """Splits text as BERT does, lower-cased; its vocabulary is not known yet."""
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+
     if vocab_size <= len(SPECIAL_TOKENS):
         raise ConfigError(f"vocab_size is {vocab_size}; the {len(SPECIAL_TOKENS)} special tokens need more")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
 
 
 def _words(text: str, tokenizer: Any) -> list[str]:
@@ -90,30 +105,11 @@ def _words(text: str, tokenizer: Any) -> list[str]:
     return [word for word, _ in pieces]
 
 
-def _word_pieces(texts: Sequence[str], vocab_size: int) -> dict[str, int]:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    alphabet = _alphabet(texts, tokenizer)
-    if not alphabet:
+def _by_frequency(pieces: Iterable[str]) -> list[str]:
+    """Each once, the most frequent first, and of those that are as frequent the first of the alphabet."""
+    counts = Counter(pieces)
+    if not counts:
         raise DataError("cannot train a tokenizer: the texts are empty")
-    # The trainer numbers "##a", "##b", ... in the order of a hash map that differs from run to run, and breaks ties
-    # between merges by these numbers. Naming them up front, as special tokens, fixes their numbers and so the result.
-    fixed = [*SPECIAL_TOKENS, *alphabet[: max(0, vocab_size - len(SPECIAL_TOKENS))]]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return {piece: number for number, (piece, _) in enumerate(pieces[:vocab_size])}
-
-
-def _alphabet(texts: Iterable[str], tokenizer: Any) -> list[str]:
-    """Every character of the texts as word beginning and as continuation, the most frequent first."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        for word in _words(text, tokenizer):
-            counts.update([word[0], *(f"##{character}" for character in word[1:])])
     return sorted(counts, key=lambda piece: (-counts[piece], piece))
 
 

@@ -125,6 +125,17 @@ def test_test_rows_are_labelled_minus_one_as_on_the_hub(tmp_path):
     assert load_glue("sst2", tmp_path)["test"][:] == {"sentence": ["so so"], "label": [-1], "idx": [0]}
 
 
+def test_labels_of_a_test_split_are_read_where_it_has_them(tmp_path):
+    write(write_sst2(tmp_path) / "SST-2", {"test.tsv": SST2})
+    assert load_glue("sst2", tmp_path)["test"]["label"][:] == [1, 0]
+
+
+def test_words_that_readers_of_tables_take_for_nothing_are_text(tmp_path):
+    words = ["NA", "null", "nan", "None", "#N/A", "inf", "# x", "mid\rdle", '"open', 'clo"sed"']
+    content = "sentence\tlabel\n" + "".join(f"{word}\t1\n" for word in words)
+    assert load_glue("sst2", write_sst2(tmp_path, content))["train"]["sentence"][:] == words
+
+
 def test_the_environment_names_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("GLUE_DATA_DIR", str(write_sst2(tmp_path)))
     assert len(load_glue("sst2")["train"]) == 2

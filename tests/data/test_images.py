@@ -16,7 +16,7 @@ from PIL import Image
 from knowledge_distillation import ConfigError, DataError
 from knowledge_distillation.data import images, load_images
 from knowledge_distillation.data.augmentation import Augmentation, ImageCollator
-from knowledge_distillation.data.pictures import ImageRows, Pictures, saved_format, squared
+from knowledge_distillation.data.pictures import ImageRows, Part, Pictures, saved_format, squared
 
 
 def picture(label: int, number: int, size: tuple[int, int] = (10, 8)) -> Image.Image:
@@ -303,13 +303,14 @@ def test_the_middle_of_a_picture_at_its_shorter_side():
 
 
 def rows_of(number: int, reads: list[int], size: int = 4) -> ImageRows:
-    def opened(i):
-        reads.append(i)
-        return picture(0, i, (size, size))
+    class Sources(list):
+        def __getitem__(self, i):
+            reads.append(i)
+            return super().__getitem__(i)
 
-    pictures = Pictures(opened, "picture {}".format, range(number), size, 3)
+    part = Part(Sources(picture(0, i, (size, size)) for i in range(number)), np.arange(number) % 2, "picture")
     form = images.ImageFormat(size, 3, (0.5,) * 3, (0.25,) * 3, ("a", "b"))
-    return ImageRows(pictures, np.arange(number) % 2, form)
+    return ImageRows(Pictures(part, np.arange(number), size, 3), form)
 
 
 def test_few_pictures_are_kept_and_many_are_read_again(monkeypatch):
