@@ -14,9 +14,9 @@ from torch import Tensor
 from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.features.batch_context import make_context
 from knowledge_distillation.losses import get_loss
-from knowledge_distillation.losses.arguments import constructor_parameters, parameters_of
+from knowledge_distillation.losses.arguments import signature_of
 from knowledge_distillation.losses.labels import label_mse
-from knowledge_distillation.losses.table import HARD_LOSSES, PROBABILITIES, SOFT_LOSSES
+from knowledge_distillation.losses.table import METHODS, Method, method_of
 from knowledge_distillation.objective.loss_model import MultiLayerBasedDistillationLoss, Terms
 
 FEATURES = [Feature(f"layer{n}", "feature") for n in (1, 2, 3, 4)]
@@ -55,12 +55,16 @@ class Case:
         return get_loss(self.name, self.kind, self.hard)
 
     @property
+    def method(self) -> Method:
+        return method_of(self.name, self.hard)
+
+    @property
     def has_length(self) -> bool:
         return bool(LENGTH[self.kind])
 
     @property
     def probabilities(self) -> bool:
-        return self.function in PROBABILITIES
+        return self.method.probabilities
 
     @property
     def regression(self) -> bool:
@@ -69,8 +73,7 @@ class Case:
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """What the loss and, where it has state, its constructor take beyond the two features."""
-        given = [*(parameters_of(self.function) or []), *constructor_parameters(self.function)]
-        return {parameter.name: parameter for parameter in given}
+        return signature_of(self.function).parameters
 
     @property
     def labelled(self) -> bool:
@@ -191,10 +194,9 @@ class Batch:
 
 
 CASES = [
-    Case(name, kind, hard)
-    for hard, table in ((False, SOFT_LOSSES), (True, HARD_LOSSES))
-    for name in table
-    for kind in table[name]
+    Case(method.name, kind, method.hard)
+    for method in METHODS
+    for kind in method.functions
     if kind != "scalar"  # what a model computed itself: nothing is compared, masked or averaged
 ]
 SOFT = [case for case in CASES if not case.hard]

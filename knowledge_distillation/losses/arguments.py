@@ -3,59 +3,77 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..errors import nearest
-from .table import _FROM_DATASET, FILLED, Loss
+
+MASKS = ("mask", "key_mask", "teacher_mask")
+# Keywords that are never arguments of an entry: the loss model fills them.
+FILLED = (*MASKS, "labels", "teacher_model", "teacher_features", "losses")
+
+_FROM_DATASET = (
+    "With train_dataset the rows are numbered by themselves; with a train_dataloader give num_samples in args, and in "
+    "each batch sample_index, the place of each row in the training set"
+)
 
 
-def parameters_of(loss: Loss) -> list[inspect.Parameter] | None:
-    """The parameters of a loss's call beyond its two tensors; None where Python cannot tell."""
+class Signature(NamedTuple):
+    """What a loss takes beyond its two sides, by name.
+
+    `call` is taken at each step, `constructor` when a class of a loss with state is built. `any_keyword`: others as
+    well, or Python cannot tell.
+    """
+
+    call: Mapping[str, inspect.Parameter]
+    constructor: Mapping[str, inspect.Parameter]
+    any_keyword: bool
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """Those of the constructor and of the call."""
+        return {**self.constructor, **self.call}
+
+
+def signature_of(loss: Callable[..., Any]) -> Signature:
+    """The signature of a function, a module, or the class of a module."""
+    constructor = _parameters(loss) if isinstance(loss, type) else []
     try:
-        parameters = _signature(loss)[2:]
+        of_forward = isinstance(loss, (type, nn.Module))
+        call = _parameters(loss.forward if of_forward else loss)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        return None
-    return [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        return Signature({}, {}, True)
+    call = call[1:] if isinstance(loss, type) else call  # a class has no self yet
+    any_keyword = any(p.kind is p.VAR_KEYWORD for p in call)
+    return Signature(_beyond_the_sides(call), _beyond_the_sides(constructor), any_keyword)
 
 
-def constructor_parameters(loss: Loss) -> list[inspect.Parameter]:
-    """The parameters of the constructor of a loss with state beyond its two tensors; none where it has no state."""
-    if not isinstance(loss, type):
-        return []
-    parameters = list(inspect.signature(loss).parameters.values())
-    return [p for p in parameters[2:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
 
 
-def takes_any_keyword(loss: Loss) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in _signature(loss))
+def _beyond_the_sides(parameters: list[inspect.Parameter]) -> dict[str, inspect.Parameter]:
+    return {p.name: p for p in parameters[2:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def _signature(loss: Loss) -> list[inspect.Parameter]:
-    if isinstance(loss, type):
-        return list(inspect.signature(loss.forward).parameters.values())[1:]  # type: ignore[attr-defined]
-    return list(inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values())
-
-
-def check_arguments(name: str, loss: Loss, args: Mapping[str, Any], context: Iterable[str]) -> str | None:
+def check_arguments(
+    name: str, loss: Callable[..., Any], args: Mapping[str, Any], context: Iterable[str]
+) -> str | None:
     """What is wrong with the arguments of an entry, or None. `context` are the keywords the loss model can fill."""
-    parameters = parameters_of(loss)
-    if parameters is None:
-        return None
-    parameters = [*constructor_parameters(loss), *parameters]
-    known = [p.name for p in parameters if p.name not in FILLED]
-    shown = (p for p in parameters if p.name in known)
-    takes = ", ".join(p.name + (f"={p.default}" if p.default is not p.empty else "") for p in shown)
+    signature = signature_of(loss)
+    parameters = signature.parameters
+    defaults = {key: p.default for key, p in parameters.items() if key not in FILLED}
+    takes = ", ".join(key if value is inspect.Parameter.empty else f"{key}={value}" for key, value in defaults.items())
     for key in args:
-        if key not in known and not takes_any_keyword(loss):
-            near = nearest(key, known)
+        if key not in defaults and not signature.any_keyword:
+            near = nearest(key, defaults)
             return f"loss {name} takes no argument {key!r}.{near} It takes: {takes or 'no arguments'}"
     offered = {*args, *context, "teacher_model", "teacher_features"}
-    for p in parameters:
-        if p.default is p.empty and p.name not in offered:
-            hint = f". {_FROM_DATASET}" if p.name in ("num_samples", "sample_index") else ""
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in offered:
+            hint = f". {_FROM_DATASET}" if key in ("num_samples", "sample_index") else ""
             where = f"which is neither in args nor a key of the batch ({', '.join(context)})"
-            return f"loss {name} needs {p.name!r}, {where}{hint}"
+            return f"loss {name} needs {key!r}, {where}{hint}"
     return None

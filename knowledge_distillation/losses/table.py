@@ -1,8 +1,9 @@
-"""The only table of names: which function each name means for each kind of feature."""
+"""The only table of names: one line a method, with what is particular to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, nearest
@@ -32,132 +33,158 @@ from .relational import correlation_congruence, nst, pkt, rkd_angle, rkd_distanc
 from .review import ReviewKD
 from .transport import BertEMD
 
-Loss = Callable[..., Any]
+LossFunction = Callable[..., Any]
 
-# Keywords that are never arguments of an entry: the loss model fills them.
-FILLED = ("mask", "key_mask", "teacher_mask", "labels", "teacher_model", "teacher_features", "losses")
 
-_FROM_DATASET = (
-    "With train_dataset the rows are numbered by themselves; with a train_dataloader give num_samples in args, and in "
-    "each batch sample_index, the place of each row in the training set"
-)
+@dataclass(frozen=True)
+class Method:
+    """A name of a loss, and what is particular to the method.
+
+    Args:
+        name: what an entry says.
+        functions: kind of feature -> the function, or the class of a loss with state; a kind that is not listed is an
+            error that says so.
+        hard: it compares with the labels.
+        logits: it compares logits class by class.
+        own_shapes: it compares each side with itself first, so that widths, heads or channels may differ, and looks
+            at the shapes itself. All others are called with equal shapes only.
+        several: it compares several features at once: each side is a tuple.
+        probabilities: its attention maps are probabilities: `attention`, and not `attention_scores`.
+        among_samples: it compares the samples of a batch with each other, so two of them say little.
+        two_classes: what it is worth where there are only two classes: said before the run.
+    """
+
+    name: str
+    functions: Mapping[str, LossFunction]
+    hard: bool = False
+    logits: bool = False
+    own_shapes: bool = False
+    several: bool = False
+    probabilities: bool = False
+    among_samples: bool = False
+    two_classes: str = ""
+
+
+_ATTENTION, _LOGITS, _DIRECTIONS = ("attention",), ("vector", "tokens"), ("vector", "tokens", "heads")
+_PLANES, _SAMPLES = ("map", "tokens"), ("vector", "tokens", "map")
 _MSE = {"vector": hidden_mse, "tokens": hidden_mse, "heads": hidden_mse, "map": hidden_mse, "attention": attention_mse}
-_HIDDEN = {kind: hidden_mse for kind in ("vector", "tokens", "map")}
-_LOGITS = ("vector", "tokens")
-_SAMPLES = ("vector", "tokens", "map")
 
-# name -> the function for each kind of feature; a kind that is not listed is an error that says so.
-SOFT_LOSSES: Mapping[str, Mapping[str, Loss]] = {
-    "mse": _MSE,
-    "mse_with_mask": _MSE,
-    "hidden_mse": _HIDDEN,
-    "logits_mse": dict.fromkeys(_LOGITS, logits_mse),
-    "attention_mse": {"attention": attention_mse},
-    "attention_mse_with_mask": {"attention": attention_mse},
-    "cos": dict.fromkeys(("vector", "tokens", "heads"), cos),
-    "cross_entropy": dict.fromkeys(_LOGITS, soft_cross_entropy),
-    "soft_cross_entropy": dict.fromkeys(_LOGITS, soft_cross_entropy),
-    "kl_divergence": dict.fromkeys(_LOGITS, kl_divergence),
+
+def _for(kinds: Iterable[str], function: LossFunction) -> Mapping[str, LossFunction]:
+    """One function for all of these kinds."""
+    return dict.fromkeys(kinds, function)
+
+
+METHODS = (
+    Method("mse", _MSE),
+    Method("mse_with_mask", _MSE),
+    Method("hidden_mse", _for(_SAMPLES, hidden_mse)),
+    Method("logits_mse", _for(_LOGITS, logits_mse), logits=True),
+    Method("attention_mse", _for(_ATTENTION, attention_mse)),
+    Method("attention_mse_with_mask", _for(_ATTENTION, attention_mse)),
+    Method("cos", _for(_DIRECTIONS, cos)),
+    Method("cross_entropy", _for(_LOGITS, soft_cross_entropy), logits=True),
+    Method("soft_cross_entropy", _for(_LOGITS, soft_cross_entropy), logits=True),
+    Method("kl_divergence", _for(_LOGITS, kl_divergence), logits=True),
+    # against the labels
+    Method("cross_entropy", _for(_LOGITS, hard_cross_entropy), hard=True),
+    Method("mse", {"vector": label_mse}, hard=True),
+    Method("own_loss", {"scalar": own_loss}, hard=True),
     # transformers
-    "hidden_cosine": dict.fromkeys(("vector", "tokens", "heads"), hidden_cosine),
-    "pkd": dict.fromkeys(("vector", "tokens"), pkd),
-    "mobilebert_feature": dict.fromkeys(("vector", "tokens"), mobilebert_feature),
-    "mobilebert_attention": {"attention": attention_kl},
-    "attention_kl": {"attention": attention_kl},
-    "attention_cross_entropy": {"attention": attention_cross_entropy},
-    "value_relation": {"heads": value_relation},
-    "qkv_relation": dict.fromkeys(("heads", "tokens"), qkv_relation),
-    "cka": dict.fromkeys(("vector", "tokens"), cka),
-    "gram": {"tokens": gram},
-    "bert_emd": dict.fromkeys(("tokens", "attention"), BertEMD),
+    Method("hidden_cosine", _for(_DIRECTIONS, hidden_cosine)),
+    Method("pkd", _for(_LOGITS, pkd)),
+    Method("mobilebert_feature", _for(_LOGITS, mobilebert_feature)),
+    Method("mobilebert_attention", _for(_ATTENTION, attention_kl), probabilities=True),
+    Method("attention_kl", _for(_ATTENTION, attention_kl), probabilities=True),
+    Method("attention_cross_entropy", _for(_ATTENTION, attention_cross_entropy), probabilities=True),
+    Method("value_relation", {"heads": value_relation}, own_shapes=True),
+    Method("qkv_relation", _for(("heads", "tokens"), qkv_relation), own_shapes=True),
+    Method("cka", _for(_LOGITS, cka), own_shapes=True),
+    Method("gram", {"tokens": gram}, own_shapes=True),
+    Method("bert_emd", _for(("tokens", "attention"), BertEMD), own_shapes=True, several=True),
     # logits
-    "reverse_kl": dict.fromkeys(_LOGITS, reverse_kl),
-    "js_divergence": dict.fromkeys(_LOGITS, js_divergence),
-    "skewed_kl": dict.fromkeys(_LOGITS, skewed_kl),
-    "skewed_reverse_kl": dict.fromkeys(_LOGITS, skewed_reverse_kl),
-    "total_variation": dict.fromkeys(_LOGITS, total_variation),
-    "dkd": dict.fromkeys(_LOGITS, dkd),
-    "dist": dict.fromkeys(_LOGITS, dist),
-    "logit_standardization": dict.fromkeys(_LOGITS, logit_standardization),
-    "objectness_scaled": {"tokens": objectness_scaled},
-    "ensemble_cross_entropy": dict.fromkeys(_LOGITS, ensemble_cross_entropy),
-    "ensemble_kl": dict.fromkeys(_LOGITS, ensemble_kl),
-    "adversarial": dict.fromkeys(_LOGITS, Adversarial),
+    Method("reverse_kl", _for(_LOGITS, reverse_kl), logits=True),
+    Method("js_divergence", _for(_LOGITS, js_divergence), logits=True),
+    Method("skewed_kl", _for(_LOGITS, skewed_kl), logits=True),
+    Method("skewed_reverse_kl", _for(_LOGITS, skewed_reverse_kl), logits=True),
+    Method("total_variation", _for(_LOGITS, total_variation), logits=True),
+    Method(
+        "dkd",
+        _for(_LOGITS, dkd),
+        logits=True,
+        two_classes="one other class leaves nothing to decouple, and the loss is alpha times kl_divergence",
+    ),
+    Method(
+        "dist",
+        _for(_LOGITS, dist),
+        logits=True,
+        two_classes="the correlation of an item's two probabilities is always 1 or -1, so only gamma's part teaches",
+    ),
+    Method(
+        "logit_standardization",
+        _for(_LOGITS, logit_standardization),
+        logits=True,
+        two_classes="standardised logits are constants, so it is label smoothing of the teacher's class",
+    ),
+    Method("objectness_scaled", {"tokens": objectness_scaled}, logits=True),
+    Method("ensemble_cross_entropy", _for(_LOGITS, ensemble_cross_entropy), own_shapes=True, several=True),
+    Method("ensemble_kl", _for(_LOGITS, ensemble_kl), own_shapes=True, several=True),
+    Method("adversarial", _for(_LOGITS, Adversarial), own_shapes=True, several=True),
     # relations
-    "similarity_preserving": dict.fromkeys(_SAMPLES, similarity_preserving),
-    "rkd_distance": dict.fromkeys(_SAMPLES, rkd_distance),
-    "rkd_angle": dict.fromkeys(_SAMPLES, rkd_angle),
-    "correlation_congruence": dict.fromkeys(_SAMPLES, correlation_congruence),
-    "pkt": dict.fromkeys(_SAMPLES, pkt),
-    "nst": dict.fromkeys(("map", "tokens"), nst),
-    "crd": dict.fromkeys(_SAMPLES, CRD),
+    Method("similarity_preserving", _for(_SAMPLES, similarity_preserving), own_shapes=True, among_samples=True),
+    Method("rkd_distance", _for(_SAMPLES, rkd_distance), own_shapes=True, among_samples=True),
+    Method("rkd_angle", _for(_SAMPLES, rkd_angle), own_shapes=True, among_samples=True),
+    Method("correlation_congruence", _for(_SAMPLES, correlation_congruence), own_shapes=True, among_samples=True),
+    Method("pkt", _for(_SAMPLES, pkt), own_shapes=True, among_samples=True),
+    Method("nst", _for(_PLANES, nst), own_shapes=True),
+    Method("crd", _for(_SAMPLES, CRD), own_shapes=True),
     # feature maps
-    "fitnet_hint": dict.fromkeys(_SAMPLES, fitnet_hint),
-    "attention_transfer": dict.fromkeys(("map", "tokens"), attention_transfer),
-    "paraphraser": dict.fromkeys(_SAMPLES, Paraphraser),
-    "factor_transfer": dict.fromkeys(_SAMPLES, FactorTransfer),
-    "activation_boundary": dict.fromkeys(_SAMPLES, activation_boundary),
-    "margin_relu": {"map": MarginReLU},
-    "fsp": {"map": fsp},
-    "channel_wise": dict.fromkeys(("map", "tokens"), channel_wise),
-    "variational_information": dict.fromkeys(_SAMPLES, VariationalInformation),
-    "review_kd": {"map": ReviewKD},
-}
-HARD_LOSSES: Mapping[str, Mapping[str, Loss]] = {
-    "cross_entropy": dict.fromkeys(_LOGITS, hard_cross_entropy),
-    "mse": {"vector": label_mse},
-    "own_loss": {"scalar": own_loss},
-}
-
-# Losses that compare each side with itself first, so that widths, heads or channels may differ: they look at the
-# shapes themselves. All others are called with equal shapes only.
-OWN_SHAPES: frozenset[Loss] = frozenset(
-    {
-        *(value_relation, qkv_relation, cka, gram, BertEMD, ensemble_cross_entropy, ensemble_kl, Adversarial),
-        *(similarity_preserving, rkd_distance, rkd_angle, correlation_congruence, pkt, nst, CRD),
-        *(attention_transfer, Paraphraser, FactorTransfer, fsp, VariationalInformation, ReviewKD),
-    }
+    Method("fitnet_hint", _for(_SAMPLES, fitnet_hint)),
+    Method("attention_transfer", _for(_PLANES, attention_transfer), own_shapes=True),
+    Method("paraphraser", _for(_SAMPLES, Paraphraser), own_shapes=True),
+    Method("factor_transfer", _for(_SAMPLES, FactorTransfer), own_shapes=True),
+    Method("activation_boundary", _for(_SAMPLES, activation_boundary)),
+    Method("margin_relu", {"map": MarginReLU}),
+    Method("fsp", {"map": fsp}, own_shapes=True, several=True),
+    Method("channel_wise", _for(_PLANES, channel_wise)),
+    Method("variational_information", _for(_SAMPLES, VariationalInformation), own_shapes=True),
+    Method("review_kd", {"map": ReviewKD}, own_shapes=True, several=True),
 )
-
-# Losses that compare several features at once: each side is a tuple.
-SEVERAL: frozenset[Loss] = frozenset({BertEMD, ensemble_cross_entropy, ensemble_kl, Adversarial, fsp, ReviewKD})
-
-# Losses on attention maps that are probabilities: `attention`, and not `attention_scores`.
-PROBABILITIES: frozenset[Loss] = frozenset({attention_kl, attention_cross_entropy})
-
-# What a method is worth where there are only two classes: said before the run.
-TWO_CLASSES: Mapping[str, str] = {
-    "dkd": "one other class leaves nothing to decouple, and the loss is alpha times kl_divergence",
-    "dist": "the correlation of an item's two probabilities is always 1 or -1, so only gamma's part teaches",
-    "logit_standardization": "standardised logits are constants, so it is label smoothing of the teacher's class",
-}
 
 
 def list_losses(hard: bool = False) -> list[str]:
     """The names an entry may give: of losses against the teacher, or (`hard`) against the labels."""
-    return sorted(HARD_LOSSES if hard else SOFT_LOSSES)
+    return sorted(method.name for method in METHODS if method.hard == hard)
 
 
-def get_loss(name: str, kind: str | None = None, hard: bool = False) -> Loss:
+def method_of(name: str, hard: bool = False) -> Method:
+    """The method of a name.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    method = next((one for one in METHODS if one.name == name and one.hard == hard), None)
+    if method is None:
+        what, known = "loss against the labels" if hard else "loss", list_losses(hard)
+        raise ConfigError(f"unknown {what} {name!r}.{nearest(name, known)} Known: {', '.join(known)}")
+    return method
+
+
+def method_behind(function: LossFunction) -> Method | None:
+    """The method of a function of the table, by whatever way it was given; None for anybody's own."""
+    return next((method for method in METHODS if function in method.functions.values()), None)
+
+
+def get_loss(name: str, kind: str | None = None, hard: bool = False) -> LossFunction:
     """The function behind a name, for a kind of feature; None for that of tokens, or of what it applies to.
 
     Raises:
         ConfigError: the name is unknown, or the loss does not apply to the kind.
     """
-    functions = functions_of(name, hard)
+    functions = method_of(name, hard).functions
     if kind is None:
         return functions.get("tokens") or next(iter(functions.values()))
     if kind not in functions:
-        table = HARD_LOSSES if hard else SOFT_LOSSES
-        fitting = [other for other in list_losses(hard) if kind in table[other]]
+        fitting = sorted(one.name for one in METHODS if one.hard == hard and kind in one.functions)
         raise ConfigError(f"loss {name} does not apply to a feature of kind {kind}. These do: {', '.join(fitting)}")
     return functions[kind]
-
-
-def functions_of(name: str, hard: bool = False) -> Mapping[str, Loss]:
-    """Kind of feature -> function, for every kind that the loss of this name applies to."""
-    table = HARD_LOSSES if hard else SOFT_LOSSES
-    if name not in table:
-        what = "loss against the labels" if hard else "loss"
-        raise ConfigError(f"unknown {what} {name!r}.{nearest(name, table)} Known: {', '.join(list_losses(hard))}")
-    return table[name]

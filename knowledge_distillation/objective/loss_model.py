@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,36 +11,22 @@ from torch import Tensor, nn
 
 from ..config.entry import DistillConfig, Entry, Feature
 from ..config.parse import parse_config
-from ..errors import ConfigError, nearest, raise_all
-from ..features.adaptors import OutputAdaptor, flatten, readable, ready_made_output
+from ..errors import ConfigError, raise_all
+from ..features.adaptors import OutputAdaptor
 from ..features.batch_context import batch_size, kind_by_name, make_context, mask_keys
 from ..features.deferred import Deferred, HeadLogits, whole
 from ..features.inputs import Inputs
-from ..losses.arguments import constructor_parameters, parameters_of
-from ..losses.table import HARD_LOSSES, SOFT_LOSSES, functions_of, get_loss
-from .averaging import BoundEntry, average, called, count_of, fused_average, values_of, weights_of
+from .averaging import BoundEntry, average, called, fused_average, values_of, weights_of
 from .balance import Balance
-from .fitting import (
-    MASK_WORDS,
-    Held,
-    build_loss,
-    fit_labels,
-    fit_student,
-    fit_teacher,
-    names_of,
-    needs_labels,
-    see_call,
-    takes_deferred,
-)
-from .fused.table import SUMMED
+from .fitting import Modules, fit_labels, fit_loss, fit_student, fit_teacher
 from .fused.vocabulary import Part, head_loss
-from .masking import sizes_of
+from .loss import keywords_of, loss_of
+from .masking import Items, sizes_of
+from .outputs import features_of_outputs, see_features
 from .projections import apply_projections, key_of, kind_after
 
 Features = Mapping[Feature, Any]  # tensors, large ones perhaps Deferred
 OWN_LOSS = ("output", "loss")
-WITH_ROWS = ("tokens", "heads", "attention")
-_SPELLED = re.compile(r"^(?!encoder_|decoder_)\w+?_(?=(?:encoder_|decoder_)?layer\d)")
 
 
 class Terms(NamedTuple):
@@ -84,8 +69,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         self.student_output_adaptor = student_output_adaptor
         self.projections = nn.ModuleDict()
         # Losses that are modules train and are saved with the projections.
-        modules = {entry.name: entry.loss for entry in self.config.entries if isinstance(entry.loss, nn.Module)}
-        self.losses = nn.ModuleDict(modules)
+        trained = {entry.name: entry.loss for entry in self.config.entries if isinstance(entry.loss, nn.Module)}
+        self.losses = nn.ModuleDict(trained)
         self.bound: dict[str, BoundEntry] = {}
         self.shift_labels = shift_labels
         self.balance: Balance | None = None  # factors beside the weights
@@ -127,61 +112,32 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         was_training = self.training
         self.eval()  # what a loss remembers begins with the first step
         try:
-            self._bind_outputs(teacher_output, student_output, teacher_inputs, student_inputs)
+            self._bind_features(*self._read(teacher_output, student_output, teacher_inputs, student_inputs))
         finally:
             self.train(was_training)
 
-    def _bind_outputs(
-        self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
+    def _bind_features(
+        self, student: dict[Feature, Tensor], teacher: dict[Feature, Tensor], context: dict[str, Any]
     ) -> None:
-        teachers = {f.model for entry in self.config.entries for f in entry.teacher}
-        if len(teachers) > 1:
-            named = ", ".join(sorted(name or "one without a name" for name in teachers))
-            raise ConfigError(
-                f"alone, the loss model gets the output of one teacher, and the config names {named}: "
-                "use KnowledgeDistiller"
-            )
-        student, teacher, context = self._read(teacher_output, student_output, teacher_inputs, student_inputs)
         problems = list(self.config.problems)
         for entry in self.config.sound_entries():
             try:
-                for features, asked, who in ((student, entry.student, "student"), (teacher, entry.teacher, "teacher")):
-                    missing = next((str(f) for f in asked if f not in features), None)
-                    if missing:
-                        near = nearest(missing, map(str, features))
-                        raise ConfigError(f"{missing}: the {who}'s output has no such feature.{near}")
-                kind = kind_by_name(entry.student[0], student[entry.student[0]])
-                self.bind(entry, student, teacher, kind, context)
+                see_features(entry, student, teacher)
+                self.bind(entry, student, teacher, kind_by_name(entry.student[0], student[entry.student[0]]), context)
             except ConfigError as error:
                 problems.append((entry.index, str(error)))
         if problems:
-            self.bound.clear()  # or the next call would go on with the entries that fit
+            self.unbind()  # or the next call would go on with the entries that fit
         raise_all(ConfigError, "distill_config", problems)
 
     def _read(
         self, teacher_output: Any, student_output: Any, teacher_inputs: Inputs | None, student_inputs: Inputs | None
     ) -> tuple[dict[Feature, Tensor], dict[Feature, Tensor], dict[str, Any]]:
-        student = _adapted(self.student_output_adaptor, student_output, "student")
-        teacher = (
-            _adapted(self.teacher_output_adaptor, teacher_output, "teacher") if teacher_output is not None else {}
-        )
-        detached = {feature: tensor.detach() for feature, tensor in teacher.items()}
-        given, taught = (inputs if isinstance(inputs, Mapping) else {} for inputs in (student_inputs, teacher_inputs))
+        adaptors = self.teacher_output_adaptor, self.student_output_adaptor
+        teacher, student = features_of_outputs(self.config, adaptors, teacher_output, student_output)
+        of_student, of_teacher = (one if isinstance(one, Mapping) else {} for one in (student_inputs, teacher_inputs))
         shift = self.shift_labels or "CausalLM" in type(student_output).__name__
-        context = make_context(given, taught, shift)
-        return self._canonical(student), self._canonical(detached), context
-
-    def _canonical(self, features: dict[Feature, Tensor]) -> dict[Feature, Tensor]:
-        """Add the `{model_type}_layer{n}` spellings the config uses for ready-made `layer{n}`."""
-        asked = {f for entry in self.config.entries for f in entry.student + entry.teacher}
-        for feature in asked - set(features):
-            plain = next(
-                (f for f in features if _SPELLED.sub("", feature.layer) == f.layer and f.output == feature.output),
-                None,
-            )
-            if plain:
-                features[feature] = features[plain]
-        return features
+        return student, teacher, make_context(of_student, of_teacher, shift)
 
     # --- bound to two models -------------------------------------------------------------------------------------
 
@@ -198,67 +154,40 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         """Settle one entry on probed features and return its value there.
 
         Args:
+            kind: of the student's features.
             num_samples: the size of the training set, for losses with a memory of it.
 
         Raises:
             ConfigError: the loss, its arguments, or the shapes do not fit.
         """
-        given = tuple(student[feature] for feature in entry.student)
+        own = tuple(student[feature] for feature in entry.student)
         target = tuple(teacher[feature] for feature in entry.teacher)
-        kind_given, kind = kind, kind_after(entry.projection, kind)
-        function = entry.loss if callable(entry.loss) else get_loss(entry.loss, kind, entry.hard)
-        if not takes_deferred(entry, kind_given):
-            given, target = whole(given), whole(target)
-        of_data: dict[str, Any] = {} if num_samples is None else {"num_samples": num_samples}
-        see_call(entry, function, [*context, *of_data])
-        held = Held(self.projections, self.losses, self.training)
-        target = fit_teacher(held, entry, kind_given, given, target)
-        for number, tensor in enumerate(given):
-            other = target[number if len(target) == len(given) else 0] if target else None
-            fit_student(held, entry, function, kind_given, number, tensor, other)
-        projected = apply_projections(self.projections, entry, given)
-        if entry.hard or (entry.args.get("probability_shift") or needs_labels(function) and not callable(entry.loss)):
-            fit_labels(entry, projected[0], context.get("labels"))
-        args = dict(entry.args)
-        if isinstance(function, type):
-            for_constructor = names_of(constructor_parameters(function))
-            args = {name: value for name, value in args.items() if name not in for_constructor}
-            offered = {"teacher_model": teacher_model, "teacher_features": entry.teacher, "losses": self.losses}
-            offered |= {**of_data, **entry.args}
-            said = entry.args.get("num_samples")
-            if said is not None and num_samples is not None and said < num_samples:
-                raise ConfigError(
-                    f"loss {entry.loss_name}: num_samples is {said}, and the training data has {num_samples} rows"
-                )
-            function = build_loss(
-                held, entry, function, projected, target, {k: v for k, v in offered.items() if k in for_constructor}
-            )
-        elif isinstance(function, nn.Module):
-            function.to(given[0].device)
-        rows, keys = mask_keys(entry.student[0], kind_given, given[0], context) if kind == kind_given else (None, None)
-        asked = [p for p in parameters_of(function) or [] if p.name not in entry.args]
-        shape = projected[0].shape
-        bound = BoundEntry(
-            entry,
-            function,
-            args,
-            tuple(p.name for p in asked if p.name in MASK_WORDS or p.name in context),
-            kind,
-            rows,
-            rows if kind == "tokens" else keys,
-            labelled=entry.loss != "own_loss" and (entry.hard or needs_labels(function)),
-            classes=shape[-1] if shape else 0,
-            samples=shape[0] if shape else 0,
-        )
-        values, layout = values_of(bound, projected, target, context, args)
-        bound = replace(bound, layout=layout, sizes=sizes_of(values.shape, layout))
+        kind_of_loss = kind_after(entry.projection, kind)
+        loss = loss_of(entry, kind_of_loss)
+        if loss.fused is None:
+            own, target = whole(own), whole(target)
+        loss.check([*context, *([] if num_samples is None else ["num_samples"])])
+        modules = Modules(self.projections, self.losses, self.training)
+        target = fit_teacher(modules, entry, kind, own, target)
+        for number, tensor in enumerate(own):
+            other = target[number if len(target) == len(own) else 0] if target else None
+            fit_student(modules, loss, kind, number, tensor, other)
+        projected = apply_projections(self.projections, entry, own)
+        fit_labels(loss, projected[0], context.get("labels"))
+        loss = fit_loss(modules, loss, projected, target, teacher_model, num_samples)
+        rows, keys = mask_keys(entry.student[0], kind, own[0], context) if kind == kind_of_loss else (None, None)
+        items = Items(rows, rows if kind_of_loss == "tokens" else keys, loss.labelled, entry.reduction)
+        classes, samples = (projected[0].shape[-1], projected[0].shape[0]) if projected[0].dim() else (0, 0)
+        bound = BoundEntry(loss, loss.context_keys(context), kind_of_loss, items, classes, samples)
+        values, layout = values_of(bound, projected, target, context, loss.call_args)
+        bound = replace(bound, items=replace(items, layout=layout, sizes=sizes_of(values.shape, layout)))
         self.bound[entry.name] = bound
         for name, course in entry.schedule.items():
-            for extreme in (course.lowest, course.highest) if name != "weight" and not callable(entry.loss) else ():
+            for extreme in (course.lowest, course.highest) if name != "weight" and loss.by_name else ():
                 with torch.no_grad():
-                    values_of(bound, projected, target, context, {**args, name: extreme})
+                    values_of(bound, projected, target, context, {**loss.call_args, name: extreme})
         if isinstance(projected[0], Deferred):
-            value = fused_average(bound, projected[0], target, context, args, None)
+            value = fused_average(bound, projected[0], target, context, loss.call_args, None)
         else:
             value = average(bound, values, context, None)
         if not torch.isfinite(value.detach()).all():
@@ -309,10 +238,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             if isinstance(given, HeadLogits) and self.balance is None:
                 rows, _, number = weights_of(bound, given, context, counts)
                 reference = context["labels"] if bound.entry.hard else target[0]
-                part = Part(bound.function, reference, rows, args, weight / number)
+                part = Part(bound.loss.function, reference, rows, args, weight / number)
                 heads.setdefault(given, []).append((bound, number, part))
                 continue
-            if isinstance(given, Deferred) or (bound.function in SUMMED and bound.kind in WITH_ROWS):
+            if isinstance(given, Deferred) or bound.loss.summed is not None:
                 value = fused_average(bound, given, target, context, args, counts)
             else:
                 values, _ = values_of(bound, student[name], target, context, args)
@@ -322,7 +251,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             attached[name] = value
         for logits, entries in heads.items():  # one pass over a head for all that look at its logits
             parts = [part for _, _, part in entries]
-            weighted, sums = called(entries[0][0], head_loss, logits.device, logits, parts)
+            weighted, sums = called(entries[0][0].loss, head_loss, logits.device, logits, parts)
             loss = weighted if loss is None else loss + weighted
             for (bound, number, _), summed in zip(entries, sums, strict=True):
                 attached[bound.entry.name] = summed / number
@@ -333,18 +262,18 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def counts(self, context: Mapping[str, Any]) -> dict[str, Tensor | int]:
         """How many values of each entry one batch will have: known from its inputs, before any forward pass."""
         size = batch_size(context)
-        return {name: count_of(b, context, size) for name, b in self.bound.items()}
+        return {name: bound.items.count(context, size) for name, bound in self.bound.items()}
 
     def _now(self, progress: float) -> list[tuple[BoundEntry, Any, Mapping[str, Any]]]:
         """The entries with their weights and arguments at the present progress, without those whose schedule is at 0.
 
         Over several processes these are computed as well, since every gradient has to be there.
         """
-        now = []
+        now: list[tuple[BoundEntry, Any, Mapping[str, Any]]] = []
         for bound in self.bound.values():
             at = {name: course(progress) for name, course in bound.entry.schedule.items()}
             weight = at.pop("weight", bound.entry.weight)
-            now.append((bound, weight, {**bound.args, **at} if at else bound.args))
+            now.append((bound, weight, {**bound.loss.call_args, **at}))
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         return (not together and [one for one in now if _is_on(*one[:2])]) or now
 
@@ -374,30 +303,12 @@ class MultiLayerBasedDistillationLoss(nn.Module):
 
     def asks_for(self, keyword: str) -> bool:
         """Whether the loss of an entry has a parameter of this name."""
-        names = [entry.loss for entry in self.config.entries]
-        functions = [loss for loss in names if callable(loss)]
-        for entry in self.config.entries:
-            if isinstance(entry.loss, str) and entry.loss in (HARD_LOSSES if entry.hard else SOFT_LOSSES):
-                functions += functions_of(entry.loss, entry.hard).values()
-        return any(p.name == keyword for function in functions for p in parameters_of(function) or [])
+        return any(keyword in keywords_of(entry) for entry in self.config.entries)
 
 
 def _is_on(bound: BoundEntry, weight: float) -> bool:
     """Whether an entry counts as a term now: not where its schedule is at 0."""
     return bool(weight) or "weight" not in bound.entry.schedule
-
-
-def _adapted(adaptor: OutputAdaptor | None, output: Any, who: str) -> dict[Feature, Tensor]:
-    try:
-        return flatten((adaptor or ready_made_output)(readable(output)))
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"the {who}'s output adaptor failed: {type(error).__name__}: {error}. In a loop of your own the models "
-            "have to give what it takes: output_hidden_states=True, and for maps output_attentions=True with "
-            "attn_implementation='eager'"
-        ) from error
 
 
 def _with_usable_names(config: DistillConfig) -> DistillConfig:

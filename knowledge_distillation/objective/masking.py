@@ -1,4 +1,4 @@
-"""Masking and averaging, once for every loss: which items count, and how many there are.
+"""Which items of an entry count, and how many there are: rows, keys and labels become masks and a count here alone.
 
 A loss returns values; their layout says what one value stands for:
 
@@ -13,13 +13,16 @@ A loss returns values; their layout says what one value stands for:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..features.batch_context import PER_TOKEN
+from ..features.batch_context import PER_TOKEN, keeps_all, mask_of, once
+from ..losses.labels import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,101 @@ class Layout:
 
     name: str
     factor: int = 1
+
+
+@dataclass(frozen=True)
+class Items:
+    """Which items of an entry count; settled on the probe batch, then worked out once a batch for all that are alike.
+
+    Args:
+        rows: the context key of the mask of rows; None where the feature has no length.
+        keys: that of the mask of keys.
+        labelled: items labelled -100 do not count.
+        reduction: of the entry.
+        layout: of the loss's values.
+        sizes: how many rows and keys there are where nothing masks them.
+    """
+
+    rows: str | None
+    keys: str | None
+    labelled: bool
+    reduction: str = "mean"
+    layout: Layout = Layout("batch")
+    sizes: tuple[int, int] = (1, 1)
+
+    def masks(self, context: Mapping[str, Any]) -> Masks:
+        """What counts in a batch."""
+        return once(context, (self.rows, self.keys, self.labelled), lambda: self._masks(context))  # type: ignore[no-any-return]
+
+    def _masks(self, context: Mapping[str, Any]) -> Masks:
+        rows, keys = (None if keeps_all(context, key) else mask_of(context, key) for key in (self.rows, self.keys))
+        if self.labelled and not context["labels"].is_floating_point():
+            labelled = context["labels"] != IGNORED_LABEL
+            if rows is None or rows.shape[: labelled.dim()] != labelled.shape:
+                rows = labelled
+            else:
+                rows = rows.bool() & labelled[(...,) + (None,) * (rows.dim() - labelled.dim())]
+        return Masks(rows, keys)
+
+    def masks_of_values(self, context: Mapping[str, Any], values: torch.Size) -> tuple[Masks, tuple[int, int]]:
+        """The masks of values of this shape, and their numbers of rows and keys.
+
+        A mask made of an input that was as long as the feature by chance, and is not in this batch, is left out.
+        """
+        masks, sizes = self.masks(context), sizes_of(values, self.layout)
+        if not self._has_rows:
+            return masks, sizes
+        rows, keys = (
+            None
+            if mask is not None and key and "mask" not in key and mask.dim() == 2 and mask.shape[1] != size
+            else mask
+            for mask, key, size in zip((masks.rows, masks.keys), (self.rows, self.keys), sizes, strict=True)
+        )
+        return Masks(rows, keys), sizes
+
+    def change_length(self, context: Mapping[str, Any], masks: Masks, sizes: tuple[int, int]) -> bool:
+        """Whether the numbers of rows and keys vary, and no input of the batch says how."""
+        unmasked = self._has_rows and masks.rows is None and not keeps_all(context, self.rows)
+        return unmasked and (self.rows is not None or sizes != self.sizes)
+
+    def count(
+        self, context: Mapping[str, Any], batch: int, masks: Masks | None = None, sizes: tuple[int, int] | None = None
+    ) -> Tensor | int:
+        """What an average is divided by: known from the inputs of a batch alone, before any pass.
+
+        Args:
+            batch: the number of samples.
+            masks, sizes: those of the values, where these are there.
+        """
+        masks = self.masks(context) if masks is None else masks
+        masked = zip((masks.rows, masks.keys), (self.rows, self.keys), sizes or self.sizes, strict=True)
+        rows, keys = (
+            context[key].shape[1] if mask is None and key is not None and keeps_all(context, key) else size
+            for mask, key, size in masked
+        )
+        by_sample = self.reduction in ("sequence_mean", "batch_mean") and self.layout.name != "batch"
+        layout = Layout("samples") if by_sample else self.layout
+        key = ("count", layout, self.rows, self.keys, self.labelled, masks.rows is None, masks.keys is None)
+        return once(context, (*key, batch, rows, keys), lambda: count(layout, masks, batch, rows, keys))  # type: ignore[no-any-return]
+
+    def weights(self, context: Mapping[str, Any], masks: Masks, values: torch.Size, like: Tensor) -> Tensor:
+        """By what the values of each row are multiplied to sum them up, (batch, rows), of the type of `like`."""
+        by_sample = self.reduction == "sequence_mean"
+        key = ("weights", self.layout, self.rows, self.keys, self.labelled, values, by_sample, like.dtype)
+        sizes = sizes_of(values, self.layout)
+        return once(context, key, lambda: row_weights(self.layout, masks, values[0], *sizes, like, by_sample))  # type: ignore[no-any-return]
+
+    def padding(self, masks: Masks, all_of_it: bool) -> Masks:
+        """What of a feature is set to 0 before a loss sees it: all padding, or only what its average leaves out."""
+        if all_of_it or self.layout.name == "pairs":
+            return masks
+        if self._has_rows:
+            return Masks(masks.rows)
+        return Masks(masks.rows if masks.rows is not None and masks.rows.dim() == 1 else None)
+
+    @property
+    def _has_rows(self) -> bool:
+        return self.layout.name in ("tokens", "rows", "pairs")
 
 
 def layout_of(kind: str, feature: torch.Size, values: torch.Size) -> Layout:

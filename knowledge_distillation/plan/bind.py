@@ -24,8 +24,7 @@ from ..features.inputs import (
 )
 from ..features.preserve import preserved
 from ..features.source import Source
-from ..losses.table import functions_of
-from ..objective.fitting import argument_problem
+from ..objective.loss import loss_of
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from ..objective.projections import kind_after
 from ..teachers.frozen import FrozenTeacher
@@ -241,10 +240,9 @@ def _bind_entries(
 def _loss_problems(entry: Entry, context: Mapping[str, Any]) -> list[str]:
     """What can be said of an entry's loss without its features."""
     try:
-        functions = [entry.loss] if callable(entry.loss) else list(functions_of(entry.loss, entry.hard).values())
+        problem = loss_of(entry, None).argument_problem(context)
     except ConfigError as error:
         return [str(error)]
-    problem = argument_problem(entry, functions[0], context)
     return [problem] if problem else []
 
 

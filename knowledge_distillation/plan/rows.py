@@ -10,8 +10,6 @@ from ..config.entry import Entry, Feature
 from ..config.schedules import described
 from ..features.inputs import shape_of
 from ..features.source import Source
-from ..losses.relational import similarity_preserving
-from ..losses.table import TWO_CLASSES
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from ..teachers.frozen import FrozenTeacher
 
@@ -23,6 +21,7 @@ def row_of(
     teacher: Mapping[Feature, Tensor],
 ) -> tuple[str, ...]:
     bound = loss_model.bound[entry.name]
+    items, layout = bound.items, bound.items.layout.name
     sides = []
     for features, tensors in ((entry.teacher, teacher), (entry.student, student)):
         sides.append("\n".join(f"{f} {shape_of(tensors[f])}" for f in features) or "labels")
@@ -30,10 +29,10 @@ def row_of(
     projections = loss_model.projections_of(entry)
     shown = "\n".join(f"{_called(one, entry)} {_count(one)}" for one in projections) or "-"
     args = ", ".join(f"{key}={value}" for key, value in {**entry.args, **_courses(entry)}.items())
-    masked = {"pairs": "pairs", "rows": "rows", "tokens": "tokens"}.get(bound.layout.name, "-")
-    has_mask = bound.rows is not None or (entry.hard and bound.layout.name == "tokens")
-    if bound.layout.name == "batch" and bound.rows:
-        masked = "by the loss" if "mask" in bound.asks_for else "NONE: a scalar"
+    masked = layout if layout in ("pairs", "rows", "tokens") else "-"
+    has_mask = items.rows is not None or (entry.hard and layout == "tokens")
+    if layout == "batch" and items.rows:
+        masked = "by the loss" if "mask" in bound.context_keys else "NONE: a scalar"
     elif not has_mask:
         masked = "-"
     compared = ""  # a map of attention is scores or probabilities
@@ -77,17 +76,17 @@ def notes_of(
         shown = ", ".join(unreached[:4]) + (f" and {len(unreached) - 4} more" if len(unreached) > 4 else "")
         notes.append(f"student: no entry reaches {shown}: frozen for this run")
     for bound in loss_model.bound.values():
-        caution = TWO_CLASSES.get(bound.entry.loss_name)
-        if caution and bound.classes == 2:
-            notes.append(f"warning: {bound.entry.name}: with two classes {caution}")
-        if bound.samples < 3 and getattr(bound.function, "__module__", "") == similarity_preserving.__module__:
+        method, layout = bound.loss.method, bound.items.layout.name
+        if method.two_classes and bound.classes == 2:
+            notes.append(f"warning: {bound.entry.name}: with two classes {method.two_classes}")
+        if method.among_samples and bound.samples < 3:
             few = f"{bound.samples} of them in a batch leave little or nothing to learn"
             notes.append(f"warning: {bound.entry.name} compares samples with each other, and {few}")
         if bound.entry.learning_rate is not None and not loss_model.learning_rates(bound.entry):
             notes.append(f"warning: {bound.entry.name}: it has nothing of its own that trains at its learning_rate")
-        named = not callable(bound.entry.loss)
-        if not named and bound.layout.name in ("batch", "samples") and bound.rows and "mask" not in bound.asks_for:
-            what = "a scalar" if bound.layout.name == "batch" else "one value per sample"
+        unmasked = layout in ("batch", "samples") and bound.items.rows and "mask" not in bound.context_keys
+        if unmasked and not bound.loss.by_name:
+            what = "a scalar" if layout == "batch" else "one value per sample"
             notes.append(f"warning: {bound.entry.name} returns {what} and asks for no mask, so padding counts in it")
     return notes
 

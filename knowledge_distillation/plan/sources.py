@@ -18,7 +18,7 @@ from ..features.inputs import Inputs, first_rows, on_first_batch
 from ..features.kinds import probe_kinds
 from ..features.preserve import preserved
 from ..features.source import Source
-from ..objective.fitting import takes_deferred
+from ..objective.loss import takes_parts
 from ..objective.loss_model import OWN_LOSS
 
 
@@ -55,12 +55,12 @@ def _source(
     deferred = [
         feature
         for feature, place in places.items()
-        if place.source == "attention" and all(takes_deferred(entry, kinds[feature]) for entry in asked[feature])
+        if place.source == "attention" and all(takes_parts(entry, kinds[feature]) for entry in asked[feature])
     ]
     heads = {
         feature: head
         for feature in places
-        if (head := known[feature].head) and all(takes_deferred(entry, kinds[feature]) for entry in asked[feature])
+        if (head := known[feature].head) and all(takes_parts(entry, kinds[feature]) for entry in asked[feature])
     }
     places |= heads
     source = Source(Capture(model, places, deferred=deferred), kinds, list(names.notes), heads=frozenset(heads))

@@ -15,8 +15,8 @@ from ..config.entry import Entry
 from ..config.parse import parse_config
 from ..config.settings import TrainingSettings
 from ..errors import ConfigError, nearest, raise_all
-from ..losses.arguments import parameters_of
-from ..losses.table import functions_of
+from ..losses.arguments import signature_of
+from ..losses.table import get_loss
 from ..presets import table
 from .recipe import Recipe, load_recipe
 
@@ -305,5 +305,5 @@ def _paths(recipe: Recipe) -> Iterator[str]:
 
 
 def _arguments(entry: Entry) -> list[str]:
-    functions = list(functions_of(entry.loss).values()) if isinstance(entry.loss, str) else [entry.loss]
-    return [p.name for p in parameters_of(functions[0]) or ()]
+    loss = get_loss(entry.loss, hard=entry.hard) if isinstance(entry.loss, str) else entry.loss
+    return list(signature_of(loss).call)

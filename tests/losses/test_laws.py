@@ -12,7 +12,6 @@ from cases import CASES, LENGTH, SOFT, TEACHER_ALONE, Batch, Case, each
 from torch import Tensor
 
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.losses.table import OWN_SHAPES
 
 LENGTHS = [5, 2, 4]
 CROSS_ENTROPIES = ("cross_entropy", "soft_cross_entropy", "ensemble_cross_entropy")  # on equal models the entropy
@@ -118,7 +117,7 @@ def test_one_batch_of_32_is_four_of_8(case):
     lengths = [1 + (7 * i) % 11 for i in range(32)]
     whole = case.batch(lengths)
     model = case.bind(whole)
-    if model.bound["it"].layout.name == "batch":
+    if model.bound["it"].items.layout.name == "batch":
         pytest.skip("compares the items of a batch with each other")
     value, gradient = whole.gradient(model)
 
@@ -181,7 +180,7 @@ def test_no_gradient_reaches_the_teacher(case):
     assert batch.student.grad is not None and batch.teacher.grad is None
 
 
-@each([case for case in SOFT if case.function not in OWN_SHAPES])
+@each([case for case in SOFT if not case.method.own_shapes])
 def test_one_head_class_or_channel_is_not_compared_with_many(case):
     batch = case.batch(LENGTHS, width=4, heads=4)
     dimension = 1 if case.kind in ("attention", "heads", "map") else -1
@@ -195,7 +194,7 @@ def test_one_head_class_or_channel_is_not_compared_with_many(case):
         case.bind(batch, projection="none")
 
 
-@each([case for case in SOFT if case.kind == "tokens" and case.function not in OWN_SHAPES])
+@each([case for case in SOFT if case.kind == "tokens" and not case.method.own_shapes])
 def test_one_token_is_not_compared_with_many(case):
     batch = case.batch(LENGTHS)
     batch.teacher = batch.teacher[:, :1]

@@ -18,7 +18,7 @@ from knowledge_distillation.losses.attention import attention_mse
 from knowledge_distillation.losses.hidden import hidden_mse
 from knowledge_distillation.losses.labels import hard_cross_entropy
 from knowledge_distillation.losses.logits import kl_divergence, soft_cross_entropy
-from knowledge_distillation.losses.table import HARD_LOSSES, SOFT_LOSSES
+from knowledge_distillation.losses.table import METHODS, method_of
 
 
 def name_of(function):
@@ -27,12 +27,13 @@ def name_of(function):
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
-FUNCTIONS = {name_of(f): f for table in (SOFT_LOSSES, HARD_LOSSES) for kinds in table.values() for f in kinds.values()}
+FUNCTIONS = {name_of(f): f for method in METHODS for f in method.functions.values()}
 TEXTBOOK = ("hard_cross_entropy", "label_mse", "own_loss")  # nobody's method, so without a source
 
 
 def test_the_names_are_listed_in_order():
-    assert list_losses() == sorted(SOFT_LOSSES) and "kl_divergence" in list_losses()
+    soft = [method.name for method in METHODS if not method.hard]
+    assert list_losses() == sorted(soft) == sorted(set(soft)) and "kl_divergence" in list_losses()
     assert list_losses(hard=True) == ["cross_entropy", "mse", "own_loss"]
 
 
@@ -155,8 +156,8 @@ def test_a_section_of_the_page_follows_the_template(name):
         assert f"`{parameter}`" in section.partition("**Arguments.**")[2].partition("**Map it to.**")[0]
 
 
-@pytest.mark.parametrize(("hard", "table"), [(False, SOFT_LOSSES), (True, HARD_LOSSES)], ids=["soft", "hard"])
-def test_the_page_lists_every_name_with_its_kinds_and_functions(hard, table):
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+def test_the_page_lists_every_name_with_its_kinds_and_functions(hard):
     heading = "Against the labels" if hard else "Against the teacher"
     rows = re.findall(
         r"^\| `(\w+)` \| (.+) \| (.+) \|$", PAGE.partition(f"### {heading}\n")[2].partition("\n#")[0], re.M
@@ -164,9 +165,10 @@ def test_the_page_lists_every_name_with_its_kinds_and_functions(hard, table):
     listed = {
         name: (set(re.findall(r"\w+", kinds)), set(re.findall(r"\w+", functions))) for name, kinds, functions in rows
     }
+    table = {method.name: method.functions for method in METHODS if method.hard == hard}
     assert listed == {name: (set(kinds), {name_of(f) for f in kinds.values()}) for name, kinds in table.items()}
 
 
 @pytest.mark.parametrize("name", list_losses())
 def test_every_listed_name_has_its_loss(name):
-    assert callable(get_loss(name)) and get_loss(name) in SOFT_LOSSES[name].values()
+    assert callable(get_loss(name)) and get_loss(name) in method_of(name).functions.values()

@@ -10,7 +10,6 @@ from training_script import collate, rows
 
 from knowledge_distillation import ConfigError
 from knowledge_distillation.losses import table
-from knowledge_distillation.objective import averaging, fitting, loss_model
 
 STATES = {"teacher": "layer2.hidden_states", "student": "layer1.hidden_states"}
 
@@ -128,21 +127,18 @@ def mean_of_layers(student: tuple, teacher: tuple) -> Tensor:
 
 @pytest.fixture
 def named(monkeypatch):
-    """Put a function into the table of names, and into the sets of those that look at shapes themselves, and so on."""
+    """Put a function into the table of names."""
 
-    def put(name, function, *sets):
-        kinds = dict.fromkeys(("vector", "tokens", "attention"), function)
-        monkeypatch.setitem(table.SOFT_LOSSES, name, kinds)
-        for which in sets:
-            for room in (fitting, averaging, loss_model):
-                if hasattr(room, which):
-                    monkeypatch.setattr(room, which, getattr(room, which) | {function})
+    def put(name, function, **particulars):
+        method = table.Method(name, dict.fromkeys(("vector", "tokens", "attention"), function), **particulars)
+        others = tuple(one for one in table.METHODS if one.name != name)
+        monkeypatch.setattr(table, "METHODS", (*others, method))
 
     return put
 
 
 def test_a_loss_that_looks_at_shapes_itself_gets_no_projection_unless_asked(named):
-    named("gram", gram, "OWN_SHAPES")
+    named("gram", gram, own_shapes=True)
     wide = bert(2, width=24, heads=4, seed=1)
     for projection, held in (("auto", []), ("linear", ["it"])):
         made = distiller([entry("gram", projection=projection)], wide, bert(1, seed=3))
@@ -151,7 +147,7 @@ def test_a_loss_that_looks_at_shapes_itself_gets_no_projection_unless_asked(name
 
 
 def test_a_named_loss_of_several_features_takes_lists(named):
-    named("mean_of_layers", mean_of_layers, "SEVERAL", "OWN_SHAPES")
+    named("mean_of_layers", mean_of_layers, several=True, own_shapes=True)
     several = {"teacher": ["layer{1,2}.hidden_states"], "student": ["layer1.hidden_states"]}
     batch = batches(1)[0]
     made = distiller(
@@ -162,7 +158,7 @@ def test_a_named_loss_of_several_features_takes_lists(named):
 
 def test_a_loss_of_probabilities_takes_no_scores(named):
     named("maps", lambda student, teacher: (student - teacher).square().mean(-1))
-    named("rows", row_divergence, "PROBABILITIES")
+    named("rows", row_divergence, probabilities=True)
     sides = {"teacher": "layer2.attention_scores", "student": "layer1.attention_scores"}
     distiller([{**sides, "loss": "maps"}], bert(2, seed=1), bert(1, seed=3)).train()
     said = (

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ...losses.attention import attention_cross_entropy, attention_kl, attention_mse
 from ...losses.hidden import hidden_mse
-from ...losses.table import Loss
+from ...losses.table import LossFunction
 from .attention import fused_attention_cross_entropy, fused_attention_kl, fused_attention_mse
 from .squares import summed_attention_mse, summed_hidden_mse
 from .vocabulary import FUSED_WITH_HEAD
@@ -16,7 +16,7 @@ from .vocabulary import FUSED_WITH_HEAD
 #   student: Deferred; teacher: Deferred, the feature as a tensor of any precision, or labels
 #   rows: (batch, length), the weights of query rows or tokens, 0 for what does not count
 #   keys: (batch, keys), True for the keys of an attention map that count; None for all
-FUSED: Mapping[Loss, Loss] = {
+FUSED: Mapping[LossFunction, LossFunction] = {
     attention_mse: fused_attention_mse,
     attention_kl: fused_attention_kl,
     attention_cross_entropy: fused_attention_cross_entropy,
@@ -24,7 +24,7 @@ FUSED: Mapping[Loss, Loss] = {
 }
 
 # Losses whose weighted sum over whole tensors with rows is one step: summed(student, teacher, rows, keys), as above.
-SUMMED: Mapping[Loss, Loss] = {hidden_mse: summed_hidden_mse, attention_mse: summed_attention_mse}
+SUMMED: Mapping[LossFunction, LossFunction] = {hidden_mse: summed_hidden_mse, attention_mse: summed_attention_mse}
 
 # Arguments with which a loss looks at more than one item's logits: its features are then not deferred.
 BEYOND_ONE_ITEM = frozenset({"sample_temperature", "temperature_spread", "temperature_power", "probability_shift"})
