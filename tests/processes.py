@@ -10,6 +10,7 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -23,6 +24,13 @@ _server.set_forkserver_preload(
         *(f"transformers.models.{name}.modeling_{name}" for name in ("bert", "llama")),
     ]
 )
+
+
+def free_port() -> str:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 class Forked:

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -125,12 +126,25 @@ def test_every_example_is_run_and_is_in_the_table():
     assert [path.name for path in EXAMPLES + RECIPES if f"[{path.name}]({path.name})" not in page] == []
 
 
+def run_script(path: str, folder: str, *options: str) -> None:
+    """What `python PATH OPTIONS` does in a folder."""
+    os.chdir(folder)
+    sys.argv = [path, *options]
+    sys.path.insert(0, str(Path(path).parent))
+    runpy.run_path(path, run_name="__main__")
+
+
 @pytest.mark.parametrize("run", RUNS, ids=" ".join)
 def test_an_example_runs(run, tmp_path):
     name, *options = run
-    output = ran([sys.executable, str(ROOT / "examples" / f"{name}.py"), "--smoke", *options], tmp_path)
+    folder, script = tmp_path / "here", str(ROOT / "examples" / f"{name}.py")
+    folder.mkdir()
+    process = Forked(run_script, script, str(folder), "--smoke", *options, log=tmp_path / "log.txt")
+    status = process.wait(timeout=300)
+    output = process.log.read_text()
+    assert status == 0, output
     RUNS[run](output)
-    assert list(tmp_path.iterdir()) == []  # an example leaves nothing behind
+    assert list(folder.iterdir()) == []  # an example leaves nothing behind
 
 
 # --- the recipes -----------------------------------------------------------------------------------------------------
@@ -255,6 +269,11 @@ def test_a_recipe_makes_a_bilstm_of_a_pretrained_teacher(recipe, tmp_path):
     reader = AutoTokenizer.from_pretrained(tmp_path / "run" / "student")
     texts = ["how do i cook rice"] * (2 if task == "QQP" else 1)
     assert student(**reader(*texts, return_tensors="pt")).logits.shape == (1, 2)
+
+
+def test_an_example_is_a_script_of_its_own(tmp_path):
+    """The others run in processes that have imported the libraries already."""
+    assert "--smoke" in ran([sys.executable, str(ROOT / "examples" / "segmentation.py"), "--help"], tmp_path)
 
 
 def test_the_package_is_a_command(tmp_path):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from processes import Forked
+from processes import Forked, free_port
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
@@ -133,12 +132,6 @@ def forked(output_dir: str, *options: str, **environment: str) -> Forked:
     """This script as a process of its own; what it writes is in a file beside its folder."""
     log = Path(f"{output_dir}{environment.get('RANK', '')}.log")
     return Forked(main, output_dir, *options, log=log, **environment)
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def alone(folder: Path, *options: str) -> dict[str, torch.Tensor]:

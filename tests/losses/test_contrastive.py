@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import socket
 
 import pytest
 import torch
-from torch import multiprocessing
+from processes import Forked, free_port
 
 from knowledge_distillation.errors import ConfigError
 from knowledge_distillation.losses import contrastive
@@ -213,20 +212,22 @@ def test_the_loss_model_says_what_is_missing():
     }
 
 
-def on_one_of_two(rank: int, port: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def on_one_of_two(rank: str, port: str, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=2)
     module = crd()
-    mine = slice(0, 3) if rank == 0 else slice(3, 5)
+    mine = slice(0, 3) if rank == "0" else slice(3, 5)
     module(STUDENT[mine], TEACHER[mine], INDEX[mine])
     torch.save(module.state_dict(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_several_processes_keep_one_memory(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(on_one_of_two, (port, str(tmp_path)), nprocs=2)
+    given = (free_port(), str(tmp_path))
+    logs = (tmp_path / "0.log", tmp_path / "1.log")
+    both = [
+        Forked(on_one_of_two, str(rank), *given, log=log, GLOO_SOCKET_IFNAME="lo") for rank, log in enumerate(logs)
+    ]
+    assert [process.wait() for process in both] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = crd()
     alone(STUDENT, TEACHER, INDEX)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import free_port
 from runs import furthest
-from training_script import alone, free_port, in_two, saved_weights
+from training_script import alone, in_two, saved_weights
 
 from knowledge_distillation.training.callbacks import read_history
 
