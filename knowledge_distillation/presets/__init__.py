@@ -10,6 +10,7 @@ from .methods import (
     data_free,
     deep_mutual_learning,
     distilbert,
+    hinton,
     layers,
     meal_v2,
     minilm,
@@ -19,7 +20,6 @@ from .methods import (
     rkd,
     tinybert,
 )
-from .soft_targets import hinton
 from .stage_methods import activation_boundary, channel_wise, factor_transfer, fitnet, ofd, similarity_preserving
 from .table import METHODS, expand, list_presets
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..features.capture import Capture
 from ..features.catalogue import catalogue
 from ..features.inputs import DataAdaptor, adapt_batch, first_rows, forward_inputs, named_inputs, same_inputs
 from ..features.preserve import preserved, resting
+from ..losses.hidden import cka
 from .mapping import STRATEGIES, Pairs, depths
 
 
@@ -55,62 +56,57 @@ def search(
 
     Source: similarity of Kornblith et al., Similarity of Neural Network Representations Revisited, 2019.
     """
-    n, m = depths(teacher, student)
-    total, number = torch.zeros(m, n), 0
-    for batch in batches:
-        total, number = total + _similarities(teacher, student, batch, data_adaptor or same_inputs, n, m), number + 1
-    if not number:
+    models = {"teacher": teacher, "student": student}
+    similarities = [_similarity(models, batch, data_adaptor or same_inputs) for batch in batches]
+    if not similarities:
         raise ConfigError("search needs at least one batch")
-    similarity = total / number
-    pairs = _best_path(similarity)
-    return Proposal(entries_of(pairs, outputs, **entry), pairs, _table(similarity, pairs, number), similarity)
+    similarity = sum(similarities[1:], similarities[0]) / len(similarities)
+    pairs = best_path(similarity)
+    table = _table(similarity, pairs, len(similarities))
+    return Proposal(entries_of(pairs, outputs, **entry), pairs, table, similarity)
 
 
-def _similarities(teacher: nn.Module, student: nn.Module, batch: Any, adaptor: DataAdaptor, n: int, m: int) -> Tensor:
+def _similarity(models: Mapping[str, nn.Module], batch: Any, adaptor: DataAdaptor) -> Tensor:
     """Linear CKA of every student layer (rows) with every teacher layer, over the tokens of one batch."""
-    from ..losses.hidden import cka
-
-    device = next(student.parameters()).device
-    for_teacher, for_student = adapt_batch(adaptor, device, batch)
-    sides = []
-    for who, model, inputs, depth in (("teacher", teacher, for_teacher, n), ("student", student, for_student, m)):
-        given = named_inputs(inputs, model)
+    device = next(models["student"].parameters()).device
+    inputs = dict(zip(models, adapt_batch(adaptor, device, batch), strict=True))
+    inputs = {side: named_inputs(inputs[side], model) for side, model in models.items()}
+    states = {}
+    for (side, model), depth in zip(models.items(), depths(*models.values()), strict=True):
         try:
-            sides.append((_hidden_states(model, forward_inputs(given, model), depth), given))
+            states[side] = _hidden_states(model, forward_inputs(inputs[side], model), depth)
         except (DistillationError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise DataError(f"the {who} fails on a batch of search: {type(error).__name__}: {error}") from error
-    context = make_context(sides[1][1], sides[0][1])
-    example = sides[1][0][0]
-    mask = mask_of(context, mask_keys(Feature("layer1", "hidden_states"), "tokens", example, context)[0])
-    rows = [[1 - cka(s.float(), t.float(), mask=mask) for t in sides[0][0]] for s in sides[1][0]]
+            raise DataError(f"the {side} fails on a batch of search: {type(error).__name__}: {error}") from error
+    context = make_context(inputs["student"], inputs["teacher"])
+    key, _ = mask_keys(Feature("layer1", "hidden_states"), "tokens", states["student"][0], context)
+    mask = mask_of(context, key)
+    rows = [[1 - cka(s.float(), t.float(), mask=mask) for t in states["teacher"]] for s in states["student"]]
     return torch.stack([torch.stack(row) for row in rows]).cpu()
 
 
 def _hidden_states(model: nn.Module, inputs: Mapping[str, Any], depth: int) -> list[Tensor]:
     with resting(model), preserved(model):
         names = catalogue(model, first_rows(inputs))
-        found = [names.find(Feature(f"layer{n}", "hidden_states")) for n in range(1, depth + 1)]
-        if None in found:
+        layers = [names.find(Feature(f"layer{n}", "hidden_states")) for n in range(1, depth + 1)]
+        if None in layers:
             raise ConfigError(f"{type(model).__name__} has no layer{{1..{depth}}}.hidden_states to compare")
-        capture = Capture(model, {n: known.location for n, known in enumerate(found) if known})
-        try:
-            taken = capture(inputs)
-        finally:
-            capture.close()
-    return [taken[n] for n in range(depth)]
+        capture = Capture(model, {n: layer.location for n, layer in enumerate(layers) if layer})
+        with contextlib.closing(capture):
+            states = capture(inputs)
+    return [states[n] for n in range(depth)]
 
 
-def _best_path(similarity: Tensor) -> Pairs:
+def best_path(similarity: Tensor) -> Pairs:
     """(teacher layer, student layer) pairs with rising teacher layers and the greatest sum of similarities."""
     m, n = similarity.shape
     best: list[tuple[float, list[int]]] = [(0.0, [])] * (n + 1)  # best[j]: within the teacher's first j layers
     for i in range(m):
         row = [(float("-inf"), [])] * (n + 1)  # type: list[tuple[float, list[int]]]
         for j in range(i + 1, n + 1):
-            taken = (best[j - 1][0] + float(similarity[i, j - 1]), [*best[j - 1][1], j])
-            row[j] = max(row[j - 1], taken, key=lambda one: one[0])
+            with_j = (best[j - 1][0] + float(similarity[i, j - 1]), [*best[j - 1][1], j])
+            row[j] = max(row[j - 1], with_j, key=lambda one: one[0])
         best = row
     return [(layer, i) for i, layer in enumerate(best[n][1], start=1)]
 
@@ -124,8 +120,11 @@ def _table(similarity: Tensor, pairs: Pairs, batches: int) -> str:
         cells = (f"{similarity[i - 1, j - 1]:.2f}" for j in range(1, n + 1))
         marked = (f"[{cell}]" if (j, i) in chosen else f"{cell} " for j, cell in enumerate(cells, start=1))
         lines.append(f"layer{i:<2}" + "".join(f"{cell:>9}" for cell in marked))
-    even, mine = (
-        sum(float(similarity[i - 1, j - 1]) for j, i in some) / m for some in (STRATEGIES["uniform"](n, m), pairs)
+    chosen_mean, even_mean = (
+        sum(float(similarity[i - 1, j - 1]) for j, i in some) / m for some in (pairs, STRATEGIES["uniform"](n, m))
     )
-    said = f"linear CKA of hidden states over {batches} batches; mean of the chosen pairs {mine:.3f}"
-    return "\n".join(itertools.chain([f"{said}, of evenly spaced ones {even:.3f}"], lines))
+    head = (
+        f"linear CKA of hidden states over {batches} batches; mean of the chosen pairs {chosen_mean:.3f}, of evenly "
+        f"spaced ones {even_mean:.3f}"
+    )
+    return "\n".join([head, *lines])

@@ -58,7 +58,7 @@ def pairs_of(mapping: Mapped, teacher: Any, student: Any) -> Pairs:
     check_mapping(mapping, STRATEGIES)
     if isinstance(mapping, str):
         return STRATEGIES[mapping](*depths(teacher, student))
-    return [(of_teacher, of_student) for of_teacher, of_student in mapping]
+    return [(teacher_layer, student_layer) for teacher_layer, student_layer in mapping]
 
 
 def check_mapping(mapping: Any, names: Iterable[str]) -> None:
@@ -76,22 +76,27 @@ def _is_pair(pair: Any) -> bool:
     return isinstance(pair, (list, tuple)) and [type(layer) for layer in pair] == [int, int]
 
 
+def config_of(model: Any) -> Any:
+    """The config of a model, or the config that was given in its place."""
+    return getattr(model, "config", model)
+
+
 def depths(teacher: Any, student: Any) -> tuple[int, int]:
     """The numbers of layers of two models, or of their configs.
 
     Raises:
         ConfigError: one of them does not say, has two stacks of layers, or the student is the deeper one.
     """
-    configs = [getattr(model, "config", model) for model in (teacher, student)]
+    configs = [config_of(model) for model in (teacher, student)]
     if any(getattr(config, "is_encoder_decoder", False) for config in configs):
         raise ConfigError(
             "an encoder-decoder has two stacks of layers: write its entries out, with encoder_layer{…} and "
             "decoder_layer{…}"
         )
-    found = [getattr(config, "num_hidden_layers", None) for config in configs]
-    if not all(isinstance(depth, int) for depth in found) or found[1] > found[0]:  # type: ignore[operator]
+    numbers: list[Any] = [getattr(config, "num_hidden_layers", None) for config in configs]
+    if not all(isinstance(depth, int) for depth in numbers) or numbers[1] > numbers[0]:
         raise ConfigError(
             "a layer mapping pairs the layers of transformers by number and needs a teacher at least as deep as the "
-            f"student; found depths {found}"
+            f"student; found depths {numbers}"
         )
-    return found[0], found[1]  # type: ignore[return-value]
+    return numbers[0], numbers[1]

@@ -11,11 +11,36 @@ from typing import Any
 
 from ..config.write import Entries, entries_of
 from ..errors import ConfigError
-from .mapping import Mapped, depths, pairs_of
-from .soft_targets import _LOGITS, _config, _labels, _regression, _soft, _weighted, hinton
+from .mapping import Mapped, config_of, depths, pairs_of
+from .soft_targets import LOGITS, is_regression, labels_entry, soft_entry, weighted
 from .stage_ends import paired_stages
 
 _EMBEDDING = {"teacher": "embedding_layer.embedding", "student": "embedding_layer.embedding", "loss": "mse"}
+
+
+def hinton(
+    alpha: float = 0.5,
+    temperature: float = 2.0,
+    regression: bool = False,
+    student_layer: int | None = None,
+    teacher_layer: int | None = None,
+) -> Entries:
+    """Soft targets: alpha * T^2 * KL(teacher, student) + (1 - alpha) * cross-entropy with the labels.
+
+    Args:
+        alpha: weight of the soft part, in [0, 1]. At 1 no labels are needed, at 0 no teacher.
+        temperature: above 0.
+        regression: the model has one real output: both parts are then squared errors, and there is no temperature.
+        student_layer, teacher_layer: the number n of a `layer{n}` whose softmax is compared, counted from the end
+            where it is negative: -2 is the layer before the last. None: the logits.
+
+    Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
+    """
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha is the weight of the soft part, in [0, 1]; found {alpha}")
+    numbers = {"student": student_layer, "teacher": teacher_layer}
+    sides = {side: f"layer{number}.hidden_states" for side, number in numbers.items() if number is not None}
+    return weighted([soft_entry(alpha, temperature, regression) | sides, labels_entry(1 - alpha, regression)])
 
 
 def layers(
@@ -30,7 +55,7 @@ def layers(
     """
     outputs = ["hidden_states", "attention"] if _same_heads(teacher, student) else ["hidden_states"]
     states = entries_of(pairs_of(mapping, teacher, student), outputs)
-    return [dict(_EMBEDDING), *states, *hinton(alpha, temperature, _regression(teacher))]
+    return [dict(_EMBEDDING), *states, *hinton(alpha, temperature, is_regression(teacher))]
 
 
 def attention_transfer(
@@ -66,7 +91,7 @@ def attention_transfer(
         )
     pairs = list(zip(teacher_layers, student_layers, strict=True))
     looks = entries_of(pairs, loss="attention_transfer", weight=weight)
-    return _weighted([*looks, *hinton(alpha, temperature, regression)])
+    return weighted([*looks, *hinton(alpha, temperature, regression)])
 
 
 def data_free(
@@ -103,7 +128,7 @@ def tinybert(teacher: Any, student: Any, mapping: Mapped = "uniform") -> Entries
     """
     outputs = ["hidden_states", "attention_scores"] if _same_heads(teacher, student) else ["hidden_states"]
     inner = [_EMBEDDING, *entries_of(pairs_of(mapping, teacher, student), outputs)]
-    logits = {**_LOGITS, "loss": "logits_mse" if _regression(teacher) else "soft_cross_entropy"}
+    logits = {**LOGITS, "loss": "logits_mse" if is_regression(teacher) else "soft_cross_entropy"}
     return _staged(intermediate=inner, prediction=[logits])
 
 
@@ -130,7 +155,7 @@ def pkd(
     if isinstance(mapping, str):
         pairs = pairs[: max(1, depths(teacher, student)[1] - 1)]
     vectors = entries_of(pairs, loss="pkd", args={"mean_all": True}, weight=beta / len(pairs))
-    return _weighted([*vectors, *hinton(alpha, temperature, _regression(teacher))])
+    return weighted([*vectors, *hinton(alpha, temperature, is_regression(teacher))])
 
 
 def distilbert(
@@ -149,9 +174,9 @@ def distilbert(
     Source: Sanh et al., DistilBERT, a distilled version of BERT, 2019: the values of its released
     command.
     """
-    regression = _regression(teacher)
+    regression = is_regression(teacher)
     cosine = entries_of([(-1, -1)], loss="hidden_cosine", weight=alpha_cos)
-    return _weighted([_soft(alpha_ce, temperature, regression), _labels(alpha_labels, regression), *cosine])
+    return weighted([soft_entry(alpha_ce, temperature, regression), labels_entry(alpha_labels, regression), *cosine])
 
 
 def minilm(teacher: Any, student: Any, teacher_layer: int = -1) -> Entries:
@@ -169,7 +194,7 @@ def minilm(teacher: Any, student: Any, teacher_layer: int = -1) -> Entries:
     pair = [(teacher_layer, -1)]
     relations = entries_of(pair, ["attention"], loss="attention_kl")
     relations += entries_of(pair, ["value"], loss="value_relation")
-    return _staged(relations=relations, labels=[_labels(1.0, _regression(teacher))])
+    return _staged(relations=relations, labels=[labels_entry(1.0, is_regression(teacher))])
 
 
 def minilm_v2(teacher: Any, student: Any, teacher_layer: int = -1, relation_heads: int | None = None) -> Entries:
@@ -183,12 +208,12 @@ def minilm_v2(teacher: Any, student: Any, teacher_layer: int = -1, relation_head
 
     Source: Wang et al., MiniLMv2: Multi-Head Self-Attention Relation Distillation, 2021.
     """
-    widths = [getattr(_config(model), "hidden_size", None) for model in (teacher, student)]
+    widths = [getattr(config_of(model), "hidden_size", None) for model in (teacher, student)]
     if relation_heads is None and all(width and width % 48 == 0 for width in widths):
         relation_heads = 48
     args = {} if relation_heads is None else {"relation_heads": relation_heads}
     relations = entries_of([(teacher_layer, -1)], ["{query,key,value}"], loss="qkv_relation", args=args)
-    return _staged(relations=relations, labels=[_labels(1.0, _regression(teacher))])
+    return _staged(relations=relations, labels=[labels_entry(1.0, is_regression(teacher))])
 
 
 def mobilebert(
@@ -212,16 +237,11 @@ def mobilebert(
         entries[stage] = entries_of(some, loss="mobilebert_feature")
         if _same_heads(teacher, student):
             entries[stage] += entries_of(some, ["attention"], loss="mobilebert_attention")
-    return _staged(**entries, prediction=hinton(alpha, temperature, _regression(teacher)))
+    return _staged(**entries, prediction=hinton(alpha, temperature, is_regression(teacher)))
 
 
 def rkd(
-    teacher: Any,
-    student: Any,
-    distance: float = 25.0,
-    angle: float = 50.0,
-    alpha: float = 0.0,
-    pooling: str = "first",
+    teacher: Any, student: Any, distance: float = 25.0, angle: float = 50.0, alpha: float = 0.0, pooling: str = "first"
 ) -> Entries:
     """Distances and angles between samples, by their [CLS] vectors in the last layer; and the labels.
 
@@ -236,16 +256,11 @@ def rkd(
         *entries_of([(-1, -1)], loss="rkd_distance", args={"pooling": pooling}, weight=distance),
         *entries_of([(-1, -1)], loss="rkd_angle", args={"pooling": pooling}, weight=angle),
     ]
-    return _weighted([*entries, *hinton(alpha, 2.0, _regression(teacher))])
+    return weighted([*entries, *hinton(alpha, 2.0, is_regression(teacher))])
 
 
 def crd(
-    teacher: Any,
-    student: Any,
-    beta: float = 0.8,
-    negatives: int = 16384,
-    alpha: float = 0.0,
-    pooling: str = "first",
+    teacher: Any, student: Any, beta: float = 0.8, negatives: int = 16384, alpha: float = 0.0, pooling: str = "first"
 ) -> Entries:
     """A student's sample is told from others by its teacher's representation, and the other way round; and the labels.
 
@@ -263,7 +278,7 @@ def crd(
         pooling = "mean"
     args = {"negatives": negatives, "pooling": pooling}
     contrast = entries_of([(-1, -1)], loss="crd", args=args, weight=beta)
-    return _weighted([*contrast, *hinton(alpha, 2.0, _regression(teacher))])
+    return weighted([*contrast, *hinton(alpha, 2.0, is_regression(teacher))])
 
 
 def byot(
@@ -280,23 +295,23 @@ def byot(
     Source: Zhang et al., Be Your Own Teacher, 2019. The defaults are mmrazor's, whose third weight belongs to the
     distance of pooled features, not squared; an exit here is a linear map, there convolutions come before it.
     """
-    config = _config(student)
+    config = config_of(student)
     stages = getattr(config, "depths", ())  # of a ResNet: maps that shrink from one to the next
     depth = len(stages) or getattr(config, "num_hidden_layers", None)
     if depth is None:
         raise ConfigError(f"byot needs a student that says how many layers it has; {type(config).__name__} does not")
     classes = getattr(config, "num_labels", 2)
-    entries = [_labels(1.0, classes == 1)]
+    entries = [labels_entry(1.0, classes == 1)]
     for n in range(1, depth):
         inner = {"student": f"layer{n}.hidden_states", "teacher_name": "self"}
         head = {"student": inner["student"], "projection": {"type": "exit", "shared": f"exit{n}", "width": classes}}
         last = {"teacher": "layer-1.hidden_states", "loss": "hidden_mse", "weight": feature_weight}
         entries += [
-            _labels(1 - alpha, classes == 1) | head,
-            _soft(alpha, temperature, classes == 1) | inner | head,
+            labels_entry(1 - alpha, classes == 1) | head,
+            soft_entry(alpha, temperature, classes == 1) | inner | head,
             last | inner | ({"projection": "resize"} if stages else {}),
         ]
-    return _weighted(entries)
+    return weighted(entries)
 
 
 def born_again(teacher: Any, student: Any) -> Entries:
@@ -304,8 +319,8 @@ def born_again(teacher: Any, student: Any) -> Entries:
 
     Source: Furlanello et al., Born Again Neural Networks, 2018.
     """
-    regression = _regression(teacher)
-    return [_soft(1.0, 1.0, regression), _labels(1.0, regression)]
+    regression = is_regression(teacher)
+    return [soft_entry(1.0, 1.0, regression), labels_entry(1.0, regression)]
 
 
 def deep_mutual_learning(teacher: Any = None, student: Any = None) -> Entries:
@@ -313,8 +328,8 @@ def deep_mutual_learning(teacher: Any = None, student: Any = None) -> Entries:
 
     Source: Zhang et al., Deep Mutual Learning, 2018, where the students take turns; here they step together.
     """
-    regression = _regression(student)
-    return [_soft(1.0, 1.0, regression) | {"teacher_name": "peer"}, _labels(1.0, regression)]
+    regression = is_regression(student)
+    return [soft_entry(1.0, 1.0, regression) | {"teacher_name": "peer"}, labels_entry(1.0, regression)]
 
 
 def meal_v2(teacher_names: Sequence[str], *, temperature: float = 1.0, adversarial: float = 1.0) -> Entries:
@@ -326,19 +341,19 @@ def meal_v2(teacher_names: Sequence[str], *, temperature: float = 1.0, adversari
 
     Source: Shen and Savvides, MEAL V2, 2020. In its code the student helps the discriminator; here it is adversarial.
     """
-    logits: dict[str, Any] = {**_LOGITS, "teacher_name": list(teacher_names)}
+    logits: dict[str, Any] = {**LOGITS, "teacher_name": list(teacher_names)}
     mean = logits | {"loss": "ensemble_cross_entropy", "args": {"temperature": temperature}}
     judged = logits | {"loss": "adversarial", "learning_rate": 1e-4, "weight": adversarial}
-    return _weighted([mean, judged])
+    return weighted([mean, judged])
 
 
 def _of_images(model: Any) -> bool:
     """Whether a model, or that of a config, is one of images."""
-    return hasattr(_config(model), "num_channels")
+    return hasattr(config_of(model), "num_channels")
 
 
 def _same_heads(teacher: Any, student: Any) -> bool:
-    heads = [getattr(_config(model), "num_attention_heads", None) for model in (teacher, student)]
+    heads = [getattr(config_of(model), "num_attention_heads", None) for model in (teacher, student)]
     return heads[0] is not None and heads[0] == heads[1]
 
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForImageClassification
 
 from ..config.entry import Feature
 from ..errors import ConfigError
 from ..losses.activation import batch_norm_of
+from ..models import register
+from .mapping import config_of
 
 PARTS = 4  # into which a model is divided whose layers all have one size
 _DEFAULT_SIZE = 224
@@ -54,34 +57,30 @@ def paired_stages(teacher: Any, student: Any) -> list[tuple[Stage, Stage]]:
     Raises:
         ConfigError: a model is missing, or does not say how many layers it has.
     """
-    configs = [getattr(model, "config", model) for model in (teacher, student)]
+    configs = [config_of(model) for model in (teacher, student)]
     if None in configs:
         raise ConfigError("this method needs a teacher and a student, whose layers it pairs")
     sizes = [getattr(config, "image_size", None) for config in configs]
     size = next(filter(None, sizes), _DEFAULT_SIZE)
-    mine, theirs = (_layers(config, own or size) for config, own in zip(configs, sizes, strict=True))
-    if mine[0].size is None and theirs[0].size is None:
-        parts = min(PARTS, len(mine), len(theirs))
-        return [(_at(mine, i, parts), _at(theirs, i, parts)) for i in range(1, parts + 1)]
-    ends = [_ends(mine), _ends(theirs)]
-    number = min(map(len, ends))
+    layers = [_layers(config, own or size) for config, own in zip(configs, sizes, strict=True)]
+    if layers[0][0].size is None and layers[1][0].size is None:
+        number = min(PARTS, *map(len, layers))
+        ends = [[of_model[round(len(of_model) * i / number) - 1] for i in range(1, number + 1)] for of_model in layers]
+    else:
+        ends = [_ends(of_model) for of_model in layers]
+        number = min(map(len, ends))
     return list(zip(ends[0][-number:], ends[1][-number:], strict=True))
 
 
-def _at(layers: Sequence[Stage], part: int, parts: int) -> Stage:
-    return layers[round(len(layers) * part / parts) - 1]
-
-
 def _ends(layers: Sequence[Stage]) -> list[Stage]:
-    return [one for one, after in zip(layers, [*layers[1:], None], strict=True) if not after or after.size != one.size]
+    following = [*layers[1:], None]
+    return [
+        layer for layer, next_one in zip(layers, following, strict=True) if not next_one or next_one.size != layer.size
+    ]
 
 
 def _layers(config: Any, size: Any) -> list[Stage]:
     """Every layer of a model."""
-    from transformers import AutoModelForImageClassification
-
-    from ..models import register
-
     register()
     if type(config) in AutoModelForImageClassification._model_mapping:
         return _of_images(config, size)
@@ -92,27 +91,25 @@ def _layers(config: Any, size: Any) -> list[Stage]:
 
 
 def _of_images(config: Any, size: Any) -> list[Stage]:
-    from transformers import AutoModelForImageClassification
-
     height, width = (size, size) if isinstance(size, int) else size
-    made: list[tuple[str, Tensor]] = []
+    outputs: list[tuple[str, Tensor]] = []  # of its ReLUs, by path
     try:
         with torch.device("meta"), torch.random.fork_rng([]), torch.no_grad():
             model = AutoModelForImageClassification.from_config(config).eval()
             for path, module in model.named_modules():
                 if isinstance(module, _RECTIFIERS):
-                    module.register_forward_hook(lambda m, i, output, path=path: made.append((path, output)))
+                    module.register_forward_hook(lambda m, i, output, path=path: outputs.append((path, output)))
             pixels = torch.zeros(2, getattr(config, "num_channels", 3), height, width)
             states = model(pixels, output_hidden_states=True).hidden_states[1:]
     except Exception as error:  # a family that cannot be built without memory, or has no such output
         raise ConfigError(
             f"the stages of {type(config).__name__} cannot be seen ({error}): write the entries out"
         ) from error
-    return [_stage(number, state, made, model) for number, state in enumerate(states, start=1)]
+    return [_stage(number, state, outputs, model) for number, state in enumerate(states, start=1)]
 
 
-def _stage(number: int, state: Tensor, made: Sequence[tuple[str, Tensor]], model: nn.Module) -> Stage:
-    path = next((path for path, output in made if output is state), "")
+def _stage(number: int, state: Tensor, outputs: Sequence[tuple[str, Tensor]], model: nn.Module) -> Stage:
+    path = next((path for path, output in outputs if output is state), "")
     size = tuple(state.shape[2:]) if state.dim() == 4 else None
     try:
         normalised = bool(path) and batch_norm_of(model, [Feature(path, "input")], state.shape[1]) is not None

@@ -1,7 +1,7 @@
 """Published methods on the ends of stages, most of them for image models; where a model has no stages, on layers.
 
-Each returns a `distill_config` list, as those of `presets` do. `alpha` is the weight of soft targets at `temperature`,
-taken from that of the labels; at 0, where the papers compare, the labels alone go with the method.
+As in `methods.py`, each returns a `distill_config` list. `alpha` is the weight of soft targets at `temperature`, taken
+from that of the labels; at 0, where the papers compare, the labels alone go with the method.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from typing import Any
 
 from ..config.write import Entries
 from ..errors import ConfigError
+from .mapping import config_of
+from .methods import hinton
+from .soft_targets import is_regression, weighted
 from .stage_ends import Stage, paired_stages
 
 
@@ -24,8 +27,8 @@ def similarity_preserving(
 
     Source: Tung and Mori, Similarity-Preserving Knowledge Distillation, 2019.
     """
-    entry = _pair(*paired_stages(teacher, student)[-1], loss="similarity_preserving", weight=weight)
-    return _with_logits([entry], teacher, alpha, temperature)
+    entry = _entry(paired_stages(teacher, student)[-1], "similarity_preserving", weight)
+    return _with_hinton([entry], teacher, alpha, temperature)
 
 
 def fitnet(teacher: Any, student: Any, weight: float = 100.0, alpha: float = 0.0, temperature: float = 4.0) -> Entries:
@@ -39,7 +42,8 @@ def fitnet(teacher: Any, student: Any, weight: float = 100.0, alpha: float = 0.0
     Source: Romero et al., FitNets: Hints for Thin Deep Nets, 2015.
     """
     pairs = paired_stages(teacher, student)
-    return _with_logits([_alike(*pairs[(len(pairs) - 1) // 2], "fitnet_hint", weight)], teacher, alpha, temperature)
+    entry = _entry(pairs[(len(pairs) - 1) // 2], "fitnet_hint", weight, resize=True)
+    return _with_hinton([entry], teacher, alpha, temperature)
 
 
 def factor_transfer(
@@ -55,9 +59,9 @@ def factor_transfer(
 
     Source: Kim et al., Paraphrasing Complex Network: Network Compression via Factor Transfer, 2018.
     """
-    entry = _pair(*paired_stages(teacher, student)[-1], loss="factor_transfer", weight=weight)
+    entry = _entry(paired_stages(teacher, student)[-1], "factor_transfer", weight)
     entry["args"] = {"paraphraser_weight": 1 / weight} if weight else {}
-    return _with_logits([entry], teacher, alpha, temperature)
+    return _with_hinton([entry], teacher, alpha, temperature)
 
 
 def activation_boundary(
@@ -74,10 +78,10 @@ def activation_boundary(
     """
     pairs = paired_stages(teacher, student)
     entries = [
-        _alike(*pair, "activation_boundary", weight / 2 ** (len(pairs) - number), before=True)
+        _entry(pair, "activation_boundary", weight / 2 ** (len(pairs) - number), before=True, resize=True)
         for number, pair in enumerate(pairs, start=1)
     ]
-    return _with_logits(entries, teacher, alpha, temperature)
+    return _with_hinton(entries, teacher, alpha, temperature)
 
 
 def channel_wise(
@@ -91,8 +95,8 @@ def channel_wise(
 
     Source: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, 2021.
     """
-    entry = _alike(*paired_stages(teacher, student)[-1], "channel_wise", weight)
-    return _with_logits([entry | {"args": {"temperature": temperature}}], teacher, alpha, temperature)
+    entry = _entry(paired_stages(teacher, student)[-1], "channel_wise", weight, resize=True)
+    return _with_hinton([entry | {"args": {"temperature": temperature}}], teacher, alpha, temperature)
 
 
 def ofd(teacher: Any, student: Any, weight: float = 1e-3, alpha: float = 0.0, temperature: float = 4.0) -> Entries:
@@ -109,38 +113,39 @@ def ofd(teacher: Any, student: Any, weight: float = 1e-3, alpha: float = 0.0, te
     """
     pairs = [pair for pair in paired_stages(teacher, student) if pair[0].normalised and pair[1].activation]
     if not pairs:
-        names = " and ".join(type(getattr(model, "config", model)).__name__ for model in (teacher, student))
+        names = " and ".join(type(config_of(model)).__name__ for model in (teacher, student))
         raise ConfigError(
             f"ofd, margin_relu: stages of {names} do not end in a BatchNorm and a ReLU. Write its entries by hand: "
             "loss margin_relu on module paths, with projection conv1x1_bn"
         )
     entries = [
-        _pair(*pair, loss="margin_relu", weight=weight / 2 ** (len(pairs) - number), before=True)
+        _entry(pair, "margin_relu", weight / 2 ** (len(pairs) - number), before=True)
         | {"projection": "conv1x1_bn" if pair[0].size == pair[1].size else "resize"}
         for number, pair in enumerate(pairs, start=1)
     ]
-    return _with_logits(entries, teacher, alpha, temperature)
+    return _with_hinton(entries, teacher, alpha, temperature)
 
 
-def _pair(teacher: Stage, student: Stage, before: bool = False, **entry: Any) -> dict[str, Any]:
-    """One stage's output from another's; `before` is that before their ReLUs."""
-    features = [stage.before if before else stage.after for stage in (teacher, student)]
-    return {"teacher": features[0], "student": features[1], **entry}
+def _entry(
+    stages: tuple[Stage, Stage], loss: str, weight: float, before: bool = False, resize: bool = False
+) -> dict[str, Any]:
+    """The student's stage from the teacher's.
+
+    Args:
+        before: compare what goes into their ReLUs.
+        resize: the loss compares place with place, so maps of another size are resized.
+    """
+    teacher, student = stages
+    entry = {
+        "teacher": teacher.before if before else teacher.after,
+        "student": student.before if before else student.after,
+        "loss": loss,
+        "weight": weight,
+    }
+    if resize and teacher.size != student.size and None not in (teacher.size, student.size):
+        entry["projection"] = "resize"
+    return entry
 
 
-def _alike(teacher: Stage, student: Stage, loss: str, weight: float, before: bool = False) -> dict[str, Any]:
-    """The same for a loss that compares place with place: maps of another size are resized."""
-    entry = _pair(teacher, student, before, loss=loss, weight=weight)
-    return entry if teacher.size == student.size or None in (teacher.size, student.size) else _resized(entry)
-
-
-def _resized(entry: dict[str, Any]) -> dict[str, Any]:
-    return entry | {"projection": "resize"}
-
-
-def _with_logits(entries: Entries, teacher: Any, alpha: float, temperature: float) -> Entries:
-    """The entries that have a weight, and `hinton`."""
-    from .soft_targets import hinton  # which lists the methods of this file
-
-    regression = getattr(getattr(teacher, "config", teacher), "num_labels", 2) == 1
-    return [entry for entry in entries if entry["weight"]] + hinton(alpha, temperature, regression)
+def _with_hinton(entries: Entries, teacher: Any, alpha: float, temperature: float) -> Entries:
+    return weighted(entries) + hinton(alpha, temperature, is_regression(teacher))

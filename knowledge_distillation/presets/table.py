@@ -1,4 +1,4 @@
-"""The presets by name, and what each can be told."""
+"""The presets by name, and what each takes."""
 
 from __future__ import annotations
 
@@ -9,35 +9,19 @@ from typing import Any
 
 from ..config.write import Entries
 from ..errors import ConfigError, nearest
-from .methods import (
-    attention_transfer,
-    born_again,
-    byot,
-    crd,
-    data_free,
-    deep_mutual_learning,
-    distilbert,
-    layers,
-    meal_v2,
-    minilm,
-    minilm_v2,
-    mobilebert,
-    pkd,
-    rkd,
-    tinybert,
-)
-from .soft_targets import _regression, hinton
-from .stage_methods import activation_boundary, channel_wise, factor_transfer, fitnet, ofd, similarity_preserving
+from . import methods, stage_methods
+from .soft_targets import is_regression
 
+# Every public function of the two files is a preset under its name; some have a second, short name in print.
 METHODS: Mapping[str, Callable[..., Entries]] = {
-    "data_free": data_free,
-    **{"hinton": hinton, "layers": layers, "attention_transfer": attention_transfer, "tinybert": tinybert, "pkd": pkd},
-    **{"distilbert": distilbert, "minilm": minilm, "minilm_v2": minilm_v2, "mobilebert": mobilebert, "rkd": rkd},
-    **{"crd": crd, "ofd": ofd, "byot": byot, "born_again": born_again, "deep_mutual_learning": deep_mutual_learning},
-    **{"meal_v2": meal_v2, "similarity_preserving": similarity_preserving, "fitnet": fitnet},
-    **{"factor_transfer": factor_transfer, "activation_boundary": activation_boundary, "channel_wise": channel_wise},
-    # the same under the names they have beside each other in print
-    **{"kd": hinton, "at": attention_transfer, "sp": similarity_preserving, "margin_relu": ofd},
+    **{
+        name: function
+        for module in (methods, stage_methods)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and not name.startswith("_")
+    },
+    **{"kd": methods.hinton, "at": methods.attention_transfer},
+    **{"sp": stage_methods.similarity_preserving, "margin_relu": stage_methods.ofd},
 }
 
 
@@ -55,7 +39,7 @@ def expand(name: str, teacher: Any = None, student: Any = None, **options: Any) 
     check_options(name, options)
     parameters = inspect.signature(METHODS[name]).parameters
     if "regression" in parameters and teacher is not None:
-        options.setdefault("regression", _regression(teacher))
+        options.setdefault("regression", is_regression(teacher))
     models = {"teacher": teacher, "student": student}
     return METHODS[name](**{side: model for side, model in models.items() if side in parameters}, **options)
 

@@ -14,7 +14,7 @@ from knowledge_distillation import ConfigError, student_from_teacher
 from knowledge_distillation.config.write import entries_of
 from knowledge_distillation.errors import DataError
 from knowledge_distillation.presets import last, search, skip, uniform
-from knowledge_distillation.presets.layer_search import _best_path
+from knowledge_distillation.presets.layer_search import best_path
 from knowledge_distillation.presets.mapping import STRATEGIES, check_mapping, depths, pairs_of
 
 # --- by rule -----------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_the_best_path_is_that_of_trying_all(n: int, m: int) -> None:
         similarity = torch.rand(m, n)
         choices = itertools.combinations(range(n), m)
         best = max(choices, key=lambda layers: sum(float(similarity[i, j]) for i, j in enumerate(layers)))
-        assert _best_path(similarity) == [(j + 1, i + 1) for i, j in enumerate(best)]
+        assert best_path(similarity) == [(j + 1, i + 1) for i, j in enumerate(best)]
 
 
 def test_padding_does_not_count() -> None:
