@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
 from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, DistillationError
@@ -21,9 +21,8 @@ from .sweep_grid import Point, is_greater_better, points
 if TYPE_CHECKING:
     from ..training.distiller import KnowledgeDistiller
 
-logger = logging.getLogger(__name__)
 Make = Callable[[Mapping[str, Any], int, Path, "str | None"], "KnowledgeDistiller"]
-_NONE: Callable[[str], None] = lambda text: None  # noqa: E731
+Say = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def sweep(
     greater_is_better: bool = True,
     share_teacher: bool = True,
     identity: str = "",
-    say: Callable[[str], None] = _NONE,
+    say: Say = str,
 ) -> Sweep:
     """Train every combination of the grid with every seed. Called again with the same `output_dir` it goes on.
 
@@ -90,61 +89,37 @@ def sweep(
         make: `(values, seed, output_dir, teacher_cache)` -> the distiller of one run, with these three of its own.
         grid: key -> values.
         seeds: one or more.
-        output_dir: `runs/` holds a directory for each run, `cache/` the teacher's outputs, `study.db` Optuna's record.
+        output_dir: `runs/` holds a directory for each run, its `score.json` when it is done; `cache/` the teacher's
+            outputs.
         greater_is_better: whether the greater score is the better.
         share_teacher: whether runs share the teacher's outputs; not for inputs that change, such as augmented images.
         identity: what the runs are made of; with another one, runs that are done are looked at again.
-        say: told of each run.
+        say: called with a line for each run.
 
     Raises:
-        ConfigError: the grid is empty, Optuna is missing, or a run cannot begin.
+        ConfigError: the grid is empty, or a run cannot begin.
     """
-    optuna = _optuna()
     folder, every = Path(output_dir), points(grid, seeds)
-    by_name = {point.name: point for point in every}
-    if len(by_name) < len(every):
+    if len({point.name for point in every}) < len(every):
         raise ConfigError("two points of the grid would have one directory: their values read alike")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; a directory is needed")
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    cache = str(folder / "cache") if share_teacher else None
-    study = _study(optuna, folder, [identity, *by_name], greater_is_better)
-    _queue(optuna, study, folder, by_name)
-
-    def objective(trial: Any) -> float:
-        point = by_name[trial.suggest_categorical("run", list(by_name))]
-        try:
-            with FileLock(_lock(folder, point.name), timeout=0):
-                if point.name in _done(optuna, study):
-                    raise optuna.TrialPruned  # the queue was emptied by another process
-                return _run(make, trial, point, folder, cache, greater_is_better, say)
-        except Timeout as taken:
-            raise optuna.TrialPruned from taken
-
-    def stop_when_done(study: Any, trial: Any) -> None:
-        if not _waiting(optuna, study):
-            study.stop()
-
-    if _waiting(optuna, study):
-        study.optimize(objective, catch=(_Failed,), callbacks=[stop_when_done])
-    return _collected(optuna, study, folder, grid, seeds, greater_is_better, every)
-
-
-class _Failed(DistillationError):
-    """A run that had to be given up, whose fellows go on."""
+    runs, cache = folder / "runs", str(folder / "cache") if share_teacher else None
+    runs.mkdir(parents=True, exist_ok=True)
+    digest = xxhash.xxh3_64_hexdigest(identity.encode())
+    for point in every:
+        # A lock goes with its process: a run whose process was killed is free again.
+        with suppress(Timeout), FileLock(runs / f"{point.name}.lock", timeout=0):
+            if _score(runs / point.name, digest) is None:
+                _run(make, point, runs / point.name, cache, greater_is_better, digest, say)
+    return _collected(folder, grid, seeds, greater_is_better, digest)
 
 
 def _run(
-    make: Make,
-    trial: Any,
-    point: Point,
-    folder: Path,
-    cache: str | None,
-    greater_is_better: bool,
-    say: Callable[[str], None],
-) -> float:
+    make: Make, point: Point, directory: Path, cache: str | None, greater_is_better: bool, digest: str, say: Say
+) -> None:
+    """Train one run, or go on with it, and write down its score."""
     began = time.perf_counter()
-    directory = folder / "runs" / point.name
     say(f"{point.name} begins")
     distiller = make(point.values, point.seed, directory, cache)
     if is_greater_better(distiller) != greater_is_better:
@@ -155,103 +130,32 @@ def _run(
         if type(error) is not DistillationError:  # a run that could not begin: the others could not either
             raise
         say(f"{point.name}: no score: {error}")
-        raise _Failed(str(error)) from error
-    named = [name for name in metrics if name.startswith("best_")]
-    if not named:
+        return
+    metric = next((name for name in metrics if name.startswith("best_")), None)
+    if metric is None:
         raise ConfigError("a sweep ranks its runs by a metric: give metric_for_best_model")
-    score = metrics[named[0]]
-    trial.set_user_attr("metric", named[0].removeprefix("best_"))
-    trial.set_user_attr("metrics", metrics)
-    say(f"{point.name}: {named[0].replace('_', ' ', 1)} {score:.4f}, {time.perf_counter() - began:.0f} s")
-    return score
+    score = {"metric": metric.removeprefix("best_"), "score": metrics[metric], "identity": digest}
+    directory.mkdir(exist_ok=True)
+    write_text(directory / "score.json", json.dumps(score))
+    say(f"{point.name}: {metric.replace('_', ' ', 1)} {metrics[metric]:.4f}, {time.perf_counter() - began:.0f} s")
 
 
-# --- Optuna's study --------------------------------------------------------------------------------------------------
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError("a sweep needs Optuna: pip install 'knowledge_distillation[sweep]'") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
-def _study(optuna: Any, folder: Path, of: Sequence[str], greater: bool) -> Any:
-    """The study of this sweep in the folder's file. Another grid is another study, and finds these runs."""
-    digest = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:12]
-    with FileLock(folder / "study.lock"):
-        return optuna.create_study(
-            storage=f"sqlite:///{folder / 'study.db'}",
-            sampler=optuna.samplers.RandomSampler(),  # the queue says what comes; it is asked where that is empty
-            study_name=digest,
-            direction="maximize" if greater else "minimize",
-            load_if_exists=True,
-        )
-
-
-def _queue(optuna: Any, study: Any, folder: Path, names: Iterable[str]) -> None:
-    """Put the runs that are neither done, nor waiting, nor taken by a process that lives, into Optuna's queue."""
-    states = optuna.trial.TrialState
-    with FileLock(folder / "study.lock"):
-        settled = set()
-        for trial in study.get_trials(deepcopy=False):
-            name = (trial.params or trial.system_attrs.get("fixed_params", {})).get("run")
-            if trial.state == states.RUNNING and not _taken(folder, name):
-                study.tell(trial.number, state=states.FAIL)  # its process was killed
-            elif trial.state in (states.COMPLETE, states.WAITING, states.RUNNING):
-                settled.add(name)
-        for name in names:
-            if name not in settled:
-                study.enqueue_trial({"run": name})
-
-
-def _waiting(optuna: Any, study: Any) -> bool:
-    return bool(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)))
-
-
-def _done(optuna: Any, study: Any) -> dict[str, Any]:
-    """Run -> the trial in which it was done."""
-    trials = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    return {trial.params["run"]: trial for trial in trials}
-
-
-def _lock(folder: Path, name: str) -> Path:
-    return folder / "runs" / f"{name}.lock"
-
-
-def _taken(folder: Path, name: str | None) -> bool:
-    """Whether a process that lives has the run: a lock goes with its process."""
-    if name is None:
-        return False
-    try:
-        with FileLock(_lock(folder, name), timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-# --- what came of it -------------------------------------------------------------------------------------------------
+def _score(directory: Path, digest: str) -> dict[str, Any] | None:
+    """What a run of this sweep scored; None where it is not done."""
+    path = directory / "score.json"
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return written if written.get("identity") == digest else None
 
 
 def _collected(
-    optuna: Any,
-    study: Any,
-    folder: Path,
-    grid: Mapping[str, Sequence[Any]],
-    seeds: Sequence[int],
-    greater: bool,
-    every: Sequence[Point],
+    folder: Path, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int], greater: bool, digest: str
 ) -> Sweep:
-    done = _done(optuna, study)
-    scores = {name: trial.value for name, trial in done.items()}
-    metric = next((trial.user_attrs["metric"] for trial in done.values()), "")
-    rows: list[Row] = []
-    for values in [point.values for point in every if point.seed == seeds[0]]:
-        names = {seed: Point(values, seed).name for seed in seeds}
-        found = {seed: scores[name] for seed, name in names.items() if name in scores}
-        rows.append(Row(values, found, {seed: f"runs/{name}" for seed, name in names.items()}))
+    metric, rows = "", []
+    for values in [point.values for point in points(grid, seeds) if point.seed == seeds[0]]:
+        runs = {seed: f"runs/{Point(values, seed).name}" for seed in seeds}
+        done = {seed: score for seed, run in runs.items() if (score := _score(folder / run, digest))}
+        metric = next((score["metric"] for score in done.values()), metric)
+        rows.append(Row(values, {seed: score["score"] for seed, score in done.items()}, runs))
     sign = -1 if greater else 1
     rows.sort(key=lambda row: (row.mean is None, sign * (row.mean or 0.0)))
     return Sweep(folder, dict(grid), list(seeds), metric, greater, rows)
@@ -278,7 +182,7 @@ def write_results(result: Sweep, markdown: str, picture: str | None) -> None:
         ],
     }
     files = {"results.json": json.dumps(content, indent=2), "results.md": markdown, "heatmap.svg": picture}
-    with FileLock(result.folder / "study.lock"):
+    with FileLock(result.folder / "results.lock"):
         for name, text in files.items():
             if text is not None:
                 write_text(result.folder / name, text)
