@@ -104,20 +104,6 @@ def mask_of(context: Mapping[str, Any], key: str | None) -> Tensor | None:
     return once(context, key, lambda: torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device))
 
 
-def kind_by_name(feature: Feature, tensor: Tensor) -> str:
-    """The kind of a feature by its name, or by its rank where the name is not one of ours."""
-    output = feature.output.removeprefix("cross_")
-    if tensor.dim() == 4:
-        return (
-            "attention"
-            if output.startswith("attention")
-            else "heads"
-            if output in ("query", "key", "value")
-            else "map"
-        )
-    return "scalar" if not tensor.dim() else "vector" if tensor.dim() <= 2 else "tokens"
-
-
 def batch_size(context: Mapping[str, Any], values: Tensor | None = None) -> int:
     if values is not None and values.dim():
         return values.shape[0]

@@ -21,7 +21,7 @@ from ..config.entry import Feature
 from ..errors import nearest
 from . import attention
 from .capture import Location, accepted_flags
-from .kinds import _kind
+from .kinds import kind_by_rank
 from .preserve import preserved
 
 LARGE_VOCABULARY = 8192
@@ -196,7 +196,7 @@ def _name_hidden_states(names: Catalogue, trace: _Trace, stack: str, states: Seq
     source = {"layer": "hidden_states", "encoder_layer": "encoder_hidden_states"}.get(stack, "decoder_hidden_states")
     for number, tensor in enumerate(states):
         place = _holder(trace, tensor) or Location("field", item=f"{source}[{number}]")
-        known = Known(place, _kind(tensor, "tokens"), tuple(tensor.shape))
+        known = Known(place, kind_by_rank(tensor), tuple(tensor.shape))
         if number:
             names.known[Feature(f"{stack}{number}", "hidden_states")] = known
         else:
@@ -276,7 +276,7 @@ def _name_fields(names: Catalogue, trace: _Trace, model: nn.Module, inputs: Mapp
         if isinstance(value, Tensor) and (value.dim() or key == "loss"):
             place = _holder(trace, value) or Location("field", item=key)
             grows = value.dim() == 2 and any(value.shape in (t.shape, (t.numel(), value.shape[1])) for t in lengthy)
-            kind = "" if grows else _kind(value, "tokens")  # "": seen from two lengths, when it is asked for
+            kind = "" if grows else kind_by_rank(value)  # "": seen from two lengths, when it is asked for
             head = _head(trace, model, value) if kind == "tokens" else None
             names.known[Feature("output", key)] = Known(place, kind, tuple(value.shape), head)
 

@@ -18,7 +18,7 @@ class Source:
     features: Capture | AdaptedOutput
     kinds: dict[Feature, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    ran: str = ""  # how deep the model runs
+    depth: str = ""  # how deep the model runs, in words
     shapes: dict[Feature, Tensor] = field(default_factory=dict)  # on the probe batch, without values
     canonical: dict[Feature, Feature] = field(default_factory=dict)  # the one name of a feature that has several
     heads: frozenset[Feature] = frozenset()  # logits that losses take as hidden states and weight

@@ -13,9 +13,10 @@ from ..config.entry import DistillConfig, Entry, Feature
 from ..config.parse import parse_config
 from ..errors import ConfigError, raise_all
 from ..features.adaptors import OutputAdaptor
-from ..features.batch_context import batch_size, kind_by_name, make_context, mask_keys
+from ..features.batch_context import batch_size, make_context, mask_keys
 from ..features.deferred import Deferred, HeadLogits, whole
 from ..features.inputs import Inputs
+from ..features.kinds import kind_by_name
 from .averaging import BoundEntry, average, called, fused_average, values_of, weights_of
 from .balance import Balance
 from .fitting import Modules, fit_labels, fit_loss, fit_student, fit_teacher

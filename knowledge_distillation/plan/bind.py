@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -14,23 +14,15 @@ from ..config.entry import PEER, SELF, Entry, Feature
 from ..errors import ConfigError, nearest, raise_all
 from ..features.batch_context import PER_TOKEN, make_context
 from ..features.deferred import Deferred
-from ..features.inputs import (
-    Inputs,
-    check_vocabulary,
-    checked_inputs,
-    merged_inputs,
-    on_first_batch,
-    predicts_next_token,
-)
-from ..features.preserve import preserved
-from ..features.source import Source
+from ..features.inputs import Inputs, check_vocabulary, checked_inputs, merged_inputs, predicts_next_token
+from ..features.preserve import modes_kept, preserved
 from ..objective.loss import loss_of
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from ..objective.projections import kind_after
 from ..teachers.frozen import FrozenTeacher
 from .plan import Plan
+from .probe import Probe, Problems, readers_of, source_of
 from .rows import notes_of, row_of
-from .sources import _said_of_deferred, _source
 
 
 def bind(
@@ -57,74 +49,160 @@ def bind(
         ConfigError: every problem in the config, each with its entry.
         DataError: a model cannot run on the batch.
     """
-    config = loss_model.config
-    bound = config.entries if entries is None else tuple(entries)
-    problems = [*config.problems, *_unknown_teachers(bound, students, teachers)]
-    student = students[""]
-    context = make_context(student_inputs[""], merged_inputs(teacher_inputs) or None, predicts_next_token(student))
-    modes = {name: model.training for name, model in students.items()} | {None: loss_model.training}
-    loss_model.eval()  # what a loss remembers begins with the run, not with the probe
-    taken: dict[str, dict[str, Source]] = {"student": {}, "teacher": {}}
-    found: dict[str, dict[Feature, Any]] = {"student": {}, "teacher": {}}
-    runs: dict[str, dict[str, Any]] = {}
-    for name, model in students.items():
-        check_vocabulary(model, student_inputs[name], name or "student", tokenizer)
+    entries = loss_model.config.entries if entries is None else tuple(entries)
+    problems = [*loss_model.config.problems, *_unknown_teachers(entries, students, teachers)]
+    taught_by = _teacher_probes(teachers, teacher_inputs, entries)
+    learners = _student_probes(students, student_inputs, entries, loss_model.reads_own_loss)
+    _check_vocabularies(learners, taught_by, tokenizer)
+    context = make_context(
+        student_inputs[""], merged_inputs(teacher_inputs) or None, predicts_next_token(students[""])
+    )
+    trained = nn.ModuleList([*students.values(), loss_model])
+    with _probing(students, loss_model), ExitStack() as sources:
+        for probe in (*taught_by, *learners):
+            adaptor = loss_model.teacher_output_adaptor if probe.teacher else loss_model.student_output_adaptor
+            probe.source = source_of(probe, adaptor, problems)
+            sources.callback(probe.source.close)
+        with _untouched(students):
+            for probe in (*taught_by, *learners):
+                probe.run()
+            rows, losses = _bind_entries(loss_model, entries, taught_by, learners, context, num_samples, problems)
+            reached = set() if problems else _reached(losses, trained)
+            problems += [] if problems else _frozen_projections(loss_model, entries, reached)
+            raise_all(ConfigError, "distill_config", problems)
+            for probe in learners:
+                if any(p.requires_grad and id(p) not in reached for p in probe.model.parameters()):
+                    probe.model.eval()  # a pass that skips layers at random must not decide what is frozen
+                    reached |= _reached(probe.source.features(probe.inputs).values(), probe.model)
+        idle = [p for p in trained.parameters() if p.requires_grad and id(p) not in reached]
+        unreached = [n for n, p in students[""].named_parameters() if p.requires_grad and id(p) not in reached]
+        notes = notes_of([*taught_by, *learners], loss_model, unreached)
+        sources.pop_all()
+    return Plan(
+        {probe.name: probe.source for probe in learners},
+        {probe.name: probe.source for probe in taught_by},
+        rows,
+        notes,
+        unreached,
+        idle,
+    )
+
+
+# --- every model on the batch ----------------------------------------------------------------------------------------
+
+
+def _teacher_probes(
+    teachers: Mapping[str, FrozenTeacher], inputs: Mapping[str, Inputs], entries: Sequence[Entry]
+) -> list[Probe]:
+    """Of the teachers that an entry reads."""
+    probes = []
     for name, teacher in teachers.items():
-        same_tokens = teacher_inputs[name].get("input_ids") is student_inputs[""].get("input_ids")
-        if any(f.model == name for entry in bound for f in entry.teacher):
-            words = tokenizer if same_tokens else None
-            check_vocabulary(teacher.model, teacher_inputs[name], f"teacher {name}".strip(), words)
-    try:
-        for name, teacher in teachers.items():
-            wanted = _readers((entry, [f for f in entry.teacher if f.model == name]) for entry in bound)
-            if wanted:
-                who = f"teacher {name}".strip()
-                run = teacher.cast(checked_inputs(teacher_inputs[name], teacher.model, who))
-                adaptor = loss_model.teacher_output_adaptor
-                taken["teacher"][name] = source = _source(teacher.model, run, wanted, who, adaptor, problems)
-                with on_first_batch(who, run):
-                    given = teacher.features(source.features, run)
-                source.shapes = {feature: torch.empty(one.shape, device="meta") for feature, one in given.items()}
-                found["teacher"] |= given
-        for name, model in students.items():
+        readers = readers_of(entries, teacher=name)
+        if readers:
+            title = f"teacher {name}".strip()
+            accepted = teacher.cast(checked_inputs(inputs[name], teacher.model, title))
+            probes.append(Probe(name, title, teacher.model, accepted, readers, teacher))
+    return probes
+
+
+def _student_probes(
+    students: Mapping[str, nn.Module], inputs: Mapping[str, Inputs], entries: Sequence[Entry], with_labels: bool
+) -> list[Probe]:
+    """Of every student: with the features it learns by, and those by which it teaches itself or a peer."""
+    probes = []
+    for name, model in students.items():
+        readers = readers_of(entries, teacher=name or SELF, student=name)
+        title = name or "student"
+        probes.append(Probe(name, title, model, checked_inputs(inputs[name], model, title, with_labels), readers))
+    return probes
+
+
+def _check_vocabularies(learners: Iterable[Probe], taught_by: Iterable[Probe], tokenizer: Any) -> None:
+    tokens = [probe.inputs.get("input_ids") for probe in learners if not probe.name]
+    for probe in (*learners, *taught_by):
+        same_tokens = probe.inputs.get("input_ids") is tokens[0]
+        check_vocabulary(probe.model, probe.inputs, probe.title, tokenizer if same_tokens else None)
+
+
+@contextmanager
+def _probing(students: Mapping[str, nn.Module], loss_model: nn.Module) -> Iterator[None]:
+    """Students are as in a step; what a loss remembers begins with the run. Their modes are put back."""
+    training = loss_model.training
+    with ExitStack() as modes:
+        for model in students.values():
+            modes.enter_context(modes_kept(model))
             model.train()
-            who = name or "student"
-            runs[name] = checked_inputs(student_inputs[name], model, who, loss_model.reads_own_loss)
-            wanted = _readers((entry, _of(name, entry)) for entry in bound)
-            adaptor = loss_model.student_output_adaptor
-            taken["student"][name] = _source(model, runs[name], wanted, who, adaptor, problems)
-        with ExitStack() as stack, torch.enable_grad():
-            for name, model in students.items():
-                stack.enter_context(preserved(model))
-                with torch.enable_grad(), on_first_batch(name or "student", runs[name]):
-                    found["student"] |= taken["student"][name].features(runs[name])
-            with torch.enable_grad():
-                models = {name: teacher.model for name, teacher in teachers.items()}
-                models |= {name or SELF: model for name, model in students.items()}
-                rows, losses = _bind_entries(loss_model, bound, found, taken, context, problems, models, num_samples)
-                trained = nn.ModuleList([*students.values(), loss_model])
-                reached = _reached(losses, trained)
-                problems += [] if problems else _frozen_projections(loss_model, bound, reached)
-                for name, model in students.items():
-                    if not problems and any(p.requires_grad and id(p) not in reached for p in model.parameters()):
-                        model.eval()  # a pass that skips layers at random must not decide what is frozen
-                        reached |= _reached(taken["student"][name].features(runs[name]).values(), model)
-        raise_all(ConfigError, "distill_config", problems)
-    except BaseException:
-        for source in (*taken["student"].values(), *taken["teacher"].values()):
-            source.close()
-        raise
-    finally:
-        for name, model in students.items():
-            model.train(modes[name])
-        loss_model.train(modes[None])
-    unreached = [n for n, p in student.named_parameters() if p.requires_grad and id(p) not in reached]
-    idle = [p for p in trained.parameters() if p.requires_grad and id(p) not in reached]
-    for side, sources in taken.items():
-        for source in sources.values():
-            source.notes += _said_of_deferred(source, found[side])
-    notes = notes_of(taken, students, teachers, loss_model, unreached)
-    return Plan(taken["student"], taken["teacher"], rows, notes, unreached, idle)
+        modes.callback(loss_model.train, training)
+        loss_model.eval()
+        yield
+
+
+@contextmanager
+def _untouched(students: Mapping[str, nn.Module]) -> Iterator[None]:
+    """With gradient; buffers and random state are put back."""
+    with ExitStack() as state:
+        for model in students.values():
+            state.enter_context(preserved(model))
+        state.enter_context(torch.enable_grad())
+        yield
+
+
+# --- every entry -----------------------------------------------------------------------------------------------------
+
+
+def _bind_entries(
+    loss_model: MultiLayerBasedDistillationLoss,
+    entries: Iterable[Entry],
+    taught_by: Sequence[Probe],
+    learners: Sequence[Probe],
+    context: Mapping[str, Any],
+    num_samples: int | None,
+    problems: Problems,
+) -> tuple[list[tuple[str, ...]], list[Tensor]]:
+    """The row and the loss of every entry that has no problem."""
+    rows, losses = [], []
+    student_features = {feature: value for probe in learners for feature, value in probe.features.items()}
+    teacher_features = {feature: value for feature, value in student_features.items() if feature.model}
+    for probe in taught_by:
+        teacher_features |= probe.features
+    models = {p.name: p.model for p in taught_by} | {p.name or SELF: p.model for p in learners}
+    kinds = {feature: kind for probe in learners for feature, kind in probe.source.kinds.items()}
+    flawed = {index for index, _ in loss_model.config.problems}
+    loss_model.unbind()
+    for entry in entries:
+        missing = not (student_features.keys() >= {*entry.student} and teacher_features.keys() >= {*entry.teacher})
+        if missing or entry.index in flawed:
+            problems += [(entry.index, text) for text in _loss_problems(entry, context)]
+            continue
+        target = {feature: teacher_features[feature].detach() for feature in entry.teacher}
+        try:
+            teacher_model = models[entry.teacher[0].model] if entry.teacher else None
+            kind = kinds[entry.student[0]]
+            terms = loss_model.bind(entry, student_features, target, kind, context, teacher_model, num_samples)
+            projected = entry.name in loss_model.projections or bool(entry.projection.shared)
+            if not projected and not any(student_features[feature].requires_grad for feature in entry.student):
+                raise ConfigError(
+                    f"{entry.student[0]}: no gradient can reach the student from here: its parameters are frozen"
+                )
+            if not terms.loss.requires_grad:
+                raise ConfigError(
+                    f"loss {entry.loss_name} cuts the gradient: its value does not depend on the student"
+                )
+        except ConfigError as error:
+            problems.append((entry.index, str(error)))
+            continue
+        losses.append(terms.loss)
+        rows.append(row_of(loss_model, entry, student_features, target))
+    return rows, losses
+
+
+def _loss_problems(entry: Entry, context: Mapping[str, Any]) -> list[str]:
+    """What can be said of an entry's loss without its features."""
+    try:
+        problem = loss_of(entry, None).argument_problem(context)
+    except ConfigError as error:
+        return [str(error)]
+    return [problem] if problem else []
 
 
 def _frozen_projections(
@@ -141,28 +219,13 @@ def _frozen_projections(
             )
 
 
-def _of(name: str, entry: Entry) -> list[Feature]:
-    """The features of an entry that a student gives: those it learns by, and those it teaches itself or a peer."""
-    teaching = [f for f in entry.teacher if f.model == (name or SELF)]
-    return [f for f in entry.student if f.model == name] + teaching
-
-
-def _readers(read: Iterable[tuple[Entry, list[Feature]]]) -> dict[Feature, list[Entry]]:
-    """The entries that read each feature."""
-    readers: dict[Feature, list[Entry]] = {}
-    for entry, features in read:
-        for feature in dict.fromkeys(features):
-            readers.setdefault(feature, []).append(entry)
-    return readers
-
-
 def _unknown_teachers(
     entries: Iterable[Entry], students: Mapping[str, nn.Module], teachers: Mapping[str, FrozenTeacher]
 ) -> Iterator[tuple[int, str]]:
     known = [*filter(None, (*teachers, *students)), SELF]
     for entry in entries:
         for name in dict.fromkeys(feature.model for feature in entry.teacher):
-            if name == SELF or name in teachers or (name and name in students):
+            if name in known or name in teachers:
                 continue
             if not name and not teachers:
                 yield entry.index, "compares with a teacher, and there is no teacher_model"
@@ -178,7 +241,7 @@ def _unknown_teachers(
 def token_by_token(plan: Plan, entries: Iterable[Entry]) -> list[tuple[int, str]]:
     """The entries that would compare the tokens of two models that read different ones."""
     kinds = {feature: kind for source in plan.students.values() for feature, kind in source.kinds.items()}
-    taught = {feature for source in plan.teachers.values() for feature in source.kinds}
+    of_teachers = {feature for source in plan.teachers.values() for feature in source.kinds}
     return [
         (
             entry.index,
@@ -186,64 +249,9 @@ def token_by_token(plan: Plan, entries: Iterable[Entry]) -> list[tuple[int, str]
             "tokens: map logits or pooled vectors",
         )
         for entry in entries
-        if taught.intersection(entry.teacher) and kind_after(entry.projection, kinds[entry.student[0]]) in PER_TOKEN
+        if of_teachers.intersection(entry.teacher)
+        and kind_after(entry.projection, kinds[entry.student[0]]) in PER_TOKEN
     ]
-
-
-def _bind_entries(
-    loss_model: MultiLayerBasedDistillationLoss,
-    entries: Iterable[Entry],
-    found: Mapping[str, Mapping[Feature, Any]],
-    taken: Mapping[str, Mapping[str, Source]],
-    context: Mapping[str, Any],
-    problems: list[tuple[int, str]],
-    models: Mapping[str, nn.Module],
-    num_samples: int | None,
-) -> tuple[list[tuple[str, ...]], list[Tensor]]:
-    rows, losses = [], []
-    learning, teaching = found["student"], {**found["student"], **found["teacher"]}
-    kinds = {feature: kind for source in taken["student"].values() for feature, kind in source.kinds.items()}
-    loss_model.unbind()
-    flawed = {index for index, _ in loss_model.config.problems}
-    for entry in entries:
-        if entry.index in flawed:
-            problems += [(entry.index, text) for text in _loss_problems(entry, context)]
-            continue
-        teacher_side = found["teacher"] if all(f in found["teacher"] for f in entry.teacher) else teaching
-        nowhere = [f for f in entry.student if f not in learning]
-        nowhere += [f for f in entry.teacher if f not in teacher_side or f.model not in models]
-        if nowhere:
-            problems += [(entry.index, text) for text in _loss_problems(entry, context)]
-            continue
-        target = {feature: teacher_side[feature].detach() for feature in entry.teacher}
-        try:
-            teacher_model = models[entry.teacher[0].model] if entry.teacher else None
-            kind = kinds[entry.student[0]]
-            terms = loss_model.bind(entry, learning, target, kind, context, teacher_model, num_samples)
-            projected = entry.name in loss_model.projections or bool(entry.projection.shared)
-            if not projected and not any(learning[feature].requires_grad for feature in entry.student):
-                raise ConfigError(
-                    f"{entry.student[0]}: no gradient can reach the student from here: its parameters are frozen"
-                )
-            if not terms.loss.requires_grad:
-                raise ConfigError(
-                    f"loss {entry.loss_name} cuts the gradient: its value does not depend on the student"
-                )
-        except ConfigError as error:
-            problems.append((entry.index, str(error)))
-            continue
-        losses.append(terms.loss)
-        rows.append(row_of(loss_model, entry, learning, target))
-    return rows, losses
-
-
-def _loss_problems(entry: Entry, context: Mapping[str, Any]) -> list[str]:
-    """What can be said of an entry's loss without its features."""
-    try:
-        problem = loss_of(entry, None).argument_problem(context)
-    except ConfigError as error:
-        return [str(error)]
-    return [problem] if problem else []
 
 
 def _reached(features: Iterable[Tensor | Deferred], student: nn.Module) -> set[int]:

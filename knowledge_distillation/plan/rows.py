@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
 from ..config.entry import Entry, Feature
 from ..config.schedules import described
 from ..features.inputs import shape_of
-from ..features.source import Source
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
-from ..teachers.frozen import FrozenTeacher
+from .probe import Probe
 
 
 def row_of(
@@ -54,22 +53,15 @@ def _called(projection: nn.Module, entry: Entry) -> str:
 
 
 def notes_of(
-    taken: Mapping[str, Mapping[str, Source]],
-    students: Mapping[str, nn.Module],
-    teachers: Mapping[str, FrozenTeacher],
-    loss_model: MultiLayerBasedDistillationLoss,
-    unreached: list[str],
+    probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLoss, unreached: list[str]
 ) -> list[str]:
+    """What else is worth knowing: of each model, of parameters, and what may surprise."""
     notes = []
-    models = [("teacher", name, teacher.model) for name, teacher in teachers.items()]
-    for side, name, model in [*models, *(("student", name, model) for name, model in students.items())]:
-        source = taken[side].get(name)
-        if source is None:
-            continue
-        who = name if side == "student" and name else f"{side} {name}".strip()
+    for probe in probes:
+        model, source = probe.model, probe.source
         dtype = next((str(p.dtype).removeprefix("torch.") for p in model.parameters()), "")
-        notes.append(f"{who}: {type(model).__name__}, {_count(model)} parameters in {dtype}, runs {source.ran}")
-        notes += [f"{who}: {note}" for note in source.notes]
+        size = f"{type(model).__name__}, {_count(model)} parameters in {dtype}"
+        notes += [f"{probe.title}: {note}" for note in (f"{size}, runs {source.depth}", *source.notes)]
     if list(loss_model.parameters()):
         notes.append(f"projections: {_count(loss_model)} parameters, trained and saved beside the student")
     if unreached:

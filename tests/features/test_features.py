@@ -18,7 +18,7 @@ from knowledge_distillation.errors import ConfigError
 from knowledge_distillation.features.capture import Location
 from knowledge_distillation.features.catalogue import catalogue
 from knowledge_distillation.features.inputs import first_rows
-from knowledge_distillation.features.kinds import kind_of, lengthened, probe_kinds
+from knowledge_distillation.features.kinds import kind_by_growth, lengthened, probe_kind
 from knowledge_distillation.features.preserve import preserved
 
 
@@ -383,7 +383,7 @@ def test_kinds_of_module_paths_are_found_by_two_lengths(tiny, family, name, kind
     model = tiny(family)
     known = catalogue(model.model, model.inputs).find(feature(name))
     assert known.kind == ""  # the path does not tell
-    assert probe_kinds(model.model, {feature(name): known.location}, model.inputs) == {feature(name): kind}
+    assert probe_kind(model.model, known.location, model.inputs) == kind
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_kinds_of_module_paths_are_found_by_two_lengths(tiny, family, name, kind
     ],
 )
 def test_kind_of_shapes_at_two_lengths(short, long, kind):
-    assert kind_of(torch.empty(short), torch.empty(long)) == kind
+    assert kind_by_growth(torch.empty(short), torch.empty(long)) == kind
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_kind_of_shapes_at_two_lengths(short, long, kind):
 )
 def test_a_matrix_that_grows_with_the_length_is_refused(short, long, message):
     with pytest.raises(ConfigError, match=message):
-        kind_of(torch.empty(short), torch.empty(long))
+        kind_by_growth(torch.empty(short), torch.empty(long))
 
 
 def test_a_tuple_has_no_kind(tiny):
@@ -415,7 +415,7 @@ def test_a_tuple_has_no_kind(tiny):
     with pytest.raises(
         ConfigError, match=re.escape("found tuple where a tensor was expected; pick one item, as in 'output[0]'")
     ):
-        probe_kinds(model.model, {feature("deberta.encoder.layer.0.output"): place}, model.inputs)
+        probe_kind(model.model, place, model.inputs)
 
 
 def test_longer_inputs_do_not_attend_to_what_was_added():
