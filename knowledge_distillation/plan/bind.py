@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config.entry import PEER, SELF, Entry, Feature
+from ..config.entry import PEER, SELF, Entry
 from ..errors import ConfigError, nearest, raise_all
 from ..features.batch_context import PER_TOKEN, make_context
 from ..features.deferred import Deferred

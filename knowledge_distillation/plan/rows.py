@@ -52,9 +52,7 @@ def _called(projection: nn.Module, entry: Entry) -> str:
     return entry.projection.type if isinstance(projection, nn.Sequential) else type(projection).__name__
 
 
-def notes_of(
-    probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLoss, unreached: list[str]
-) -> list[str]:
+def notes_of(probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLoss, unreached: list[str]) -> list[str]:
     """What else is worth knowing: of each model, of parameters, and what may surprise."""
     notes = []
     for probe in probes:
