@@ -1,4 +1,4 @@
-"""The sums and gradients of `fused_attention.py` as kernels for a GPU: no map is ever written to its memory.
+"""The sums and gradients of losses on attention maps as kernels for a GPU: no map is ever written to its memory.
 
 A program takes a block of rows of one head, goes over the keys once for the normalisers of both softmaxes, once for
 the values of the loss, and once for the gradient of its queries; a second kernel takes a block of keys and goes over
@@ -8,12 +8,12 @@ the rows for theirs. Imported only where it is used, since Triton is not everywh
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from ..features.deferred import AttentionMap
 
 MEASURES = {"squares": 0, "squares_of_probabilities": 1, "divergence": 2, "cross_entropy": 3}
 WIDEST = 128  # of a head, so that the blocks of both sides fit into shared memory
@@ -21,17 +21,34 @@ TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NO_MASK, _BOOLEAN, _ADDITIVE, _CAUSAL = range(4)
 
 
-def suits(student: AttentionMap, teacher: AttentionMap) -> bool:
-    """Whether the kernels know such maps."""
-    return all(
-        side.position_bias is None and side.query.shape[-1] <= WIDEST and side.query.dtype in TYPES
-        for side in (student, teacher)
-    )
+class Map(NamedTuple):
+    """What a map is computed from.
+
+    Args:
+        query: (batch, heads, length, head width).
+        key: (batch, heads, keys, head width); fewer heads for grouped queries.
+        mask: boolean (True attends) or additive, broadcastable to the map; None with `causal` for all keys up to a
+            query's own place, without it for all keys.
+        scale: of the dot products.
+        scores: the map is the scores before the mask, not probabilities.
+    """
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float
+    scores: bool
+
+
+def suits(query: Tensor) -> bool:
+    """Whether the kernels know maps of such queries."""
+    return query.shape[-1] <= WIDEST and query.dtype in TYPES
 
 
 def run(
-    student: AttentionMap,
-    teacher: AttentionMap,
+    student: Map,
+    teacher: Map,
     rows: Tensor,
     keys: Tensor | None,
     measure: str,
@@ -45,7 +62,7 @@ def run(
         keys: (batch, keys) keys that count; None for all.
         measure: one of `MEASURES`.
     """
-    batch, heads, length, columns = student.shape
+    batch, heads, length, columns = *student.query.shape[:3], student.key.shape[2]
     device = rows.device
     values = torch.empty(batch, heads, length, device=device)
     # of each row: maximum and sum of exponentials of both sides, the centre of its slope, the weight of its gradient
@@ -84,17 +101,17 @@ def run(
     return values.sum(), to_query if wanted[0] else None, to_key if wanted[1] else None, None
 
 
-def _arguments(side: AttentionMap, keys: Tensor | None) -> tuple[object, ...]:
+def _arguments(side: Map, keys: Tensor | None) -> tuple[object, ...]:
     """Queries, keys, the scale, and the mask with its strides; 0 along what it is broadcast over."""
     key = side.key.detach()
     if keys is not None:
         key = torch.where(keys[:, None, :, None], key, key.nan_to_num(0.0, 0.0, 0.0))
     mask = side.query.new_empty(1) if side.mask is None else side.mask
-    strides = (0, 0, 0, 0) if side.mask is None else mask.expand(side.shape).stride()
-    return side.query.detach().contiguous(), key.contiguous(), float(side.scale), mask, *strides
+    strides = (0, 0, 0, 0) if side.mask is None else mask.expand(*side.query.shape[:3], key.shape[2]).stride()
+    return side.query.detach().contiguous(), key.contiguous(), side.scale, mask, *strides
 
 
-def _mask_kind(side: AttentionMap) -> int:
+def _mask_kind(side: Map) -> int:
     if side.mask is None:
         return _CAUSAL if side.causal else _NO_MASK
     return _BOOLEAN if side.mask.dtype == torch.bool else _ADDITIVE

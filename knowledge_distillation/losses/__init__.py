@@ -5,7 +5,8 @@ the method compares items with each other. It asks for context (`mask`, `labels`
 keyword. Precision, masking and averaging are the loss model's business.
 
 A method with state is an `nn.Module` class, built on the probe batch as `Class(student, teacher, **arguments)`; its
-constructor may ask for `num_samples`, `teacher_model`, `teacher_features` and `losses`, the modules of other entries.
+constructor may ask for `num_samples`, `teacher_model`, `teacher_features`, `losses` (the modules of other entries) and
+`weights` (what the file of its argument `pretrained` holds).
 It is trained, moved and checkpointed with the projections.
 """
 

@@ -12,7 +12,7 @@ from ..errors import nearest
 
 MASKS = ("mask", "key_mask", "teacher_mask")
 # Keywords that are never arguments of an entry: the loss model fills them.
-FILLED = (*MASKS, "labels", "teacher_model", "teacher_features", "losses")
+FILLED = (*MASKS, "labels", "teacher_model", "teacher_features", "losses", "weights")
 
 _FROM_DATASET = (
     "With train_dataset the rows are numbered by themselves; with a train_dataloader give num_samples in args, and in "

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError, nearest
+from ..errors import ConfigError, nearest
 from .feature_map import check_positions, pooled_alike
 
 
@@ -82,6 +79,7 @@ class FactorTransfer(nn.Module):
         pretrained_entry: the name of the entry whose paraphraser it is, where the file holds several.
         norm: the paper's Euclidean length of the difference in place of the mean absolute difference.
         losses: the modules of other entries, filled in by the loss model.
+        weights: what `pretrained` holds by name, filled in by the loss model.
 
     Returns:
         (batch,) of maps and vectors, (batch, length) of tokens; each value 0 or more, not 0 for equal models.
@@ -107,6 +105,7 @@ class FactorTransfer(nn.Module):
         pretrained_entry: str | None = None,
         norm: bool = False,
         losses: Mapping[str, nn.Module] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.norm = norm
@@ -123,7 +122,8 @@ class FactorTransfer(nn.Module):
         if paraphraser is not None:
             self.paraphraser = _of_entry(paraphraser, losses or {}, self.paraphraser)
         elif pretrained is not None:
-            self.paraphraser.load_state_dict(_saved_weights(pretrained, pretrained_entry, self.paraphraser))
+            saved = _weights_of(self.paraphraser, pretrained, pretrained_entry, weights or {})
+            self.paraphraser.load_state_dict(saved)
         if alone or pretrained is not None:
             self.paraphraser.requires_grad_(self.paraphraser_weight > 0)
         axis = 1 if teacher.dim() == 4 else -1
@@ -179,16 +179,11 @@ def _of_entry(name: str, losses: Mapping[str, nn.Module], like: Paraphraser) -> 
     return found
 
 
-def _saved_weights(path: str, entry: str | None, paraphraser: nn.Module) -> dict[str, Tensor]:
+def _weights_of(
+    paraphraser: nn.Module, path: str, entry: str | None, saved: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The weights of a paraphraser of these shapes in a file, whatever stands before their names."""
-    from ..storage.checkpoint import latest
-
     wanted = paraphraser.state_dict()
-    try:
-        file = Path(path) if path.endswith(".safetensors") else latest(Path(path)) / "projections.safetensors"
-        saved = load_file(file)
-    except (OSError, SafetensorError, CheckpointError) as error:
-        raise ConfigError(f"loss factor_transfer: pretrained {path} cannot be read: {error}") from error
     first = next(iter(wanted))
     prefixes = [key.removesuffix(first) for key in saved if key == first or key.endswith(f".{first}")]
     named = [prefix for prefix in prefixes if entry is None or entry in prefix.split(".")]

@@ -9,13 +9,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config.entry import Entry, Projection
-from ..errors import ConfigError, DistillationError
+from ..errors import CheckpointError, ConfigError, DistillationError
 from ..losses.labels import IGNORED_LABEL
 from .loss import Loss
-from .projections import apply_projections, at_least_float32, build_projection, key_of, load_projection
+from .projections import (
+    apply_projections,
+    at_least_float32,
+    build_projection,
+    key_of,
+    load_projection,
+    projections_file,
+)
 
 
 @dataclass(frozen=True)
@@ -113,9 +122,12 @@ def fit_loss(
     rows = loss.entry.args.get("num_samples")
     if rows is not None and num_samples is not None and rows < num_samples:
         raise ConfigError(f"loss {loss.name}: num_samples is {rows}, and the training data has {num_samples} rows")
+    parameters = loss.signature.constructor
     offered: dict[str, Any] = {"teacher_model": teacher_model, "teacher_features": loss.entry.teacher}
     offered |= {"losses": modules.losses, **({} if num_samples is None else {"num_samples": num_samples})}
-    args = {k: v for k, v in {**offered, **loss.entry.args}.items() if k in loss.signature.constructor}
+    if "weights" in parameters and loss.entry.args.get("pretrained") is not None:
+        offered["weights"] = _weights_in(loss, loss.entry.args["pretrained"])
+    args = {k: v for k, v in {**offered, **loss.entry.args}.items() if k in parameters}
     sides = [tuple(at_least_float32(t).detach() for t in side) for side in (student, teacher)]
     try:
         module = loss.function(*(sides if loss.method.several else [side[0] for side in sides]), **args)
@@ -125,6 +137,13 @@ def fit_loss(
         raise ConfigError(f"loss {loss.name} cannot be made: {type(error).__name__}: {error}") from error
     module.to(student[0].device, at_least_float32(student[0]).dtype).train(modules.training)
     return replace(loss, function=_kept(modules.losses, loss.entry.name, module))
+
+
+def _weights_in(loss: Loss, path: str) -> dict[str, Tensor]:
+    try:
+        return load_file(projections_file(path))
+    except (OSError, SafetensorError, CheckpointError) as error:
+        raise ConfigError(f"loss {loss.name}: pretrained {path} cannot be read: {error}") from error
 
 
 def fit_labels(loss: Loss, student: Tensor, labels: Any) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config.entry import Entry, Projection
 from ..errors import CheckpointError, ConfigError, nearest
 from ..features.deferred import whole
+from ..storage.checkpoint import fitting, latest
 
 
 class Heads(nn.Module):
@@ -156,6 +158,12 @@ def kind_after(projection: Projection, kind: str) -> str:
     return "vector" if projection.type == "exit" else kind
 
 
+def projections_file(path: str) -> Path:
+    """Where projections and losses with state are saved: a `.safetensors` file, a run directory or a checkpoint."""
+    folder = Path(path)
+    return folder if folder.suffix == ".safetensors" else latest(folder) / "projections.safetensors"
+
+
 def load_projection(module: nn.Module, path: str, key: str) -> None:
     """Load a projection from a `.safetensors` file, a run directory or a checkpoint.
 
@@ -165,12 +173,7 @@ def load_projection(module: nn.Module, path: str, key: str) -> None:
     Raises:
         CheckpointError: the file is not there, or holds no such projection, or one of other shapes.
     """
-    from safetensors.torch import load_file
-
-    from ..storage.checkpoint import fitting, latest
-
-    folder = Path(path)
-    file = folder if folder.suffix == ".safetensors" else latest(folder) / "projections.safetensors"
+    file = projections_file(path)
     if not file.is_file():
         raise CheckpointError(f"projection_checkpoint {path}: there is no file {file}")
     with fitting(file.parent, file.stem):

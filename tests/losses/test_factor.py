@@ -10,7 +10,8 @@ import torch
 from runs import bert, distiller
 from safetensors.torch import load_file, save_file
 
-from knowledge_distillation.errors import ConfigError
+from knowledge_distillation import ConfigError, MultiLayerBasedDistillationLoss
+from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.losses.factor import FactorTransfer, Paraphraser
 from knowledge_distillation.storage.checkpoint import checkpoints
 
@@ -64,11 +65,30 @@ def saved(tmp_path, prefix="", **paraphrasers):
     return str(tmp_path / "paraphraser.safetensors")
 
 
+def in_a_loss_model(student, teacher, **arguments):
+    """The module that a loss model builds: it reads the files."""
+    entry = {
+        "teacher": "layer.map",
+        "student": "layer.map",
+        "loss": "factor_transfer",
+        "name": "it",
+        "args": arguments,
+    }
+    model, features = (
+        MultiLayerBasedDistillationLoss([entry]),
+        [{Feature("layer", "map"): side} for side in (student, teacher)],
+    )
+    model.bind(model.config.check().entries[0], *features, "map" if student.dim() == 4 else "vector", {})
+    return model.losses["it"]
+
+
 def test_a_pretrained_paraphraser_is_loaded_and_stays_as_it_is(tmp_path):
     student, teacher = random(2, 3, 4, 4).requires_grad_(), random(2, 5, 4, 4)
     trained, other = Paraphraser(student, teacher), Paraphraser(student, teacher)
     path = saved(tmp_path, "losses.", first=trained, second=other)
-    loss = FactorTransfer(student, teacher, pretrained=path, pretrained_entry="first").double()
+    loss = FactorTransfer(
+        student, teacher, pretrained=path, pretrained_entry="first", weights=load_file(path)
+    ).double()
     for key, tensor in trained.state_dict().items():
         assert torch.equal(loss.paraphraser.state_dict()[key].float(), tensor)
     loss(student, teacher).sum().backward()
@@ -85,8 +105,8 @@ def test_a_pretrained_paraphraser_is_found_in_a_run_directory(tmp_path):
     folder = tmp_path / "checkpoints" / "step-00000010"
     folder.mkdir(parents=True)
     save_file({f"losses.it.{k}": t for k, t in trained.state_dict().items()}, folder / "projections.safetensors")
-    loss = FactorTransfer(student, teacher, pretrained=str(tmp_path))
-    assert torch.equal(loss.paraphraser.encoder[0].weight, trained.encoder[0].weight)
+    loss = in_a_loss_model(student, teacher, pretrained=str(tmp_path))
+    assert torch.equal(loss.paraphraser.encoder[0].weight.float(), trained.encoder[0].weight)
 
 
 def test_a_file_without_the_one_paraphraser_asked_for_is_an_error(tmp_path):
@@ -98,11 +118,11 @@ def test_a_file_without_the_one_paraphraser_asked_for_is_an_error(tmp_path):
     )
     for arguments, number in (({}, 2), ({"rate": 0.9}, 0), ({"pretrained_entry": "third"}, 0)):
         with pytest.raises(ConfigError, match=f"holds {number} paraphrasers of this shape .*{found}"):
-            FactorTransfer(student, teacher, pretrained=path, **arguments)
+            in_a_loss_model(student, teacher, pretrained=path, **arguments)
     (tmp_path / "broken.safetensors").write_text("no")
     for name in ("absent.safetensors", "broken.safetensors", "."):
         with pytest.raises(ConfigError, match=f"pretrained {re.escape(str(tmp_path / name))} cannot be read: "):
-            FactorTransfer(student, teacher, pretrained=str(tmp_path / name))
+            in_a_loss_model(student, teacher, pretrained=str(tmp_path / name))
 
 
 def test_arguments_out_of_range_are_errors(tmp_path):

@@ -134,7 +134,7 @@ class _Sum(torch.autograd.Function):
         if kernels is None:
             value, *gradients = _run(student, teacher, rows, keys, measure, wanted)
         else:
-            value, *gradients = kernels.run(student, teacher, rows, keys, *measure, wanted)
+            value, *gradients = _run_kernels(kernels, student, teacher, rows, keys, measure, wanted)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [None if part is None else part.dtype for part in (query, key, position_bias)]
         return value
@@ -157,9 +157,21 @@ def _kernels(student: AttentionMap, teacher: AttentionMap) -> Any:
         from ...kernels import attention_triton
     except ImportError:
         return None
-    if not attention_triton.suits(student, teacher) or not _are_right(student.query.device, student.query.dtype):
-        return None
-    return attention_triton
+    suits = all(side.position_bias is None and attention_triton.suits(side.query) for side in (student, teacher))
+    return attention_triton if suits and _are_right(student.query.device, student.query.dtype) else None
+
+
+def _run_kernels(
+    kernels: Any,
+    student: AttentionMap,
+    teacher: Any,
+    rows: Tensor,
+    keys: Tensor | None,
+    measure: Measure,
+    wanted: tuple[bool, ...],
+) -> Any:
+    sides = [kernels.Map(m.query, m.key, m.mask, m.causal, float(m.scale), m.scores) for m in (student, teacher)]
+    return kernels.run(*sides, rows, keys, *measure, wanted)
 
 
 @lru_cache(maxsize=16)
@@ -177,7 +189,7 @@ def _are_right(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         for measure in (Measure("squares_of_probabilities"), Measure("divergence", 1e-12)):
             plain = _run(*asked, measure, _QUERY_AND_KEY)[:3]
-            fast = attention_triton.run(*asked, *measure, _QUERY_AND_KEY)[:3]
+            fast = _run_kernels(attention_triton, *asked, measure, _QUERY_AND_KEY)[:3]
             for one, other in zip(plain, fast, strict=True):
                 assert one is not None
                 torch.testing.assert_close(other, one, rtol=2e-2, atol=2e-2 * float(one.abs().max()))
