@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from knowledge_distillation import KnowledgeDistiller, student_from_teacher
 from knowledge_distillation.cli.commands import app
+from knowledge_distillation.data.text import train_tokenizer
 from knowledge_distillation.storage import checkpoint
 
 VOCABULARY = 40
@@ -100,6 +101,11 @@ def steps_of(folder: Path) -> list[int]:
 def history(folder: Path) -> list[dict[str, float]]:
     """The lines of a run's history."""
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def tokenizer_of(vocab_size: int) -> Any:
+    """A tokenizer with so many entries."""
+    return train_tokenizer([f"word{i} other{i * 7} thing{i * 11}" for i in range(80)], vocab_size)
 
 
 # --- by command --------------------------------------------------------------------------------------------------

@@ -5,15 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import (
-    HARD,
-    HIDDEN,
-    SOFT,
-    batches,
-    bert,
-    distiller,
-    scores_of,
-)
+from runs import HARD, HIDDEN, SOFT, batches, bert, distiller, scores_of
 from training_script import collate, rows
 from transformers import (
     BertForTokenClassification,
@@ -21,10 +13,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from knowledge_distillation import (
-    Callback,
-    TaskEvaluator,
-)
+from knowledge_distillation import Callback, TaskEvaluator
 
 
 class Fixed(torch.nn.Module):

@@ -6,9 +6,7 @@ import pytest
 from runs import batches, distiller, history, steps_of
 from watching import Recorder, Scripted, Watch
 
-from knowledge_distillation import (
-    EarlyStopping,
-)
+from knowledge_distillation import EarlyStopping
 
 
 def test_callbacks_are_called_in_order(tmp_path: Path) -> None:

@@ -13,9 +13,7 @@ from transformers import (
 )
 from watching import LongKnown, Scripted, Watch
 
-from knowledge_distillation import (
-    MultiLayerBasedDistillationEvaluator,
-)
+from knowledge_distillation import MultiLayerBasedDistillationEvaluator
 
 
 def test_the_long_known_evaluator_is_asked_after_every_step() -> None:

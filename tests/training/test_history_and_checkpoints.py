@@ -8,9 +8,7 @@ import pytest
 from runs import HARD, SOFT, batches, contents, distiller, history, same, scores_of, steps_of, trained, weights
 from watching import Recorder
 
-from knowledge_distillation import (
-    Callback,
-)
+from knowledge_distillation import Callback
 from knowledge_distillation.storage import checkpoint
 
 

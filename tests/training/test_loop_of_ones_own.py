@@ -7,9 +7,7 @@ import torch
 from runs import batches, distiller, narrow, same, steps_of, trained, weights
 from safetensors.torch import load_file
 
-from knowledge_distillation import (
-    ConfigError,
-)
+from knowledge_distillation import ConfigError
 from knowledge_distillation.storage import checkpoint
 
 

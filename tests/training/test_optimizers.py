@@ -8,9 +8,7 @@ from families import hooks_left_on
 from runs import HIDDEN, MAPS, SOFT, batches, bert, distiller, history, narrow, same, weights
 from watching import Watch
 
-from knowledge_distillation import (
-    student_from_teacher,
-)
+from knowledge_distillation import student_from_teacher
 
 
 def test_projections_join_ones_own_optimizer_as_one_more_group_at_a_constant_rate() -> None:

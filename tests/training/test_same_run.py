@@ -7,11 +7,7 @@ import torch
 from runs import SOFT, batches, bert, distiller, narrow, same, trained, weights
 from watching import Watch
 
-from knowledge_distillation import (
-    KnowledgeDistiller,
-    MultiLayerBasedDistillationLoss,
-    student_from_teacher,
-)
+from knowledge_distillation import KnowledgeDistiller, MultiLayerBasedDistillationLoss, student_from_teacher
 
 
 def test_training_lowers_the_loss_and_moves_the_student() -> None:
