@@ -35,47 +35,32 @@ class BiLSTMConfig(PreTrainedConfig):
 
     model_type = "bilstm"
 
-    def __init__(
-        self,
-        vocab_size: int = 30522,
-        embedding_size: int = 300,
-        hidden_size: int = 300,
-        num_hidden_layers: int = 1,
-        classifier_size: int = 200,
-        pooling: str = "max",
-        sentence_pairs: bool = False,
-        dropout: float = 0.3,
-        embedding_dropout: float = 0.3,
-        train_embeddings: bool = True,
-        pad_token_id: int | None = 0,
-        sep_token_id: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if pooling not in POOLINGS:
-            known = ", ".join(POOLINGS)
-            raise ConfigError(f"pooling {pooling!r} is unknown.{nearest(str(pooling), POOLINGS)} Known: {known}")
-        if hidden_size < 2 or hidden_size % 2:
-            raise ConfigError(f"hidden_size is {hidden_size}; it must be even, one half for each direction")
-        counts = {"vocab_size": vocab_size, "embedding_size": embedding_size, "classifier_size": classifier_size}
-        for name, number in {**counts, "num_hidden_layers": num_hidden_layers}.items():
-            if number < 1:
-                raise ConfigError(f"{name} is {number}; it must be at least 1")
-        for name, part in {"dropout": dropout, "embedding_dropout": embedding_dropout}.items():
-            if not 0 <= part < 1:
-                raise ConfigError(f"{name} is {part}; it must be in [0, 1)")
-        self.vocab_size = vocab_size
-        self.embedding_size = embedding_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.classifier_size = classifier_size
-        self.pooling = pooling
-        self.sentence_pairs = sentence_pairs
-        self.dropout = dropout
-        self.embedding_dropout = embedding_dropout
-        self.train_embeddings = train_embeddings
-        self.pad_token_id = pad_token_id
-        self.sep_token_id = sep_token_id
-        super().__init__(**kwargs)
+    vocab_size: int = 30522
+    embedding_size: int = 300
+    hidden_size: int = 300
+    num_hidden_layers: int = 1
+    classifier_size: int = 200
+    pooling: str = "max"
+    sentence_pairs: bool = False
+    dropout: float = 0.3
+    embedding_dropout: float = 0.3
+    train_embeddings: bool = True
+    pad_token_id: int | None = 0
+    sep_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.pooling not in POOLINGS:
+            near, known = nearest(str(self.pooling), POOLINGS), ", ".join(POOLINGS)
+            raise ConfigError(f"pooling {self.pooling!r} is unknown.{near} Known: {known}")
+        if self.hidden_size < 2 or self.hidden_size % 2:
+            raise ConfigError(f"hidden_size is {self.hidden_size}; it must be even, one half for each direction")
+        for name in ("vocab_size", "embedding_size", "classifier_size", "num_hidden_layers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("dropout", "embedding_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        super().__post_init__(**kwargs)
 
 
 @dataclass
@@ -134,14 +119,14 @@ class BiLSTMLayer(nn.Module):
     def forward(self, states: Tensor, reading: Reading) -> Tensor:
         """(batch, L, input_size) -> (batch, L, hidden_size), zero where there is no token."""
         tokens = states.flatten(0, 1)
-        ahead, _ = self.ahead(_taken(tokens, reading.forwards))
-        behind, _ = self.behind(_taken(tokens, reading.backwards))
-        both = [_taken(ahead.flatten(0, 1), reading.ahead), _taken(behind.flatten(0, 1), reading.behind)]
-        found = torch.cat(both, dim=-1).unflatten(0, states.shape[:2])
-        return found * reading.sentences.any(0).unsqueeze(-1)
+        ahead, _ = self.ahead(_at(tokens, reading.forwards))
+        behind, _ = self.behind(_at(tokens, reading.backwards))
+        halves = [_at(ahead.flatten(0, 1), reading.ahead), _at(behind.flatten(0, 1), reading.behind)]
+        hidden = torch.cat(halves, dim=-1).unflatten(0, states.shape[:2])
+        return hidden * reading.sentences.any(0).unsqueeze(-1)
 
 
-def _taken(rows: Tensor, places: Tensor) -> Tensor:
+def _at(rows: Tensor, places: Tensor) -> Tensor:
     return rows.index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
@@ -214,8 +199,8 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
         `labels` add a loss: cross-entropy of classes, squared error of one real output. `token_type_ids`, which many
         tokenizers give, are not looked at: the separator tells sentences apart.
         """
-        kept = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        reading = Reading.of(self._sentences(input_ids, kept))
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        reading = Reading.of(self._sentences(input_ids, mask))
         tokens = self.embeddings(input_ids)
         states = [tokens if self.config.train_embeddings else tokens.detach()]
         for number, layer in enumerate(self.layers):
@@ -224,11 +209,12 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
         pooled = self.pooler(states[-1], reading.sentences)
         hidden = self.dense(self.dropout(pooled)).relu()
         logits = self.classifier(self.dropout(hidden))
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         return BiLSTMOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
-            hidden_states=tuple(states) if wanted else None,
+            hidden_states=tuple(states) if output_hidden_states else None,
             pooler_output=pooled,
         )
 
@@ -238,13 +224,13 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings = value  # type: ignore[assignment]
 
-    def _sentences(self, input_ids: Tensor, kept: Tensor) -> Tensor:
+    def _sentences(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """(S, batch, L): which tokens belong to each sentence; the first separator ends the first one."""
         if not self.config.sentence_pairs:
-            return kept.unsqueeze(0)
-        separators = (input_ids == self.config.sep_token_id) & kept
+            return mask.unsqueeze(0)
+        separators = (input_ids == self.config.sep_token_id) & mask
         second = separators.cumsum(1) > separators.int()
-        return torch.stack([kept & ~second, kept & second])
+        return torch.stack([mask & ~second, mask & second])
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.config.num_labels == 1:

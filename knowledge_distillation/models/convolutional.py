@@ -1,4 +1,4 @@
-"""What the image classifiers of this package share: convolutions, their first weights, the form of the output."""
+"""What the image classifiers of this package share: convolutions, their first weights, the forward pass."""
 
 from __future__ import annotations
 
@@ -17,11 +17,41 @@ def conv(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 
     return nn.Conv2d(width_in, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
-class ConvolutionalModel(PreTrainedModel):
-    """Images in; weights begin as those of He et al., Delving Deep into Rectifiers, 2015, by the fan out."""
+class ConvolutionalClassifier(PreTrainedModel):
+    """`pixel_values` (batch, channels, height, width) to `logits` (batch, classes) by a stem, stages and pooling.
+
+    Weights begin as those of He et al., Delving Deep into Rectifiers, 2015, by the fan out.
+    """
 
     main_input_name = "pixel_values"
     input_modalities = ["image"]
+    stem: nn.Module
+    stem_pool: nn.Module
+    stages: tuple[str, ...]  # names of the modules
+    pooler: nn.Module
+    classifier: nn.Module
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
+        """Flags that are None are those of the config."""
+        states = [self.stem_pool(self.stem(pixel_values))]
+        for stage in self.stages:
+            states.append(getattr(self, stage)(states[-1]))
+        logits = self.classifier(self.pooler(states[-1]).flatten(1))
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        output = ImageClassifierOutputWithNoAttention(
+            loss=None if labels is None else F.cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=tuple(states) if output_hidden_states else None,
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -31,22 +61,3 @@ class ConvolutionalModel(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             init.zeros_(module.bias)
-
-
-def classified(
-    model: PreTrainedModel,
-    logits: Tensor,
-    labels: Tensor | None,
-    states: list[Tensor],
-    output_hidden_states: bool | None,
-    return_dict: bool | None,
-) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
-    """The output of a classifier as transformers has it; flags that are None are those of the config."""
-    wanted = model.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-    output = ImageClassifierOutputWithNoAttention(
-        loss=None if labels is None else F.cross_entropy(logits, labels),
-        logits=logits,
-        hidden_states=tuple(states) if wanted else None,
-    )
-    as_dict = model.config.return_dict if return_dict is None else return_dict
-    return output if as_dict else output.to_tuple()

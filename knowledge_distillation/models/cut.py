@@ -38,9 +38,9 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Layers, return_config
     Raises:
         ConfigError: a layer the teacher does not have, or a model whose layers cannot be chosen one by one.
     """
-    kept = _kept(teacher, layers)
+    stacks = _layer_numbers(teacher, layers)
     config = copy.deepcopy(teacher.config)
-    for stack, numbers in kept.items():
+    for stack, numbers in stacks.items():
         depth = _depth(teacher, stack)
         for key in list(config.to_dict()):
             value = getattr(config, key, None)
@@ -48,17 +48,21 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Layers, return_config
                 setattr(config, key, [value[n - 1] for n in numbers])
         setattr(config, _depth_key(teacher, stack), len(numbers))
     student = type(teacher)(config)
-    student.load_state_dict(_renumbered(teacher, student, kept))
+    student.load_state_dict(_renumbered(teacher, student, stacks))
     student.train(teacher.training)
     if not return_config:
         return student
-    return student, matching_config(kept, logits=bool(_HEAD.search(type(teacher).__name__)))
+    return student, matching_config(stacks, logits=bool(_HEAD.search(type(teacher).__name__)))
 
 
-def matching_config(kept: Mapping[str, Sequence[int]], logits: bool = True) -> list[dict[str, Any]]:
-    """The entries that map kept teacher layers onto the student's in order, and the logits by KL divergence."""
+def matching_config(stacks: Mapping[str, Sequence[int]], logits: bool = True) -> list[dict[str, Any]]:
+    """The entries that map kept teacher layers onto the student's in order, and the logits by KL divergence.
+
+    Args:
+        stacks: `layer`, or `encoder_layer` and `decoder_layer` -> numbers of the layers that are kept.
+    """
     entries: list[dict[str, Any]] = []
-    for stack, numbers in kept.items():
+    for stack, numbers in stacks.items():
         embedding = f"{stack.removesuffix('layer')}embedding_layer.embedding"
         entries.append({"teacher": embedding, "student": embedding, "loss": "mse"})
         pairs = [(number, place) for place, number in enumerate(numbers, start=1)]
@@ -68,32 +72,31 @@ def matching_config(kept: Mapping[str, Sequence[int]], logits: bool = True) -> l
     return entries
 
 
-def _kept(teacher: PreTrainedModel, layers: Layers) -> dict[str, list[int]]:
-    two = bool(getattr(teacher.config, "is_encoder_decoder", False))
-    if two != isinstance(layers, Mapping):
-        form = 'a mapping {"encoder": [...], "decoder": [...]}' if two else "a list of layer numbers"
+def _layer_numbers(teacher: PreTrainedModel, layers: Layers) -> dict[str, list[int]]:
+    """Stack -> the numbers of the layers to keep, counted from 1."""
+    two_stacks = bool(getattr(teacher.config, "is_encoder_decoder", False))
+    if two_stacks != isinstance(layers, Mapping):
+        form = 'a mapping {"encoder": [...], "decoder": [...]}' if two_stacks else "a list of layer numbers"
         raise ConfigError(f"layers of {type(teacher).__name__} are given as {form}; found {layers!r}")
-    stacks = (
-        {f"{side}_layer": chosen for side, chosen in layers.items()}
-        if isinstance(layers, Mapping)
-        else {"layer": layers}
-    )
-    unknown = set(stacks) - set(_STACKS)
-    if unknown:
+    stacks: Mapping[str, Any] = {"layer": layers}
+    if isinstance(layers, Mapping):
+        stacks = {f"{side}_layer": chosen for side, chosen in layers.items()}
+    if not stacks.keys() <= _STACKS.keys():
         raise ConfigError(f"layers name 'encoder' and 'decoder'; found {sorted(layers)}")
-    kept = {}
-    for stack, chosen in stacks.items():
-        depth = _depth(teacher, stack)
-        if isinstance(chosen, (str, int, float)) or any(isinstance(n, bool) or not isinstance(n, int) for n in chosen):
-            raise ConfigError(f"layers are whole numbers in a list; found {chosen!r}")
-        numbers = [n + depth + 1 if n < 0 else n for n in chosen]
-        wrong = [n for n, number in zip(chosen, numbers, strict=True) if not 1 <= number <= depth]
-        if wrong or not numbers:
-            raise ConfigError(
-                f"layers {list(chosen)}: {type(teacher).__name__} has layers 1 to {depth}; found {wrong or 'none'}"
-            )
-        kept[stack] = numbers
-    return kept
+    return {stack: _checked_numbers(teacher, stack, chosen) for stack, chosen in stacks.items()}
+
+
+def _checked_numbers(teacher: PreTrainedModel, stack: str, chosen: Any) -> list[int]:
+    depth = _depth(teacher, stack)
+    if isinstance(chosen, (str, int, float)) or any(isinstance(n, bool) or not isinstance(n, int) for n in chosen):
+        raise ConfigError(f"layers are whole numbers in a list; found {chosen!r}")
+    numbers = [n + depth + 1 if n < 0 else n for n in chosen]
+    wrong = [n for n, number in zip(chosen, numbers, strict=True) if not 1 <= number <= depth]
+    if wrong or not numbers:
+        raise ConfigError(
+            f"layers {list(chosen)}: {type(teacher).__name__} has layers 1 to {depth}; found {wrong or 'none'}"
+        )
+    return numbers
 
 
 def _depth_key(teacher: PreTrainedModel, stack: str) -> str:
@@ -110,29 +113,33 @@ def _depth(teacher: PreTrainedModel, stack: str) -> int:
 
 
 def _renumbered(
-    teacher: PreTrainedModel, student: PreTrainedModel, kept: Mapping[str, list[int]]
+    teacher: PreTrainedModel, student: PreTrainedModel, stacks: Mapping[str, list[int]]
 ) -> dict[str, Tensor]:
     """The teacher's weights under the student's names: the layers' numbers change, all else stays."""
-    stacks = {
+    paths = {
         path + ".": numbers
         for path, module in teacher.named_modules()
-        for stack, numbers in kept.items()
+        for stack, numbers in stacks.items()
         if isinstance(module, nn.ModuleList) and len(module) == _depth(teacher, stack)
         if stack == "layer" or stack.removesuffix("_layer") in path
     }
     state = teacher.state_dict()
-    renamed = {}
-    for name in student.state_dict():
-        stack = next((path for path in stacks if name.startswith(path)), None)
-        source = name
-        if stack:
-            number, _, rest = name.removeprefix(stack).partition(".")
-            chosen = stacks[stack][int(number)]
-            source = f"{stack}{chosen - 1}.{rest}"
-            if source not in state and number == "0":
-                source = name  # what only the first layer has serves them all, as T5's position bias
-            elif source not in state:
-                needed = f"{rest}, which layer {int(number) + 1} of the student needs"
-                raise ConfigError(f"layer {chosen} of {type(teacher).__name__} lacks {needed}: it can only come first")
-        renamed[name] = state[source]
-    return renamed
+    return {name: state[_source(name, paths, state, teacher)] for name in student.state_dict()}
+
+
+def _source(name: str, paths: Mapping[str, list[int]], state: Mapping[str, Tensor], teacher: nn.Module) -> str:
+    """The teacher's name of a student's weight."""
+    path = next((path for path in paths if name.startswith(path)), None)
+    if path is None:
+        return name
+    number, _, rest = name.removeprefix(path).partition(".")
+    layer = paths[path][int(number)]
+    source = f"{path}{layer - 1}.{rest}"
+    if source in state:
+        return source
+    if number == "0":  # what only the first layer has serves them all, as T5's position bias
+        return name
+    raise ConfigError(
+        f"layer {layer} of {type(teacher).__name__} lacks {rest}, which layer {int(number) + 1} of the student needs: "
+        "it can only come first"
+    )

@@ -55,14 +55,14 @@ def vectors_of_tokens(vectors: Tensor, tokenizer: Any, student_tokenizer: Any, n
     texts = [student_tokenizer.convert_tokens_to_string([token]).removeprefix("##").strip() for token in tokens]
     pieces = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for name in _SPECIAL:
-        own, known = (getattr(one, f"{name}_token_id", None) for one in (student_tokenizer, tokenizer))
-        if own is not None and known is not None:
-            pieces[own] = [known]
-    found = vectors.mean(0).repeat(number, 1)
+        own, teachers = (getattr(one, f"{name}_token_id", None) for one in (student_tokenizer, tokenizer))
+        if own is not None and teachers is not None:
+            pieces[own] = [teachers]
+    means = vectors.mean(0).repeat(number, 1)
     for row, ids in enumerate(pieces):
         if ids:
-            found[row] = vectors[ids].mean(0)
-    return found
+            means[row] = vectors[ids].mean(0)
+    return means
 
 
 def principal_components(vectors: Tensor, width: int) -> Tensor:

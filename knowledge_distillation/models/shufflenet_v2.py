@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from .convolutional import ConvolutionalModel, classified, conv
+from .convolutional import ConvolutionalClassifier, conv
 
 _STEM_WIDTH = 24
 _UNITS = (4, 8, 4)
@@ -134,7 +133,7 @@ class ShuffleNetV2Stage(nn.Module):
         return self.activation(last(hidden))
 
 
-class ShuffleNetV2ForImageClassification(ConvolutionalModel):
+class ShuffleNetV2ForImageClassification(ConvolutionalClassifier):
     """`pixel_values` (batch, channels, height, width) to `logits` (batch, classes).
 
     `hidden_states` are the stem's output, that of each stage and that of the last convolution, after their ReLUs:
@@ -144,6 +143,7 @@ class ShuffleNetV2ForImageClassification(ConvolutionalModel):
 
     config_class = ShuffleNetV2Config
     config: ShuffleNetV2Config
+    stages = ("stage1", "stage2", "stage3", "stage4")
 
     def __init__(self, config: ShuffleNetV2Config) -> None:
         super().__init__(config)
@@ -157,19 +157,6 @@ class ShuffleNetV2ForImageClassification(ConvolutionalModel):
         self.pooler = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(last, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
-        states = [self.stem_pool(self.stem(pixel_values))]
-        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-            states.append(stage(states[-1]))
-        logits = self.classifier(self.pooler(states[-1]).flatten(1))
-        return classified(self, logits, labels, states, output_hidden_states, return_dict)
 
 
 AutoConfig.register("shufflenet_v2", ShuffleNetV2Config, exist_ok=True)

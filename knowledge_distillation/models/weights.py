@@ -26,22 +26,24 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         ConfigError: the file cannot be read, or its names or shapes are not the model's.
     """
-    given = _unwrapped(_read(Path(path).expanduser()), path)
-    own = model.state_dict()
-    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in given if key not in own]
-    other = [key for key in given if key in own and given[key].shape != own[key].shape]
+    state, own = _unwrapped(_read(Path(path).expanduser()), path), model.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} {tuple(tensor.shape)}, of the model {tuple(own[key].shape)}"
+        for key, tensor in state.items()
+        if key in own and tensor.shape != own[key].shape
+    ]
     problems = []
     if missing:
         problems.append(f"missing: {_listed(missing)}{nearest(missing[0], unexpected)}")
     if unexpected:
         problems.append(f"unexpected: {_listed(unexpected)}")
-    if other:
-        shapes = [f"{key} {tuple(given[key].shape)}, of the model {tuple(own[key].shape)}" for key in other]
+    if shapes:
         problems.append(f"of another shape: {_listed(shapes)}")
     if problems:
         raise ConfigError(f"weights {path} do not fit {type(model).__name__}. {'; '.join(problems)}")
-    model.load_state_dict(given, strict=False)
+    model.load_state_dict(state, strict=False)
 
 
 def _read(path: Path) -> Any:
@@ -60,18 +62,20 @@ def _read(path: Path) -> Any:
 
 
 def _unwrapped(state: Any, path: str | Path) -> dict[str, Tensor]:
-    inner = next((state[key] for key in _INSIDE if isinstance(state, Mapping) and key in state), state)
-    inner = inner if isinstance(inner, Mapping) else state
-    tensors = isinstance(inner, Mapping) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in inner.items()
-    )
-    if not tensors or not inner:
-        held = (
-            f"a mapping of {', '.join(map(str, inner))[:200]}" if isinstance(inner, Mapping) else type(inner).__name__
+    is_mapping = isinstance(state, Mapping)
+    inner = next((state[key] for key in _INSIDE if is_mapping and key in state), None)
+    state = inner if isinstance(inner, Mapping) else state
+    if not is_mapping or not state or not all(map(_is_named_tensor, state.items())):
+        content = f"a mapping of {', '.join(map(str, state))[:200]}" if is_mapping else type(state).__name__
+        raise ConfigError(
+            f"weights {path}: expected tensors by name, as model.state_dict() gives them; found {content}"
         )
-        raise ConfigError(f"weights {path}: expected tensors by name, as model.state_dict() gives them; found {held}")
-    wrapped = all(name.startswith("module.") for name in inner)
-    return {name.removeprefix("module.") if wrapped else name: value for name, value in inner.items()}
+    wrapped = all(name.startswith("module.") for name in state)
+    return {name.removeprefix("module.") if wrapped else name: value for name, value in state.items()}
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from .convolutional import ConvolutionalModel, classified, conv
+from .convolutional import ConvolutionalClassifier, conv
 
 _STEM_WIDTH = 16
 
@@ -96,7 +95,7 @@ class WideResNetStage(nn.Module):
         return self.activation(self.norm(self.blocks(hidden)))
 
 
-class WideResNetForImageClassification(ConvolutionalModel):
+class WideResNetForImageClassification(ConvolutionalClassifier):
     """`pixel_values` (batch, channels, height, width) to `logits` (batch, classes).
 
     `hidden_states` are the stem's output and that of each stage, after its ReLU: `layer1` to `layer3` in a
@@ -106,28 +105,17 @@ class WideResNetForImageClassification(ConvolutionalModel):
 
     config_class = WideResNetConfig
     config: WideResNetConfig
+    stages = ("stage1", "stage2", "stage3")
 
     def __init__(self, config: WideResNetConfig) -> None:
         super().__init__(config)
         widths = [_STEM_WIDTH, *config.hidden_sizes]
         self.stem = conv(config.num_channels, _STEM_WIDTH, 3)
+        self.stem_pool = nn.Identity()
         self.stage1, self.stage2, self.stage3 = (WideResNetStage(config, n, *widths[n : n + 2]) for n in range(3))
         self.pooler = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(widths[-1], config.num_labels)  # type: ignore[arg-type]
         self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
-        states = [self.stem(pixel_values)]
-        for stage in (self.stage1, self.stage2, self.stage3):
-            states.append(stage(states[-1]))
-        logits = self.classifier(self.pooler(states[-1]).flatten(1))
-        return classified(self, logits, labels, states, output_hidden_states, return_dict)
 
 
 AutoConfig.register("wide_resnet", WideResNetConfig, exist_ok=True)
