@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..config.settings import TrainingSettings
 from ..errors import ConfigError, DataError
 from ..storage.random_state import random_state, set_random_state
 from .batching import LengthGroupedBatchSampler
 from .collating import ToEdge, default_collator
+from .rows import NumberedRows, check_rows, lengths_of, without_text
 from .token_budget import TokenBudgetBatchSampler
 
 _OWN_SHARES = (LengthGroupedBatchSampler, TokenBudgetBatchSampler)  # samplers that know of processes
@@ -55,7 +56,7 @@ class TrainBatches:
 
     def first(self) -> list[Any]:
         """The first batch, where this process has one."""
-        states = [generator.get_state() for generator in self._generators()]
+        states = self._states()
         with seeded(self.seed):
             try:
                 iterator = iter(self.loader)
@@ -69,10 +70,10 @@ class TrainBatches:
 
     def __len__(self) -> int:
         """Batches of an epoch on the process that has most. Raises TypeError where the data has no length."""
-        here = len(self.loader)  # type: ignore[arg-type]
-        return self.most(here)
+        return self.most(len(self.loader))  # type: ignore[arg-type]
 
     def most(self, number: int) -> int:
+        """The largest of all processes' numbers."""
         if self.accelerator.num_processes == 1:
             return number
         numbers = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
@@ -97,14 +98,13 @@ class TrainBatches:
             left -= 1
 
     def _epoch(self, epoch: int, skip: int) -> Iterator[Any]:
-        set_epoch = getattr(getattr(self.loader, "batch_sampler", None), "set_epoch", None) or getattr(
-            self.loader, "set_epoch", None
-        )
-        if set_epoch:
-            set_epoch(epoch)
+        owner: Any = getattr(self.loader, "batch_sampler", None)
+        owner = owner if hasattr(owner, "set_epoch") else self.loader
+        if hasattr(owner, "set_epoch"):
+            owner.set_epoch(epoch)
         if self.generator_states and skip:
             self._set(self.generator_states)
-        self.generator_states = [generator.get_state() for generator in self._generators()]
+        self.generator_states = self._states()
         with seeded(self.seed + epoch):
             iterator = iter(self.loader)
             drawn = None
@@ -119,18 +119,16 @@ class TrainBatches:
     @contextmanager
     def unmoved(self) -> Iterator[None]:
         """Go through the data within the context, and leave the loader's own generators as they were."""
-        states = [generator.get_state() for generator in self._generators()]
-        kept = self.generator_states
+        states, of_epoch = self._states(), self.generator_states
         try:
             yield
         finally:
             self._set(states)
-            self.generator_states = kept
+            self.generator_states = of_epoch
 
     def states(self, batches: int) -> list[torch.Tensor]:
         """What to save of the loader's own generators after so many batches of an epoch, for `restore`."""
-        within = self._within(batches)
-        return self.generator_states if within else [generator.get_state() for generator in self._generators()]
+        return self.generator_states if self._within(batches) else self._states()
 
     def restore(self, states: list[torch.Tensor], batches: int) -> None:
         """Within an epoch the order is drawn again from its start; between epochs it goes on from here."""
@@ -145,6 +143,9 @@ class TrainBatches:
         except TypeError:
             return batches > 0
 
+    def _states(self) -> list[torch.Tensor]:
+        return [generator.get_state() for generator in self._generators()]
+
     def _set(self, states: list[torch.Tensor]) -> None:
         for generator, state in zip(self._generators(), states, strict=True):
             generator.set_state(state)
@@ -153,10 +154,8 @@ class TrainBatches:
         """Generators of the loader's own, whose state is not part of the global random state."""
         sampler = getattr(self.loader, "batch_sampler", None)
         owners = (self.loader, getattr(self.loader, "sampler", None), getattr(sampler, "sampler", None))
-        found = {
-            id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, torch.Generator)
-        }
-        return list(found.values())
+        generators = {id(one): one for one in (getattr(owner, "generator", None) for owner in owners)}
+        return [one for one in generators.values() if isinstance(one, torch.Generator)]
 
 
 _END = object()
@@ -215,18 +214,10 @@ def loader_of(
         DataError: the data set is empty, or rows have no input a length could be taken from where one is needed.
         ConfigError: a row does not fit max_tokens_per_batch; length_bucket, where no tokenizer pads.
     """
-    what = "training" if train else "evaluation"
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise DataError(
-            f"the {what} data set is a {type(dataset).__name__}, which is no sequence of rows; an iterable of batches "
-            f"is given as {'train' if train else 'dev'}_dataloader"
-        )
-    if len(dataset) == 0:
-        raise DataError(f"the {what} data set is empty")
-    _see_tokenized(dataset, processing_class)
-    rows = _numeric_columns(dataset)
+    check_rows(dataset, processing_class, train)
+    rows = without_text(dataset)
     bucket = settings.length_bucket if train else None
-    lengths = _lengths(rows) if settings.group_by_length or bucket else None
+    lengths = lengths_of(rows) if settings.group_by_length or bucket else None
     limited = [name for name in ("max_tokens_per_batch", "length_bucket") if getattr(settings, name)]
     if train and limited and lengths is None:
         raise DataError(f"{limited[0]} goes by the length of rows, and they have no input_ids")
@@ -238,9 +229,8 @@ def loader_of(
                 "length_bucket pads with the tokenizer: give it as processing_class, and no data_collator"
             )
         collate = ToEdge(collate, bucket, max(lengths or [1]))
-    rows = _Indexed(rows) if indexed else rows
     return DataLoader(
-        rows,
+        NumberedRows(rows) if indexed else rows,
         batch_sampler=_sampler(lengths or [1] * len(rows), settings, accelerator, train),
         collate_fn=collate,
         num_workers=settings.dataloader_num_workers,
@@ -263,57 +253,6 @@ def _sampler(
         seed=settings.seed,
         **place,
     )
-
-
-class _Indexed(Dataset[Any]):
-    """Rows of a data set, each with its place in it."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], "sample_index": index}
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        get = getattr(self.rows, "__getitems__", None)
-        rows = get(indices) if get else [self.rows[index] for index in indices]
-        return [{**row, "sample_index": index} for row, index in zip(rows, indices, strict=True)]
-
-
-def _see_tokenized(dataset: Any, processing_class: Any) -> None:
-    row = dataset[0]
-    if hasattr(processing_class, "convert_tokens_to_ids") and isinstance(row, Mapping) and "input_ids" not in row:
-        raise DataError(
-            f"the rows hold {', '.join(map(str, row))} and no input_ids: tokenize them first, as with "
-            "knowledge_distillation.data.tokenize(dataset, tokenizer, text_columns)"
-        )
-
-
-def _numeric_columns(dataset: Any) -> Any:
-    """The rows without columns of text, which no tensor can hold."""
-    features = getattr(dataset, "features", None)
-    if features is None:
-        return dataset
-    text = [
-        name for name, feature in features.items() if str(getattr(feature, "dtype", "")) in ("string", "large_string")
-    ]
-    return dataset.remove_columns(text) if text else dataset
-
-
-def _lengths(rows: Any) -> list[int] | None:
-    """The length of each row in tokens; None where rows have none."""
-    names = getattr(rows, "column_names", None)
-    if names is not None:
-        if "length" in names:
-            return list(rows["length"])
-        return [len(ids) for ids in rows["input_ids"]] if "input_ids" in names else None
-    first = rows[0]
-    if isinstance(first, dict) and "input_ids" in first:
-        return [len(rows[i]["input_ids"]) for i in range(len(rows))]
-    return None
 
 
 def choose(loader: Iterable[Any] | None, dataset: Any, what: str) -> None:

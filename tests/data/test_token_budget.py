@@ -201,7 +201,7 @@ def test_workers_give_the_batches_of_none(sentences):
     ("options", "error", "message"),
     [
         ({"max_tokens_per_batch": 10}, ConfigError, "max_tokens_per_batch is 10, and row 8 .* has 11 tokens"),
-        ({"max_tokens_per_batch": 0}, ConfigError, "max_tokens_per_batch is 1 or more; found 0"),
+        ({"max_tokens_per_batch": 0}, ConfigError, "max_tokens_per_batch is a whole number of 1 or more; found 0"),
         ({"dataloader_num_workers": -1}, ConfigError, "dataloader_num_workers is 0 or more; found -1"),
         (
             {"max_tokens_per_batch": 64, "group_by_length": False},
