@@ -131,7 +131,6 @@ class TrainingSettings:
         length_bucket: training rows are padded up to the next of a few lengths, multiples of this number that lie
             further apart the longer they are (with `train_dataset`). None: to the longest row of the batch.
         dataloader_num_workers: processes that prepare batches; 0 for none (with `train_dataset`, `eval_dataset`).
-        torch_compile: compile the repeated layers of teachers and students.
         metric_for_best_model: metric by which the best student is kept; None for the evaluator's primary metric.
         greater_is_better: None for the evaluator's own.
         stages: mappings with `name` and what differs in that stage of `num_train_epochs`, `max_steps`,
@@ -172,7 +171,6 @@ class TrainingSettings:
     max_tokens_per_batch: Annotated[Count | None, AfterValidator(_check_tokens_per_batch)] = None
     length_bucket: Count | None = None
     dataloader_num_workers: WholeNotNegative = 0
-    torch_compile: Flag = False
     metric_for_best_model: Annotated[Text, BeforeValidator(str)] | None = None
     greater_is_better: Flag | None = None
     stages: Annotated[tuple[Any, ...], BeforeValidator(_stages), Field(description="a list of mappings")] = ()

@@ -20,11 +20,12 @@ from ..features.capture import Capture, Location
 from ..features.catalogue import catalogue
 from ..features.inputs import checked_inputs, first_rows, on_first_batch
 from ..features.preserve import modes_kept, preserved
+from ..training.batch import adapt, make_batch
 from ..training.callbacks import Callback
 from .objective import LOGITS, Objective
 
 if TYPE_CHECKING:
-    from ..training.distiller import KnowledgeDistiller
+    from ..training.run import Run
 
 
 # --- scalers ---------------------------------------------------------------------------------------------------------
@@ -132,35 +133,35 @@ class SyntheticSource(Callback, ABC):
 
     # --- the callback
 
-    def on_init_end(self, distiller: KnowledgeDistiller) -> None:
+    def on_init_end(self, run: Run) -> None:
         """See that both models take what is made, and where in them the objective's features are.
 
         Raises:
             ConfigError, DataError: they do not, or the run is one that cannot have such batches.
         """
-        teacher, student = distiller.teacher, distiller.student
+        teacher, student = run.teacher, run.student
         if teacher is None:
             raise ConfigError(f"{type(self).__name__} makes samples for a teacher: give a teacher_model")
-        if distiller.settings.teacher_cache is not None:
+        if run.settings.teacher_cache is not None:
             raise ConfigError("teacher_cache keeps what the teacher says of samples, and made ones never come again")
-        if distiller.accelerator.num_processes > 1:
+        if run.accelerator.num_processes > 1:
             raise ConfigError(f"{type(self).__name__} makes its batches in one process; found several")
-        self.maker.to(distiller.accelerator.device)
+        self.maker.to(run.accelerator.device)
         wanted = [LOGITS] if self.objective.disagreement else []
         with preserved(self.maker), preserved(student), modes_kept(student):
-            for_student, given = distiller._sides(self._made_with_gradient())
+            for_student, given = adapt(run, self._made_with_gradient())
             for_teacher = teacher.cast(_one(given))
             self._of_teacher = _places(teacher.model, for_teacher, self.objective.watched, "teacher")
             self._of_student = _places(student.train(), for_student[""], wanted, "student")
 
-    def on_step_end(self, distiller: KnowledgeDistiller) -> None:
-        if distiller.progress.step % self.student_iters == 0:
-            self._learn(distiller)
+    def on_step_end(self, run: Run) -> None:
+        if run.progress.step % self.student_iters == 0:
+            self._learn(run)
 
-    def on_log(self, distiller: KnowledgeDistiller, values: dict[str, float]) -> None:
+    def on_log(self, run: Run, values: dict[str, float]) -> None:
         if self._losses:
             values["source_loss"] = float(torch.stack(self._losses).mean())
-            distiller.accelerator.log({"source_loss": values["source_loss"]}, step=distiller.progress.step)
+            run.accelerator.log({"source_loss": values["source_loss"]}, step=run.progress.step)
             self._losses.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,15 +171,15 @@ class SyntheticSource(Callback, ABC):
         self.maker.load_state_dict(state["maker"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _learn(self, distiller: KnowledgeDistiller) -> None:
+    def _learn(self, run: Run) -> None:
         """The module's own steps. Gradients go to it alone; the student's buffers are put back."""
-        student, teacher = distiller.student, distiller.teacher
+        student, teacher = run.student, run.teacher
         assert teacher is not None
         teacher.hold_still()
         codes = [self._code() for _ in range(self.iters)]  # here, since the random state is put back below
-        with preserved(student), torch.enable_grad(), distiller.accelerator.autocast():
+        with preserved(student), torch.enable_grad(), run.accelerator.autocast():
             for code in codes:
-                batch = distiller._batch(self._made(code))
+                batch = make_batch(run, adapt(run, self._made(code)))
                 taught = _taken(teacher.model, self._of_teacher, teacher.cast(_one(batch.teachers)))
                 own = _taken(student, self._of_student, batch.students[""]) if self._of_student else {}
                 self._step(self.objective(own.get(LOGITS), taught))

@@ -159,7 +159,7 @@ class Ingredients:
             output_dir=output_dir,
             **training,
         )
-        run.recipe = self.recipe.made_of(finetune)
+        run.run.recipe = self.recipe.made_of(finetune)
         return run
 
 

@@ -11,25 +11,28 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, DistillationError
 
 if TYPE_CHECKING:
-    from .distiller import KnowledgeDistiller
+    from .run import Run
 
 
 class Callback:
-    """Override what is of interest. `distiller.progress` tells where the run is; `distiller.stop()` ends it."""
+    """Override what is of interest. `run.progress` tells where the run is; `run.stop()` ends it.
 
-    def on_init_end(self, distiller: KnowledgeDistiller) -> None: ...
+    `run` has the models, the settings, the loss model, the data and the output directory: see `training/run.py`.
+    """
 
-    def on_train_begin(self, distiller: KnowledgeDistiller) -> None: ...
+    def on_init_end(self, run: Run) -> None: ...
 
-    def on_step_end(self, distiller: KnowledgeDistiller) -> None: ...
+    def on_train_begin(self, run: Run) -> None: ...
 
-    def on_log(self, distiller: KnowledgeDistiller, values: dict[str, float]) -> None: ...
+    def on_step_end(self, run: Run) -> None: ...
 
-    def on_evaluate(self, distiller: KnowledgeDistiller, metrics: dict[str, float]) -> None: ...
+    def on_log(self, run: Run, values: dict[str, float]) -> None: ...
 
-    def on_save(self, distiller: KnowledgeDistiller, checkpoint: Path) -> None: ...
+    def on_evaluate(self, run: Run, metrics: dict[str, float]) -> None: ...
 
-    def on_train_end(self, distiller: KnowledgeDistiller) -> None: ...
+    def on_save(self, run: Run, checkpoint: Path) -> None: ...
+
+    def on_train_end(self, run: Run) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run has to know: plain values and tensors."""
@@ -42,12 +45,12 @@ class Callback:
 class NonFiniteGuard(Callback):
     """End the run with an error when a logged loss is infinite or not a number."""
 
-    def on_log(self, distiller: KnowledgeDistiller, values: dict[str, float]) -> None:
+    def on_log(self, run: Run, values: dict[str, float]) -> None:
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if "loss" in bad:
             terms = ", ".join(f"{name}={value}" for name, value in bad.items())
             raise DistillationError(
-                f"the loss is not finite at step {distiller.progress.step} ({terms}). Lower learning_rate, or set "
+                f"the loss is not finite at step {run.progress.step} ({terms}). Lower learning_rate, or set "
                 "mixed_precision: 'no'; the last checkpoint is untouched"
             )
 
@@ -62,20 +65,20 @@ class History(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_begin(self, distiller: KnowledgeDistiller) -> None:
-        kept = [line for line in read_history(self.path) if line["step"] <= distiller.progress.step]
+    def on_train_begin(self, run: Run) -> None:
+        kept = [line for line in read_history(self.path) if line["step"] <= run.progress.step]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(temporary, self.path)
 
-    def on_log(self, distiller: KnowledgeDistiller, values: dict[str, float]) -> None:
-        self._write(distiller, values)
+    def on_log(self, run: Run, values: dict[str, float]) -> None:
+        self._write(run, values)
 
-    def on_evaluate(self, distiller: KnowledgeDistiller, metrics: dict[str, float]) -> None:
-        self._write(distiller, {f"eval_{name}": value for name, value in metrics.items()})
+    def on_evaluate(self, run: Run, metrics: dict[str, float]) -> None:
+        self._write(run, {f"eval_{name}": value for name, value in metrics.items()})
 
-    def _write(self, distiller: KnowledgeDistiller, values: dict[str, float]) -> None:
-        line = {"step": distiller.progress.step, "epoch": round(distiller.progress.fraction, 4), **values}
+    def _write(self, run: Run, values: dict[str, float]) -> None:
+        line = {"step": run.progress.step, "epoch": round(run.progress.fraction, 4), **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -97,27 +100,27 @@ class ProgressBar(Callback):
     def __init__(self) -> None:
         self.bar: Any = None
 
-    def on_train_begin(self, distiller: KnowledgeDistiller) -> None:
+    def on_train_begin(self, run: Run) -> None:
         from tqdm.auto import tqdm
 
-        total = distiller.run_steps
+        total = run.run_steps
         self.bar = tqdm(
-            total=total, initial=distiller.progress.step, unit="step", dynamic_ncols=True, leave=False, disable=None
+            total=total, initial=run.progress.step, unit="step", dynamic_ncols=True, leave=False, disable=None
         )
 
-    def on_step_end(self, distiller: KnowledgeDistiller) -> None:
+    def on_step_end(self, run: Run) -> None:
         self.bar.update(1)
 
-    def on_log(self, distiller: KnowledgeDistiller, values: dict[str, float]) -> None:
+    def on_log(self, run: Run, values: dict[str, float]) -> None:
         shown = {name: f"{value:.3g}" for name, value in values.items() if name not in ("learning_rate", "loss")}
         first = dict(list(shown.items())[:3])
         self.bar.set_postfix({"loss": f"{values.get('loss', math.nan):.4g}", **first}, refresh=False)
 
-    def on_evaluate(self, distiller: KnowledgeDistiller, metrics: dict[str, float]) -> None:
+    def on_evaluate(self, run: Run, metrics: dict[str, float]) -> None:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self.bar.write(f"epoch {distiller.progress.fraction:.2f}  step {distiller.progress.step}  {shown}")
+        self.bar.write(f"epoch {run.progress.fraction:.2f}  step {run.progress.step}  {shown}")
 
-    def on_train_end(self, distiller: KnowledgeDistiller) -> None:
+    def on_train_end(self, run: Run) -> None:
         if self.bar is not None:
             self.bar.close()
 
@@ -134,17 +137,28 @@ class EarlyStopping(Callback):
             raise ConfigError(f"patience is 1 or more; found {patience}")
         self.patience, self.waited, self.best = patience, 0, None  # type: tuple[int, int, float | None]
 
-    def on_evaluate(self, distiller: KnowledgeDistiller, metrics: dict[str, float]) -> None:
-        if distiller.progress.best is None:
+    def on_evaluate(self, run: Run, metrics: dict[str, float]) -> None:
+        if run.progress.best is None:
             raise ConfigError("EarlyStopping needs a metric to go by: an evaluator with a primary_metric")
-        best = distiller.progress.best
+        best = run.progress.best
         improved = best != self.best and not math.isnan(best)
         self.best, self.waited = best, 0 if improved else self.waited + 1
         if self.waited >= self.patience:
-            distiller.stop()
+            run.stop()
 
     def state_dict(self) -> dict[str, Any]:
         return {"waited": self.waited, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.waited, self.best = state["waited"], state["best"]
+
+
+def standard_callbacks(run: Run) -> list[Callback]:
+    """What every run has, but for those of a class that is there already."""
+    standard: list[Callback] = [NonFiniteGuard()]
+    if run.output_dir is not None:
+        standard.append(History(run.output_dir / "history.jsonl"))
+    if not run.settings.disable_tqdm:
+        standard.append(ProgressBar())
+    present = {type(callback) for callback in run.callbacks}
+    return [callback for callback in standard if type(callback) not in present]

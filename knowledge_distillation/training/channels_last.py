@@ -21,7 +21,7 @@ def _lay_out(weights: list[torch.Tensor], layout: torch.memory_format) -> None:
         weight.data = weight.data.contiguous(memory_format=layout)
 
 
-def keep_alike(optimizer: torch.optim.Optimizer) -> None:
+def follow_layout(optimizer: torch.optim.Optimizer) -> None:
     """Give an optimizer's state the layout of its parameters before every step, where any has four dimensions.
 
     The fused forms of torch's optimizers go through parameter and state as they lie in memory, and a state that was

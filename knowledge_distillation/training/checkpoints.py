@@ -2,112 +2,194 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from ..config.entry import Projection
+from ..config.schedules import Schedule
 from ..errors import CheckpointError
 from ..storage import checkpoint, run_directory
-from . import run_state
+from ..storage.random_state import random_state, set_random_state
+from .progress import Progress
 from .roles import labelled
-
-if TYPE_CHECKING:
-    from .distiller import KnowledgeDistiller
+from .run import Run
 
 
-def save_students(run: KnowledgeDistiller, directory: Path, peers: bool = True, student: bool = True) -> None:
+def save_students(run: Run, directory: Path, peers: bool = True, student: bool = True) -> None:
     """The student as a directory of its own, and the peers beside it."""
     models: dict[str, nn.Module] = {"student": run.student} if student else {}
     if peers:
-        models |= {f"peers/{name}": model for name, model in run.students.items() if name}
+        models |= {f"peers/{name}": model for name, model in run.peers.items()}
     for name, model in models.items():
         if run.accelerator.is_main_process:
             checkpoint.save_student(directory / name, model, run.processing_class)
         run.accelerator.wait_for_everyone()
 
 
-def save_checkpoint(run: KnowledgeDistiller, directory: Path) -> Path | None:
+def save(run: Run, directory: Path | None = None) -> None:
+    """A checkpoint, in the output directory where none is named; nothing where there is neither."""
+    directory = directory or run.output_dir
+    if directory is None:
+        return
+    run.see_finite()
+    run.stage_teachers.flush()
+    run.call("on_save", write(run, directory))
+    run.accelerator.wait_for_everyone()
+
+
+def write(run: Run, directory: Path) -> Path | None:
     """All it takes to go on exactly. Returns the checkpoint on the main process."""
     accelerator, main = run.accelerator, run.accelerator.is_main_process
     writer = checkpoint.Writer(directory, run.progress.step)
     if main:
         writer.begin()
     accelerator.wait_for_everyone()
-    run_state.write_random(writer, accelerator.process_index, run.batches.states(run.progress.batches))
+    generators = run.batches.states(run.progress.batches)
+    writer.tree(f"random-{accelerator.process_index}", {"random": random_state(), "generators": generators})
     if main:
-        writer.module("student", run.student)
-        for name, peer in _peers(run).items():
-            writer.module(f"peer-{name}", peer)
-        writer.module("projections", run.loss_model)
-        run_state.write_optimizer(writer, _stateful(run))
-        run_state.write_progress(writer, run.progress, run.metrics, run.callbacks)
+        for name, module in modules_of(run).items():
+            writer.module(name, module)
+        states = {name: None if part is None else part.state_dict() for name, part in stateful_parts(run).items()}
+        writer.tree("optimizer", states)
+        callbacks = [[type(callback).__name__, callback.state_dict()] for callback in run.callbacks]
+        progress = {"progress": asdict(run.progress), "metrics": run.metrics, "callbacks": callbacks}
+        writer.tree("progress", progress)
     accelerator.wait_for_everyone()
     return writer.commit(run.settings.save_total_limit) if main else None
 
 
-def stage_in(folder: Path, stages: int) -> int:
+def read_stage(run: Run, folder: Path) -> int:
     """The stage in which a checkpoint was made.
 
     Raises:
-        CheckpointError: a run of so many stages has none of that number.
+        CheckpointError: the run has none of that number.
     """
-    stage = run_state.read_progress(folder, ())[0].stage
-    if stage >= stages:
-        raise CheckpointError(f"{folder} is of stage {stage + 1}, and this run has {stages}")
+    with checkpoint.fitting(folder, "progress"):
+        stage = Progress(**checkpoint.read_tree(folder, "progress")["progress"]).stage
+    if stage >= len(run.stages):
+        raise CheckpointError(f"{folder} is of stage {stage + 1}, and this run has {len(run.stages)}")
     return stage
 
 
-def load(
-    run: KnowledgeDistiller,
+def read(
+    run: Run,
     student: Path | None = None,
     projections: Path | None = None,
     optimizer: Path | None = None,
     progress: Path | None = None,
 ) -> None:
-    """Load parts of an earlier run into a prepared one; what is None stays as it is."""
+    """Read parts of an earlier run into a prepared one; what is None stays as it is."""
     if student is not None:
         checkpoint.read_student(student, run.student)
-        for name, peer in _peers(run).items():
+        for name, peer in run.peers.items():
             checkpoint.read_module(checkpoint.latest(student), f"peer-{name}", peer)
     if projections is not None:
         checkpoint.read_module(checkpoint.latest(projections), "projections", run.loss_model)
     if optimizer is not None:
-        run_state.read_optimizer(checkpoint.latest(optimizer), _stateful(run))
+        folder = checkpoint.latest(optimizer)
+        states = checkpoint.read_tree(folder, "optimizer")
+        with checkpoint.fitting(folder, "optimizer"):
+            for name, part in stateful_parts(run).items():
+                if part is not None and states[name] is not None:
+                    part.load_state_dict(states[name])
     if progress is not None:
-        folder = checkpoint.latest(progress)
-        run.progress, run.metrics = run_state.read_progress(folder, run.callbacks)
-        generators = run_state.read_random(folder, run.accelerator.process_index)
-        run.batches.restore(generators, run.progress.batches)
+        read_progress(run, checkpoint.latest(progress))
 
 
-def open_output(run: KnowledgeDistiller, directory: Path, resume: bool | str | Path, shape: dict[str, Any]) -> None:
-    """Make a directory this run's own, or go on from what it holds.
+def read_progress(run: Run, folder: Path) -> None:
+    """The place in the training, what callbacks know of it, and this process's random states."""
+    state = checkpoint.read_tree(folder, "progress")
+    with checkpoint.fitting(folder, "progress"):
+        for callback in run.callbacks:
+            own = next((state for name, state in state["callbacks"] if name == type(callback).__name__), None)
+            if own:
+                callback.load_state_dict(own)
+        run.progress, run.metrics = Progress(**state["progress"]), state["metrics"]
+    part = f"random-{run.accelerator.process_index}"
+    random = checkpoint.read_tree(folder, part)
+    with checkpoint.fitting(folder, part):
+        set_random_state(random["random"])
+    run.batches.restore(random["generators"], run.progress.batches)
 
-    Args:
-        shape: of the run, beside its settings, config and models: what a continuation has to agree in.
+
+def modules_of(run: Run) -> dict[str, nn.Module]:
+    peers = {f"peer-{name}": peer for name, peer in run.peers.items()}
+    return {"student": run.student, **peers, "projections": run.loss_model}
+
+
+def stateful_parts(run: Run) -> dict[str, Any]:
+    """Optimizer, schedule and gradient scaler, each None where the run has none."""
+    return {"optimizer": run.optimizer, "scheduler": run.scheduler, "scaler": run.accelerator.scaler}
+
+
+# --- whose directory it is
+
+
+def check_directory(run: Run, resume: bool) -> dict[str, Any]:
+    """See that the output directory is free for this run, or holds what it goes on from. Returns the run's identity.
 
     Raises:
-        CheckpointError: it holds another run, or the checkpoint named is of another.
+        CheckpointError: it holds another run.
     """
-    models = {"student": run.student, "teacher": None, **labelled(run.students, "peer")}
+    assert run.output_dir is not None
+    run_identity = identity(run)
+    if run.accelerator.is_main_process:
+        run_directory.check_free(run.output_dir, run_identity, resume, run.settings.overwrite_output_dir)
+    return run_identity
+
+
+def claim_directory(run: Run, run_identity: Mapping[str, Any], resume: bool) -> None:
+    """Make the output directory this run's own."""
+    assert run.output_dir is not None
+    run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        run_directory.claim(run.output_dir, run_identity, resume)
+    run.accelerator.wait_for_everyone()
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What is written to `run.json`: a run that differs in it is not a continuation."""
+    entries = [
+        {
+            **{f.name: plain(getattr(entry, f.name)) for f in fields(entry)},
+            "loss": entry.loss_name,
+            "args": {key: described(value) for key, value in entry.args.items()},
+        }
+        for entry in run.loss_model.config.entries
+    ]
+    models: dict[str, Any] = {"student": run.student, "teacher": None, **labelled(run.students, "peer")}
     models |= labelled({name: teacher.model for name, teacher in run.teachers.items()}, "teacher")
-    identity = run_state.identity(run.loss_model, models, run.settings, shape)
-    identity |= {} if run.recipe is None else {"recipe": dict(run.recipe)}
-    if run.accelerator.is_main_process:
-        run_directory.check_free(directory, identity, bool(resume), run.settings.overwrite_output_dir)
-    folder = Path(resume) if isinstance(resume, (str, Path)) else directory
-    if resume and (checkpoint.checkpoints(folder) or folder != directory):
-        run.load_state(student=folder, projections=folder, optimizer=folder, progress=folder)
-    run.accelerator.wait_for_everyone()
-    if run.accelerator.is_main_process:
-        run_directory.claim(directory, identity, bool(resume))
-    run.accelerator.wait_for_everyone()
+    written: dict[str, Any] = {
+        "distill_config": entries,
+        # Where a cache lies does not matter to what is learnt; that its values are the stored ones does.
+        "settings": run.settings.to_dict() | {"teacher_cache": run.settings.teacher_cache is not None},
+        "models": {name: None if model is None else model_identity(model) for name, model in models.items()},
+        "run": {
+            "batches": run.steps_per_epoch,
+            "processes": run.accelerator.num_processes,
+            "mixed_precision": run.accelerator.mixed_precision,
+        },
+    }
+    return written if run.recipe is None else written | {"recipe": dict(run.recipe)}
 
 
-def _peers(run: KnowledgeDistiller) -> dict[str, nn.Module]:
-    return {name: model for name, model in run.students.items() if name}
+def model_identity(model: nn.Module) -> dict[str, Any]:
+    return {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def _stateful(run: KnowledgeDistiller) -> dict[str, Any]:
-    return {"optimizer": run.optimizer, "scheduler": run.scheduler, "scaler": run.accelerator.scaler}
+def plain(value: Any) -> Any:
+    """Dataclasses within an entry as mappings, features as their names."""
+    if isinstance(value, tuple):
+        return [str(one) for one in value]
+    if isinstance(value, (Projection, Schedule)):
+        return asdict(value)
+    return {key: plain(one) for key, one in value.items()} if isinstance(value, Mapping) else value
+
+
+def described(value: Any) -> Any:
+    """Plain arguments as they are, others by their type: an address in memory is no property of a run."""
+    return value if isinstance(value, (bool, int, float, str, list, tuple, type(None))) else type(value).__name__

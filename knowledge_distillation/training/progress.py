@@ -40,7 +40,7 @@ class Progress:
         self.best = None
 
 
-class Running:
+class RunningMean:
     """Sums of the loss and its terms over steps, kept on the device until they are read."""
 
     def __init__(self) -> None:

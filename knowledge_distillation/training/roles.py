@@ -14,7 +14,7 @@ from ..objective.loss_model import usable_name
 Models = dict[str, nn.Module]
 
 
-def cohort_of(student: Any, teacher: Any, peer: Any) -> tuple[Models, Models]:
+def models_by_role(student: Any, teacher: Any, peer: Any) -> tuple[Models, Models]:
     """Teachers and peers by name; a teacher that is alone has the empty name, a peer that is alone is `peer`.
 
     Raises:

@@ -27,6 +27,8 @@ from knowledge_distillation.features import attention
 from knowledge_distillation.features.deferred import AttentionMap
 from knowledge_distillation.losses.attention import attention_cross_entropy, attention_kl, attention_mse
 from knowledge_distillation.objective.fused.table import FUSED
+from knowledge_distillation.training.prepare import prepare
+from knowledge_distillation.training.step import step
 
 LOSSES = {
     "mse": (attention_mse, False),
@@ -108,11 +110,11 @@ def step_sides(name: str, shape: tuple[int, int], dtype: torch.dtype, device: st
             device=device,
         )
         attention.SMALL = largest_built
-        run._prepare()
+        prepare(run.run)
 
         def call() -> Tensor:
             attention.SMALL = largest_built
-            return run._step([run._idle_batch])["loss"].clone().requires_grad_()
+            return step(run.run, [run.idle_batch])["loss"].clone().requires_grad_()
 
         return Side(call, [])
 

@@ -202,7 +202,11 @@ def test_workers_give_the_batches_of_none(sentences):
     [
         ({"max_tokens_per_batch": 10}, ConfigError, "max_tokens_per_batch is 10, and row 8 .* has 11 tokens"),
         ({"max_tokens_per_batch": 0}, ConfigError, "max_tokens_per_batch is a whole number of 1 or more; found 0"),
-        ({"dataloader_num_workers": -1}, ConfigError, "dataloader_num_workers is a whole number of 0 or more; found -1"),
+        (
+            {"dataloader_num_workers": -1},
+            ConfigError,
+            "dataloader_num_workers is a whole number of 0 or more; found -1",
+        ),
         (
             {"max_tokens_per_batch": 64, "group_by_length": False},
             ConfigError,

@@ -12,8 +12,8 @@ from rich.console import Console
 from runs import HARD, HIDDEN, SOFT, batches, bert, distiller
 from torch import nn
 
-from knowledge_distillation.features.inputs import forward_inputs
 from knowledge_distillation.plan.plan import COLUMNS, Plan
+from knowledge_distillation.training.batch import adapt, make_batch
 
 BATCH = batches(1)[0]["input_ids"].shape  # (4, 6)
 
@@ -158,9 +158,11 @@ def test_the_teacher_runs_as_deep_as_the_plan_says(feature: str) -> None:
     plan = run.plan()
     assert notes_of(plan, "teacher: ") == [f"BertForSequenceClassification, 9.36k parameters in float32, runs {said}"]
     assert notes_of(plan, "student: ")[0].endswith(f"runs {said}")
-    inputs, source = forward_inputs(batches(1)[0], run.teacher.model), plan.teachers[""]
+    batch = make_batch(run.run, adapt(run.run, batches(1)[0]))
     begun = layers_begun(
-        run.teacher.model, "bert.encoder.layer", lambda: run.teacher.features(source.features, inputs)
+        run.teacher.model,
+        "bert.encoder.layer",
+        lambda: run.stage_teachers.start(batch.teachers, batch.teachers_on_cpu),
     )
     assert begun == layers
     run.close()

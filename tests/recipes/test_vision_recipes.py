@@ -199,7 +199,7 @@ def test_evaluation_data_is_not_augmented_and_training_data_is(tmp_path):
 
     once, again = drawn(run.dev_dataloader)
     assert torch.equal(once["pixel_values"], again["pixel_values"])
-    once, again = drawn(run._train_loader)
+    once, again = drawn(run.train_dataloader)
     assert torch.equal(once["labels"], again["labels"]) and not torch.equal(
         once["pixel_values"], again["pixel_values"]
     )

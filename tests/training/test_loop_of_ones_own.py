@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from knowledge_distillation import ConfigError
 from knowledge_distillation.storage import checkpoint
+from knowledge_distillation.training.prepare import prepare
 
 
 def test_ones_own_loop_is_that_of_train() -> None:
@@ -69,7 +70,7 @@ def test_any_part_may_be_left_out_and_stays_as_it_is(left_out: str, tmp_path: Pa
     begun.train_epoch()
     begun.save(tmp_path)
     later = distiller(**narrow())
-    later._prepare()
+    prepare(later.run)
     fresh = {"student": weights(later.student), "projections": weights(later.loss_model)}
     parts = {part: tmp_path for part in ("student", "projections", "optimizer", "progress") if part != left_out}
     assert later.load_state(**parts) == (0 if left_out == "progress" else 1)

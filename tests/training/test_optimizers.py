@@ -9,6 +9,7 @@ from runs import HIDDEN, MAPS, SOFT, batches, bert, distiller, history, narrow, 
 from watching import Watch
 
 from knowledge_distillation import student_from_teacher
+from knowledge_distillation.training.prepare import prepare
 
 
 def test_projections_join_ones_own_optimizer_as_one_more_group_at_a_constant_rate() -> None:
@@ -66,7 +67,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(tmp_path: Path) -> None:
 
 def test_weight_decay_spares_biases_and_norms() -> None:
     run = distiller(weight_decay=0.3)
-    run._prepare()
+    prepare(run.run)
     decay = {id(p): group["weight_decay"] for group in run.optimizer.param_groups for p in group["params"]}
     named = dict(run.student.named_parameters())
     assert {decay[id(p)] for name, p in named.items() if name.endswith("bias") or "LayerNorm" in name} == {0.0}

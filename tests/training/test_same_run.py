@@ -13,7 +13,7 @@ from knowledge_distillation import KnowledgeDistiller, MultiLayerBasedDistillati
 def test_training_lowers_the_loss_and_moves_the_student() -> None:
     run = distiller(SOFT, bert(initializer_range=0.5), bert(2, seed=1), num_train_epochs=12, learning_rate=5e-3)
     before, losses = weights(run.student), []
-    run.callbacks.append(Watch(lambda d: losses.append(float(d._logged.sums["loss"]))))
+    run.callbacks.append(Watch(lambda d: losses.append(float(d.since_log.sums["loss"]))))
     run.train()
     assert len(losses) == 36 and sum(losses[-3:]) < 0.5 * sum(losses[:3])
     assert not same(before, weights(run.student))

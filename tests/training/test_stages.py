@@ -116,7 +116,7 @@ def test_only_the_present_stage_is_captured():
     seen: dict[int, Any] = {}
 
     def look(distiller):
-        depth = [source.depth for source in (*distiller._plan.teachers.values(), *distiller._plan.students.values())]
+        depth = [source.depth for source in (*distiller.plan.teachers.values(), *distiller.plan.students.values())]
         seen[distiller.progress.stage] = (hooks_left_on(distiller.teacher.model), hooks_left_on(student), depth)
 
     made = run(teacher=teacher, student=student, callbacks=[Watch(look)], max_steps=1)

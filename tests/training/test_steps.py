@@ -10,6 +10,11 @@ from runs import HARD, HIDDEN, MAPS, SOFT, batches, bert, distiller, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from watching import LongKnown
 
+from knowledge_distillation.training.batch import adapt, make_batch
+from knowledge_distillation.training.loop import after_step
+from knowledge_distillation.training.prepare import prepare
+from knowledge_distillation.training.step import step
+
 
 class Waits(TorchDispatchMode):
     """Notes whatever makes the host wait for a value of the device, and where in Python it was asked for."""
@@ -56,20 +61,22 @@ def test_no_step_waits_for_the_device(precision: str, monkeypatch: pytest.Monkey
         mixed_precision=precision,
         evaluator=LongKnown(),
     )
-    run._prepare()
+    prepare(run.run)
     run.module.train()
 
-    def step(window: list[Any]) -> None:
-        run._after_step(run._step([run._batch(raw) for raw in window]), len(window), managed=True)
+    def one_step(window: list[Any]) -> None:
+        values = step(run.run, [make_batch(run.run, adapt(run.run, raw)) for raw in window])
+        run.run.advance(len(window))
+        after_step(run.run, values, managed=True)
 
-    step(data[:2])
+    one_step(data[:2])
     with Waits(monkeypatch) as waits:
-        step(data[2:])
-        step(data[:1])
-        step([])
+        one_step(data[2:])
+        one_step(data[:1])
+        one_step([])
         assert waits.places and all("/transformers/" in place for place in waits.places), waits.places
         waits.places.clear()
-        run._log()
+        run.run.log_means()
         assert "training/progress.py" in waits.places[0]  # the watch sees what it should
     run.close()
 

@@ -1,0 +1,78 @@
+"""The loop: stages, epochs, windows; after a step what is due: a line of the history, an evaluation, a checkpoint."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import checkpoints
+from .batch import adapt, make_batch
+from .evaluation import ask_evaluator, evaluate_and_keep_best, keeps_best
+from .prepare import enter_stage
+from .progress import RunningMean
+from .run import Run
+from .step import step
+
+
+def train(run: Run) -> dict[str, float]:
+    """From where the run is to its end. Returns the means of the loss and of every term over the last epoch."""
+    losses: dict[str, float] = {}
+    try:
+        run.call("on_train_begin")
+        for number in range(run.progress.stage, len(run.stages)):
+            enter_stage(run, number)
+            while not run.stage_is_over:
+                losses = train_epoch(run)
+                if run.stage_is_over or not run.settings.eval_steps:
+                    evaluate_and_keep_best(run)
+                if run.stage_is_over or not run.settings.save_steps:
+                    checkpoints.save(run)
+            if run.progress.stopped:
+                break
+        if run.output_dir is not None:
+            checkpoints.save_students(run, run.output_dir, student=not keeps_best(run))
+    finally:
+        try:
+            run.call("on_train_end")
+        finally:
+            for tracker in run.accelerator.trackers:  # the processes go on together: a run may be measured now
+                tracker.finish()
+    return losses
+
+
+def train_epoch(run: Run, managed: bool = True) -> dict[str, float]:
+    """The rest of the present epoch. A managed one evaluates and saves as the settings say."""
+    run.module.train()
+    run.stage_teachers.begin_epoch()
+    progress, whole = run.progress, run.progress.batches == 0
+    mean = RunningMean()
+    windows = run.batches.windows(progress.epoch, run.settings.gradient_accumulation_steps, skip=progress.batches)
+    for window in windows:
+        values = step(run, [make_batch(run, adapt(run, raw)) for raw in window])
+        mean.add(values)
+        run.advance(len(window))
+        after_step(run, values, managed)
+        if run.finished:
+            break
+    else:
+        progress.epoch, progress.batches = progress.epoch + 1, 0
+        progress.fraction = float(progress.epoch)
+        run.stage_teachers.end_epoch(run.accelerator, whole=whole)
+        run.agree_to_stop()
+    if run.finished and not progress.stopped and run.has_next_stage:
+        progress.end_epoch()
+    run.log_means()
+    return mean.read(run.accelerator)
+
+
+def after_step(run: Run, values: dict[str, Tensor], managed: bool) -> None:
+    """What is due after a step."""
+    number, settings = run.progress.step, run.settings
+    run.since_log.add(values)
+    run.call("on_step_end")
+    if number % settings.logging_steps == 0:
+        run.log_means()
+    ask_evaluator(run, values["loss"])
+    if managed and settings.eval_steps and number % settings.eval_steps == 0:
+        evaluate_and_keep_best(run)
+    if managed and settings.save_steps and number % settings.save_steps == 0 and not run.finished:
+        checkpoints.save(run)
