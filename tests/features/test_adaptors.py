@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from families import FAMILIES, TWO_STACKS, WITH_INTERFACE, eager_twin, hooks_left_on, take
+from tolerance import assert_near
 from torch import nn
 from transformers import BatchEncoding
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -210,7 +211,7 @@ def test_an_adaptors_features_are_the_ready_made_ones(tiny, adapted, family, tra
     expected = take(model.model, model.inputs, *names, seed=4)
     assert [str(feature) for feature in given] == names
     for feature, tensor in given.items():
-        torch.testing.assert_close(tensor, expected[str(feature)], rtol=1e-5, atol=1e-5)
+        assert_near(tensor, expected[str(feature)])
 
 
 def test_gradients_flow_through_an_adaptor(tiny, adapted):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import tiny
 from runs import HIDDEN, batches, bert, distiller, weights
+from tolerance import assert_near, near
 from torch import Tensor
 
 from knowledge_distillation.config.entry import Feature
@@ -73,7 +74,7 @@ def test_parts_of_a_map_make_the_map(large, built, family):
             expected[name].device,
             4,
         )
-        torch.testing.assert_close(feature.tensor(), expected[name], rtol=1e-5, atol=1e-6)
+        assert_near(feature.tensor(), expected[name])
         assert not feature.detach().requires_grad and not feature.detach().tensor().requires_grad
 
 
@@ -133,10 +134,8 @@ def test_a_run_is_the_same_with_maps_that_are_never_built(monkeypatch, built, co
     assert not any(shape[0] == 4 for shape in built)  # names are looked up on two rows, batches have four
     assert sum(NOTE in note for note in notes) == 2
     assert parts.keys() == whole.keys()
-    for name in whole:
-        assert parts[name] == pytest.approx(whole[name], rel=1e-6)
-    for name, tensor in by_whole.items():
-        torch.testing.assert_close(by_parts[name], tensor, rtol=1e-4, atol=5e-6)
+    assert parts == near(whole)
+    assert_near(by_parts, by_whole)
 
 
 def test_a_run_in_bfloat16_is_nearly_the_same(monkeypatch):
@@ -185,7 +184,7 @@ def test_a_model_without_the_interface_learns_from_the_parts_of_a_teacher_with_i
     monkeypatch.setattr(attention, "SMALL", -1)
     parts, notes = losses()
     assert nothing == [] and notes == [f"teacher: layer2.attention: {NOTE}"]
-    assert parts == pytest.approx(whole, rel=1e-6)
+    assert parts == near(whole)
 
 
 def test_a_student_teaches_itself_by_parts(monkeypatch):
@@ -194,7 +193,7 @@ def test_a_student_teaches_itself_by_parts(monkeypatch):
     monkeypatch.setattr(attention, "SMALL", -1)
     parts, _, notes = run_of(entries)
     assert any(NOTE in note for note in notes)
-    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert parts["loss"] == near(whole["loss"])
 
 
 def test_a_misfit_is_said_as_ever(large):

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from families import FAMILIES, TWO_STACKS, Tiny
+from tolerance import assert_near
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from knowledge_distillation import MultiLayerBasedDistillationLoss, student_from_teacher
@@ -96,7 +97,7 @@ def test_the_chosen_layers_run_as_the_teachers_do(tiny, family):
         if stack == "decoder_layer":  # its encoder is another one
             continue
         for n in range(depth):  # the last is the final norm's where a model has one
-            torch.testing.assert_close(last[field][n], theirs[field][n], rtol=0, atol=1e-6)
+            assert_near(last[field][n], theirs[field][n])
 
 
 @pytest.mark.parametrize("family", CUTTABLE)

@@ -11,6 +11,7 @@ import torch
 from families import tiny as build_tiny
 from runs import HARD, batches, bert, distiller, same, weights
 from safetensors.torch import save_file
+from tolerance import assert_near
 from torch import Tensor, nn
 
 from knowledge_distillation import CheckpointError, ConfigError, parse_config
@@ -91,7 +92,7 @@ def test_a_width_of_ones_own(type_):
 def test_a_resized_map_is_pooled_where_it_shrinks_and_interpolated_where_it_grows():
     given = tensor(1, 2, 8, 8)
     small = built("map", given, tensor(1, 2, 4, 4), type="resize")(given)
-    assert torch.allclose(small, given.unflatten(-1, (4, 2)).unflatten(-3, (4, 2)).mean((-1, -3)), atol=1e-6)
+    assert_near(small, given.unflatten(-1, (4, 2)).unflatten(-3, (4, 2)).mean((-1, -3)))
     large = built("map", given, tensor(1, 2, 16, 16), type="resize")(torch.ones_like(given))
     assert torch.equal(large, torch.ones(1, 2, 16, 16))
 
@@ -100,10 +101,11 @@ def test_projected_heads_stay_probabilities_and_begin_near_heads_of_the_same_pla
     maps = tensor(3, 2, 5, 5).softmax(-1)
     module = built("attention", maps, tensor(3, 4, 5, 5), type="heads")
     projected = module(maps)
-    assert torch.allclose(projected.sum(-1), torch.ones(3, 4, 5), atol=1e-6) and (projected >= 0).all()
+    assert_near(projected.sum(-1), torch.ones(3, 4, 5))
+    assert (projected >= 0).all()
     assert module.weight.argmax(-1).tolist() == [0, 0, 1, 1]
     module.weight.data.normal_(0, 10)
-    assert torch.allclose(module(maps).sum(-1), torch.ones(3, 4, 5), atol=1e-6)
+    assert_near(module(maps).sum(-1), torch.ones(3, 4, 5))
 
 
 def test_an_exit_reads_the_first_token_and_the_mean_of_a_map():
@@ -112,7 +114,7 @@ def test_an_exit_reads_the_first_token_and_the_mean_of_a_map():
     assert torch.equal(module(given), module.head(given[:, 0]))
     given = tensor(2, 4, 8, 8)
     module = built("map", given, tensor(2, 3), type="exit")
-    assert torch.allclose(module(given), module.head(given.flatten(2).mean(-1)), atol=1e-6)
+    assert_near(module(given), module.head(given.flatten(2).mean(-1)))
 
 
 def test_every_type_is_built_somewhere_and_the_others_are_said_to_be_wrong():
@@ -183,7 +185,7 @@ def test_a_shared_projection_is_one_module_with_the_gradient_of_both_entries():
     sum(mse(twin(states(student, batch, n)), target, batch) for n in (1, 2)).backward()
     moved = twin.weight - 0.1 * twin.weight.grad
     made.train()
-    assert torch.allclose(projection(made, "map").weight, moved, atol=1e-6)
+    assert_near(projection(made, "map").weight, moved)
 
 
 def test_braces_may_share_one_projection():
@@ -225,9 +227,7 @@ def test_an_optimizer_of_ones_own_gets_projections_at_their_rate():
     made.train()
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.5, 0.1]
     for key, rate in (("states", 0.5), ("plain", 0.1)):
-        assert torch.allclose(
-            projection(made, key).weight, twins[key].weight - rate * twins[key].weight.grad, atol=1e-6
-        )
+        assert_near(projection(made, key).weight, twins[key].weight - rate * twins[key].weight.grad)
 
 
 def test_a_rate_with_nothing_to_train_is_warned_about():
@@ -246,10 +246,10 @@ def test_a_projection_of_the_teachers_side_trains_and_the_teacher_does_not():
     twin_student, twin = copy.deepcopy(student), copy.deepcopy(module)
     mse(states(twin_student, batch, 1), twin(states(teacher.eval(), batch, 2).detach()), batch).backward()
     made.train()
-    assert torch.allclose(module.weight, twin.weight - 0.1 * twin.weight.grad, atol=1e-6)
+    assert_near(module.weight, twin.weight - 0.1 * twin.weight.grad)
     inner = "bert.encoder.layer.0.output.dense.weight"
     by_hand = twin_student.get_parameter(inner) - 0.1 * twin_student.get_parameter(inner).grad
-    assert torch.allclose(student.get_parameter(inner), by_hand, atol=1e-6)
+    assert_near(student.get_parameter(inner), by_hand)
     assert same(start, weights(teacher)) and all(p.grad is None for p in teacher.parameters())
 
 

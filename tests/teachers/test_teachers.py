@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import FAMILIES, take
+from tolerance import assert_near
 from torch import nn
 
 from knowledge_distillation.config.entry import Feature
@@ -226,7 +227,7 @@ def test_features_equal_those_of_the_callers_model_in_eval_mode(tiny):
     teacher = FrozenTeacher(model.model.train())
     taken = features_of(teacher, model.inputs, *expected)
     for feature, tensor in taken.items():
-        torch.testing.assert_close(tensor, expected[str(feature)].detach(), rtol=0, atol=1e-6)
+        assert_near(tensor, expected[str(feature)].detach())
 
 
 def test_features_take_no_memory_for_a_graph_even_where_someone_unfroze_the_teacher(tiny):
