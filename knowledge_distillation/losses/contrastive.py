@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from ..errors import ConfigError
-from .relational import CHUNK, check_choice, samples, unit
+from .checks import check_above_0, check_choice, check_whole
+from .samples import CHUNK, samples, unit
 
 POOLINGS = ("mean", "first", "flatten")
 DENSE = 16  # up to so many times the negatives, products with all of a memory cost less than to pick rows out of it
@@ -74,11 +75,10 @@ class CRD(nn.Module):
         pooling: str = "mean",
     ) -> None:
         super().__init__()
-        _whole("num_samples", num_samples, 2)
-        _whole("negatives", negatives, 1)
-        _whole("embedding_size", embedding_size, 1)
-        if not temperature > 0:
-            raise ConfigError(f"temperature is above 0; found {temperature!r}")
+        check_whole("num_samples", num_samples, 2)
+        check_whole("negatives", negatives, 1)
+        check_whole("embedding_size", embedding_size, 1)
+        check_above_0("temperature", temperature)
         if not 0 <= momentum < 1:
             raise ConfigError(f"momentum is at least 0 and below 1; found {momentum!r}")
         check_choice("pooling", pooling, POOLINGS)
@@ -261,8 +261,3 @@ def _everywhere(*tensors: Tensor) -> tuple[Tensor, ...]:
         distributed.all_gather(parts, padded)
         gathered.append(torch.cat(parts))
     return tuple(gathered)
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is a whole number of {least} or more; found {value!r}")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .logits import _at_least_two_classes, _factor, _log_softmax, _softmax
+from .checks import check_whole
+from .softmax import check_classes, factor_of, log_softmax, softmax
 
 Tensors = tuple[Tensor, ...]
 
@@ -40,8 +41,8 @@ def ensemble_cross_entropy(
     2020, its soft part.
     """
     logits = _one_student("ensemble_cross_entropy", student, teacher)
-    cross_entropy = -(_mean_softmax(teacher, temperature) * _log_softmax(logits, temperature)).sum(-1)
-    return cross_entropy * _factor(temperature, scale_by_temperature)
+    cross_entropy = -(_mean_softmax(teacher, temperature) * log_softmax(logits, temperature)).sum(-1)
+    return cross_entropy * factor_of(temperature, scale_by_temperature)
 
 
 def ensemble_kl(
@@ -68,8 +69,8 @@ def ensemble_kl(
     logits = _one_student("ensemble_kl", student, teacher)
     mean = _mean_softmax(teacher, temperature)
     log_mean = (mean + torch.finfo(mean.dtype).tiny).log()
-    divergence = (mean * (log_mean - _log_softmax(logits, temperature))).sum(-1)
-    return divergence * _factor(temperature, scale_by_temperature)
+    divergence = (mean * (log_mean - log_softmax(logits, temperature))).sum(-1)
+    return divergence * factor_of(temperature, scale_by_temperature)
 
 
 class Adversarial(nn.Module):
@@ -106,8 +107,7 @@ class Adversarial(nn.Module):
 
     def __init__(self, student: Tensors, teacher: Tensors, *, hidden_size: int = 128) -> None:
         super().__init__()
-        if not (isinstance(hidden_size, int) and hidden_size >= 1):
-            raise ConfigError(f"hidden_size is a whole number of 1 or more; found {hidden_size!r}")
+        check_whole("hidden_size", hidden_size, 1)
         classes = _one_student(self.name_of, student, teacher).shape[-1]
         self.discriminator = nn.Sequential(
             nn.Linear(classes, hidden_size),
@@ -135,7 +135,7 @@ class Adversarial(nn.Module):
         if not reversal >= 0:
             raise ConfigError(f"reversal is 0 or more; found {reversal!r}")
         logits = _one_student(self.name_of, student, teacher)
-        of_student = _softmax(logits, temperature)
+        of_student = softmax(logits, temperature)
         of_teachers = _mean_softmax(teacher, temperature)
         of_student = self.discriminator(_Reversed.apply(of_student, reversal))
         of_teachers = self.discriminator(of_teachers)
@@ -156,7 +156,7 @@ class _Reversed(torch.autograd.Function):
 
 
 def _mean_softmax(logits: Tensors, temperature: float) -> Tensor:
-    total = reduce(torch.add, (_softmax(one, temperature) for one in logits))
+    total = reduce(torch.add, (softmax(one, temperature) for one in logits))
     return total / len(logits)
 
 
@@ -172,5 +172,5 @@ def _one_student(name: str, student: Tensors, teacher: Tensors) -> Tensor:
             f"loss {name} compares one student feature with those of several teachers, all of one shape; found "
             f"student {', '.join(str(tuple(s.shape)) for s in student)} and teacher {', '.join(map(str, shapes))}"
         )
-    _at_least_two_classes(name, student[0])
+    check_classes(name, student[0])
     return student[0]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
+from .checks import check_above_0
 
 
 def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -112,8 +113,7 @@ def mobilebert_feature(student: Tensor, teacher: Tensor, layer_norm: bool = Fals
 
     Source: Sun et al., MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices, 2020, eq. 2.
     """
-    if not epsilon > 0:
-        raise ConfigError(f"loss mobilebert_feature: epsilon is above 0; found {epsilon!r}")
+    check_above_0("loss mobilebert_feature: epsilon", epsilon)
     if layer_norm:
         student, teacher = (F.layer_norm(side, side.shape[-1:], eps=epsilon) for side in (student, teacher))
     return hidden_mse(student, teacher)

@@ -9,27 +9,18 @@ from typing import Any
 from ..errors import ConfigError, nearest
 from .activation import MarginReLU, activation_boundary
 from .attention import attention_cross_entropy, attention_kl, attention_mse, qkv_relation, value_relation
+from .channels import nst
+from .classes import dist, dkd, logit_standardization
 from .contrastive import CRD
+from .detection import objectness_scaled
+from .divergences import js_divergence, reverse_kl, skewed_kl, skewed_reverse_kl, total_variation
 from .ensemble import Adversarial, ensemble_cross_entropy, ensemble_kl
 from .factor import FactorTransfer, Paraphraser
 from .feature_map import VariationalInformation, attention_transfer, channel_wise, fitnet_hint, fsp
 from .hidden import cka, cos, gram, hidden_cosine, hidden_mse, mobilebert_feature, pkd
 from .labels import hard_cross_entropy, label_mse, own_loss
-from .logits import (
-    dist,
-    dkd,
-    js_divergence,
-    kl_divergence,
-    logit_standardization,
-    logits_mse,
-    objectness_scaled,
-    reverse_kl,
-    skewed_kl,
-    skewed_reverse_kl,
-    soft_cross_entropy,
-    total_variation,
-)
-from .relational import correlation_congruence, nst, pkt, rkd_angle, rkd_distance, similarity_preserving
+from .logits import kl_divergence, logits_mse, soft_cross_entropy
+from .relational import correlation_congruence, pkt, rkd_angle, rkd_distance, similarity_preserving
 from .review import ReviewKD
 from .transport import BertEMD
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import YolosConfig, YolosForObjectDetection
 
 from knowledge_distillation import ConfigError, DataError, KnowledgeDistiller, MultiLayerBasedDistillationLoss
-from knowledge_distillation.losses.logits import objectness_scaled
+from knowledge_distillation.losses.detection import objectness_scaled
 
 OWN = {"student": "output.loss", "loss": "own_loss", "name": "own"}
 SCALED = {

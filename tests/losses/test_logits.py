@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.losses.logits import (
-    dist,
-    dkd,
+from knowledge_distillation.losses.classes import dist, dkd, logit_standardization
+from knowledge_distillation.losses.detection import objectness_scaled
+from knowledge_distillation.losses.divergences import (
     js_divergence,
-    kl_divergence,
-    logit_standardization,
-    logits_mse,
-    objectness_scaled,
     reverse_kl,
-    shifted_to_labels,
     skewed_kl,
     skewed_reverse_kl,
+    total_variation,
+)
+from knowledge_distillation.losses.logits import (
+    kl_divergence,
+    logits_mse,
+    shifted_to_labels,
     soft_cross_entropy,
     temperature_per_sample,
-    total_variation,
 )
 from knowledge_distillation.losses.table import method_of
 

@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from knowledge_distillation.errors import ConfigError
 from knowledge_distillation.losses import relational
+from knowledge_distillation.losses.channels import nst
 from knowledge_distillation.losses.contrastive import CRD
 from knowledge_distillation.losses.relational import (
     correlation_congruence,
-    nst,
     pkt,
     rkd_angle,
     rkd_distance,

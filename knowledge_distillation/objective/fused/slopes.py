@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...losses.divergences import reverse_kl
 from ...losses.labels import IGNORED_LABEL, hard_cross_entropy
-from ...losses.logits import kl_divergence, reverse_kl, soft_cross_entropy
+from ...losses.logits import kl_divergence, soft_cross_entropy
 
 Slope = Callable[..., tuple[Tensor, Tensor]]
 

@@ -17,18 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...features.deferred import HeadLogits, TopKLogits, whole
+from ...losses.classes import logit_standardization
+from ...losses.divergences import js_divergence, reverse_kl, skewed_kl, skewed_reverse_kl, total_variation
 from ...losses.labels import IGNORED_LABEL, hard_cross_entropy
-from ...losses.logits import (
-    js_divergence,
-    kl_divergence,
-    logit_standardization,
-    logits_mse,
-    reverse_kl,
-    skewed_kl,
-    skewed_reverse_kl,
-    soft_cross_entropy,
-    total_variation,
-)
+from ...losses.logits import kl_divergence, logits_mse, soft_cross_entropy
 from .slopes import slope_of
 
 # Values of one buffer of (chunk, classes). With few items at once a GPU would wait for the weights.
@@ -59,7 +51,7 @@ class Part:
     """One loss on the student's logits.
 
     Args:
-        loss: a function of `logits.py` that gives one value per item.
+        loss: a loss on logits that gives one value per item.
         reference: the teacher's logits (HeadLogits, TopKLogits or a tensor), or (batch, length) labels.
         rows: (batch, length) the weight of each item; one of weight 0 does not count, whatever stands there.
         args: of the loss.

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from knowledge_distillation.errors import ConfigError
 from knowledge_distillation.features.deferred import HeadLogits, TopKLogits
+from knowledge_distillation.losses.divergences import reverse_kl
 from knowledge_distillation.losses.labels import hard_cross_entropy
-from knowledge_distillation.losses.logits import kl_divergence, reverse_kl, soft_cross_entropy
+from knowledge_distillation.losses.logits import kl_divergence, soft_cross_entropy
 from knowledge_distillation.objective.fused.vocabulary import FUSED_WITH_HEAD, Part, head_loss
 
 SOFT = [loss for loss in FUSED_WITH_HEAD if loss is not hard_cross_entropy]

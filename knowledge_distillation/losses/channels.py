@@ -1,0 +1,65 @@
+"""A loss on relations of channels: what each shows at every place of a map, or of a text."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ConfigError
+from .samples import lengths_of, unit
+
+
+def nst(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Distance of the two distributions of channels over places, one value per sample.
+
+    MMD^2 = mean_cc' k(t_c, t_c') + mean_cc' k(s_c, s_c') - 2 mean_cc' k(s_c, t_c'),   k(x, y) = (x . y)^2
+
+    s_c is what channel c shows at every place, divided by its length. On tokens the places are the tokens that count
+    and the channels the dimensions of their width. As sum_cc' (x_c . y_c')^2 = ||X Y^T||_F^2 = <X^T X, Y^T Y>, either
+    inner products of channels or those of places do, whichever are fewer.
+
+    Args:
+        student: (batch, channels, height, width), or (batch, length, width).
+        teacher: the same kind; the numbers of channels may differ. Maps of another size are averaged, where they are
+            larger, down to the smaller (adaptive average pooling); lengths are equal.
+        mask: (batch, length) bool, the tokens that count. None counts all.
+
+    Returns:
+        (batch,), each value 0 or more.
+
+    Raises:
+        ConfigError: the two sides differ in kind, batch or length.
+
+    Source: Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017.
+    """
+    given, target = _channels(student, teacher, mask)
+    (wide, places), other = given.shape[1:], target.shape[1]
+    if places * (wide + other) <= wide**2 + wide * other + other**2:
+        s, t = (side.mT @ side / max(side.shape[1], 1) for side in (unit(given), unit(target)))
+        return (s - t).square().sum((1, 2))
+    ss, tt, st = given @ given.mT, target @ target.mT, given @ target.mT
+    s, t = (1 / lengths_of(gram) for gram in (ss, tt))
+    return _likeness(tt, t, t) + _likeness(ss, s, s) - 2 * _likeness(st, s, t)
+
+
+def _channels(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both sides as (batch, channels, places), 0 at places that do not count."""
+    found = f"the student's feature is {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}"
+    if student.dim() != teacher.dim() or student.shape[0] != teacher.shape[0]:
+        raise ConfigError(f"nst compares two maps, or two features of tokens, of one batch: {found}")
+    if student.dim() == 4:
+        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+        pooled = (s if s.shape[2:] == size else F.adaptive_avg_pool2d(s, size) for s in (student, teacher))
+        given, target = (side.flatten(2) for side in pooled)
+        return given, target
+    if student.shape[1] != teacher.shape[1]:
+        raise ConfigError(f"nst compares tokens place by place, so lengths are equal: {found}")
+    if mask is not None:
+        student, teacher = (torch.where(mask.bool()[:, :, None], side, 0.0) for side in (student, teacher))
+    return student.mT, teacher.mT
+
+
+def _likeness(products: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """(batch,) mean of the squared cosines, from inner products and inverse lengths of channels."""
+    return (products * s[:, :, None] * t[:, None, :]).square().mean((1, 2))
