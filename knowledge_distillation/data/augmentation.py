@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, nearest
+from ..config.validation import Flag, WholeNotNegative, read, unknown_keys
+from ..errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -24,30 +25,29 @@ class Augmentation:
     Source: He et al., Deep Residual Learning for Image Recognition, 2016, section 4.2, on CIFAR-10.
     """
 
-    padding: int = 4
-    flip: bool = True
+    padding: WholeNotNegative = 4
+    flip: Flag = True
 
     @classmethod
-    def parse(cls, wanted: Any, default: Augmentation | None) -> Augmentation | None:
+    def parse(cls, written: Any, default: Augmentation | None) -> Augmentation | None:
         """What a recipe's `augment` says: true, false, a mapping of fields, or None for the default of the task.
 
         Raises:
             ConfigError: it says something else.
         """
-        if wanted is None:
+        if written is None:
             return default
-        if isinstance(wanted, bool):
-            return (default or cls()) if wanted else None
-        if not isinstance(wanted, Mapping):
-            raise ConfigError(f"augment is true, false or a mapping of padding and flip; found {wanted!r}")
-        unknown = [str(key) for key in wanted if key not in ("padding", "flip")]
-        if unknown:
-            near = nearest(unknown[0], ("padding", "flip"))
-            raise ConfigError(f"augment has no {unknown[0]!r}.{near} It has: padding, flip")
-        given = {**vars(default or cls()), **wanted}
-        if type(given["padding"]) is not int or given["padding"] < 0 or type(given["flip"]) is not bool:
-            raise ConfigError(f"augment: padding is a whole number of 0 or more, flip true or false; found {wanted}")
-        return cls(**given)
+        if isinstance(written, bool):
+            return (default or cls()) if written else None
+        if not isinstance(written, Mapping):
+            raise ConfigError(f"augment is true, false or a mapping of padding and flip; found {written!r}")
+        fields = vars(default or cls())
+        unknown = unknown_keys(written, fields, "augment has no {!r}", "It has")
+        values = {name: written.get(name, value) for name, value in fields.items()}
+        augmentation, wrong = read(cls, values, "augment")
+        if unknown or wrong:
+            raise ConfigError("; ".join([*unknown, *wrong]))
+        return augmentation
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(batch, height, width, channels) of any type, changed by torch's own random state."""

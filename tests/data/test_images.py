@@ -422,8 +422,9 @@ def test_what_a_recipe_says_of_augmentation():
     assert images.IMAGE_TASKS["imagenet"].augmentation(224) == Augmentation(28)
     for wanted, message in (
         ({"fliip": True}, "augment has no 'fliip'. Nearest: flip. It has: padding, flip"),
-        ({"padding": -1}, "padding is a whole number of 0 or more"),
-        ({"flip": "yes"}, "flip true or false"),
+        ({"padding": -1}, "padding of augment is a whole number of 0 or more; found -1"),
+        ({"flip": "yes"}, "flip of augment is true or false; found 'yes'"),
+        ({"flip": "yes", "fliip": 1}, "augment has no 'fliip'.* flip of augment is true or false; found 'yes'"),
         ("strong", "augment is true, false or a mapping of padding and flip; found 'strong'"),
     ):
         with pytest.raises(ConfigError, match=message):
