@@ -18,7 +18,7 @@ from knowledge_distillation.models import VectorGenerator
 
 LABELS = [{"student": "output.logits", "loss": "cross_entropy"}]
 # The logits, and with projections what the stages say: made images say much more than their classes.
-TAUGHT = [
+ENTRIES = [
     {"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence", "args": {"temperature": 4}},
     {"teacher": "stage{1,2,3}.output", "student": "stage{1,2,3}.output", "loss": "mse", "weight": 10},
     {
@@ -107,7 +107,7 @@ def main():
             source, student = sources[name](options.smoke), Stages(16)
             data = {"train_dataloader": source, "dev_dataloader": dev}
             epochs = {"num_train_epochs": 1 if options.smoke else {"generator": 40, "bank": 60}[name], "seed": seed}
-            run = KnowledgeDistiller(teacher, student, TAUGHT, **data, learning_rate=4e-3, **epochs, **settings)
+            run = KnowledgeDistiller(teacher, student, ENTRIES, **data, learning_rate=4e-3, **epochs, **settings)
             scores = run.train()  # the last student: no real image chooses one either
             print(f"seed {seed} student, {name}: {100 * scores['eval_accuracy']:.1f}")
 

@@ -53,9 +53,9 @@ def run(options, folder):
     epochs = {"num_train_epochs": 1 if options.smoke else 15, "learning_rate": 3e-3}
     scores = KnowledgeDistiller(None, teacher, labels, **data, **epochs, **SETTINGS).train()
     print(f"teacher: {scores['eval_accuracy']:.4f}")
-    counted = []
+    rows_seen = []
     teacher.register_forward_pre_hook(
-        lambda module, args, given: counted.append(len(given["input"])), with_kwargs=True
+        lambda module, args, inputs: rows_seen.append(len(inputs["input"])), with_kwargs=True
     )
     train = digits(64 if options.smoke else 300)[0]  # the student has few: the teacher knows more than their labels
     epochs = {"num_train_epochs": 2 if options.smoke else 40, "learning_rate": 1e-2, "eval_steps": 50}
@@ -82,12 +82,12 @@ def run(options, folder):
     one = make({"alpha": 0.5, "temperature": 2}, 1, None, None)
     one.plan()
     one.close()
-    probe = sum(counted)  # binding a run takes a look at its first batch
-    counted.clear()
+    probe = sum(rows_seen)  # binding a run takes a look at its first batch
+    rows_seen.clear()
     grid = {"alpha": [0.2, 0.8], "temperature": [2, 8]} if options.smoke else GRID
     result = sweep(make, grid, options.seeds, output_dir=folder, say=print)
     runs, trained = len(result.rows) * len(options.seeds), sum(len(batch["labels"]) for batch in train)
-    passed = sum(counted) - runs * probe
+    passed = sum(rows_seen) - runs * probe
     print(f"rows through the teacher in {runs} runs: {passed} of {trained}, and {probe} to bind each run")
     Console().print(table_of(result), heat_table(result))
     write_results(result, markdown_of(result), picture_of(result))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .text import train_tokenizer as train_tokenizer
     from .text import train_word_tokenizer as train_word_tokenizer
     from .two_tokenizers import TwoTokenizers as TwoTokenizers
+    from .two_tokenizers import two_token_streams as two_token_streams
 
 __all__ = sorted(_ROOMS)
 

@@ -146,12 +146,12 @@ def load_glue(
         DataError: unknown task, missing folder, file or column, empty file, or a row that does not fit.
         ConfigError: an argument out of range.
     """
-    found = find_task(task)
+    glue_task = find_task(task)
     if on_broken_row not in ("error", "skip"):
         raise ConfigError(f'on_broken_row is {on_broken_row!r}; it can be "error" or "skip"')
     check_counts(max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
     data_dir = data_dir or os.environ.get("GLUE_DATA_DIR") or None
-    splits = _from_hub(found) if data_dir is None else _from_folder(found, Path(data_dir), on_broken_row)
+    splits = _from_hub(glue_task) if data_dir is None else _from_folder(glue_task, Path(data_dir), on_broken_row)
     limits = {"train": max_train_samples, "validation": max_eval_samples}
     for name, rows in splits.items():
         limit = limits.get(name.split("_")[0])

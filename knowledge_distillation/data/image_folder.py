@@ -116,10 +116,10 @@ def _part(by_class: ByClass, classes: Sequence[str]) -> Part:
 
 
 def _divided(whole: Part, root: Path) -> tuple[Part, Part]:
-    held, rest = held_out(whole.labels, _HELD_OUT)
-    if not len(held):
+    validation_rows, train_rows = held_out(whole.labels, _HELD_OUT)
+    if not len(validation_rows):
         raise DataError(
             f"{root} holds too few pictures of each class to hold some out: give a folder val beside train"
         )
-    train, validation = (Part([whole.sources[i] for i in rows], whole.labels[rows]) for rows in (rest, held))
-    return train, validation
+    parts = (Part([whole.sources[i] for i in rows], whole.labels[rows]) for rows in (train_rows, validation_rows))
+    return next(parts), next(parts)

@@ -105,26 +105,28 @@ def load_images(
         DataError: unknown task, missing folder or class, a broken picture, a label out of range, or the hub fails.
         ConfigError: an argument out of range, or Pillow or scikit-learn is missing.
     """
-    found = find_image_task(task)
+    image_task = find_image_task(task)
     check_counts(image_size=image_size, max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
-    if mean and std and not (len(mean) == len(std) == found.channels and min(std) > 0):
+    if mean and std and not (len(mean) == len(std) == image_task.channels and min(std) > 0):
         raise ConfigError(
-            f"mean and std of {task} have {found.channels} numbers, those of std above 0; found {mean} and {std}"
+            f"mean and std of {task} have {image_task.channels} numbers, those of std above 0; found {mean} and {std}"
         )
     need_pillow()
-    parts, classes = _parts(found, data_dir)
-    _check_labels(found, parts, classes)
+    parts, classes = _parts(image_task, data_dir)
+    _check_labels(image_task, parts, classes)
     # Of a folder the size is the shorter side of its first picture.
-    size = image_size or found.size or parts["train"].read(0, lambda image: min(*image.size, LARGEST_BY_ITSELF))
+    size = image_size or image_task.size or parts["train"].read(0, lambda image: min(*image.size, LARGEST_BY_ITSELF))
     limits = {"train": max_train_samples, "validation": max_eval_samples}
     pictures = {
-        split: Pictures(part, sample(len(part.labels), limits.get(split)), size, found.channels)
+        split: Pictures(part, sample(len(part.labels), limits.get(split)), size, image_task.channels)
         for split, part in parts.items()
     }
     if not (mean and std):
-        mean, std = (found.mean, found.std) if found.mean and found.std else measured(pictures["train"])
-    form = ImageFormat(size, found.channels, tuple(mean), tuple(std), classes)
-    training = Augmentation.parse(augment, found.augmentation(size))
+        mean, std = image_task.mean, image_task.std
+    if not (mean and std):
+        mean, std = measured(pictures["train"])
+    form = ImageFormat(size, image_task.channels, tuple(mean), tuple(std), classes)
+    training = Augmentation.parse(augment, image_task.augmentation(size))
     return {split: ImageRows(one, form, training if split == "train" else None) for split, one in pictures.items()}
 
 
@@ -185,10 +187,10 @@ def _digits() -> tuple[dict[str, Part], tuple[str, ...]]:
         ) from error
     loaded = load_digits()
     grey = (loaded.images * (255 / 16)).round().astype(np.uint8)
-    held, rest = held_out(loaded.target, 5)
+    validation_rows, train_rows = held_out(loaded.target, 5)
     parts = {
         split: Part(grey[rows], loaded.target[rows], "digit")
-        for split, rows in (("train", rest), ("validation", held))
+        for split, rows in (("train", train_rows), ("validation", validation_rows))
     }
     return parts, tuple(map(str, loaded.target_names))
 

@@ -31,5 +31,5 @@ def held_out(labels: npt.NDArray[np.integer], one_in: int) -> tuple[Places, Plac
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
         parts.append(rows[: max(1, len(rows) // one_in) if len(rows) > 1 else 0])
-    held = np.sort(np.concatenate(parts))
-    return held, np.setdiff1d(np.arange(len(labels)), held)
+    chosen = np.sort(np.concatenate(parts))
+    return chosen, np.setdiff1d(np.arange(len(labels)), chosen)

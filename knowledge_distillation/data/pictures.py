@@ -78,8 +78,8 @@ def saved_format(model: Any) -> dict[str, Any]:
         raise DataError(f"{path} is not valid JSON: {error}") from error
     size = content.get("crop_size") or content.get("size")
     size = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
-    found = {"size": size, "mean": content.get("image_mean"), "std": content.get("image_std")}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items() if value}
+    values = {"size": size, "mean": content.get("image_mean"), "std": content.get("image_std")}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if value}
 
 
 def is_local(name: str) -> bool:

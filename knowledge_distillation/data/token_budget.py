@@ -21,10 +21,10 @@ def edges(lengths: Sequence[int] | Lengths, multiple: int, longest: int, per_dou
     From one power of two to the next there are at most `per_doubling`. With 8 and 4 they are 8, 16, …, 64, 80, 96,
     112, 128, 160, …; none lies above `longest`, which is one of them.
     """
-    given = np.asarray(lengths)
-    times = np.ceil(np.log2(np.maximum(given, 1) / (2 * per_doubling * multiple))).clip(min=0).astype(np.int64)
+    lengths = np.asarray(lengths)
+    times = np.ceil(np.log2(np.maximum(lengths, 1) / (2 * per_doubling * multiple))).clip(min=0).astype(np.int64)
     step = multiple * 2**times
-    return np.minimum(-(-given // step) * step, np.maximum(longest, given))
+    return np.minimum(-(-lengths // step) * step, np.maximum(longest, lengths))
 
 
 class TokenBudgetBatchSampler:
@@ -58,8 +58,8 @@ class TokenBudgetBatchSampler:
     ) -> None:
         if len(lengths) == 0:
             raise DataError("there are no rows to make batches of")
-        given = np.asarray(lengths)
-        longest, row = int(given.max()), int(given.argmax())
+        lengths = np.asarray(lengths)
+        longest, row = int(lengths.max()), int(lengths.argmax())
         if longest > max_tokens:
             raise ConfigError(
                 f"max_tokens_per_batch is {max_tokens}, and row {row} of the training data has {longest} tokens: "
@@ -67,8 +67,8 @@ class TokenBudgetBatchSampler:
             )
         if not 0 <= process_index < num_processes:
             raise ConfigError(f"process_index is {process_index}; it must be from 0 to {num_processes - 1}")
-        self.lengths = given
-        self.padded = edges(given, 1, longest, _FINE) if multiple is None else edges(given, multiple, longest)
+        self.lengths = lengths
+        self.padded = edges(lengths, 1, longest, _FINE) if multiple is None else edges(lengths, multiple, longest)
         self.max_tokens = max_tokens
         self.seed = seed
         self.num_processes = num_processes
