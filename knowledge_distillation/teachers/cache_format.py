@@ -1,4 +1,4 @@
-"""From the features of a batch to what is stored of them, and back; and the key of a sample."""
+"""From the features of a batch to what is stored of them, and back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config.entry import Feature
-from ..errors import DataError
-from ..features.batch_context import batch_size, mask_keys, mask_of
+from ..features.batch_context import mask_keys, mask_of
 from ..features.deferred import Deferred, TopKLogits, whole
 
 
@@ -87,8 +85,8 @@ class Form:
         return {"dims": list(self.dims), "dtype": self.dtype, "top_k": self.top_k}
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Form:
-        return cls(tuple(given["dims"]), given["dtype"], given["top_k"])
+    def from_dict(cls, form: Mapping[str, Any]) -> Form:
+        return cls(tuple(form["dims"]), form["dtype"], form["top_k"])
 
     def __str__(self) -> str:
         inside = "×".join(f"[{dim}]" if isinstance(dim, str) else str(dim) for dim in self.dims)
@@ -138,73 +136,3 @@ def blanked_outside(tensor: Tensor, dims: tuple[int | str, ...], spans: Mapping[
             shape[axis] = tensor.shape[axis]
             tensor = torch.where(inside.view(shape), tensor, 0)
     return tensor
-
-
-def sample_keys(inputs: Mapping[str, Any], context: Mapping[str, Any]) -> NDArray[np.uint64]:
-    """A key of 128 bits for each sample: of the teacher's own inputs without padding, whatever batch it came in.
-
-    A sample that begins late, after padding on the left, is another sample: a position may be an input as well.
-
-    Args:
-        inputs: what the teacher's `forward` is given, on the CPU.
-        context: with the masks.
-
-    Returns:
-        (batch, 2).
-
-    Raises:
-        DataError: an input is neither a plain value nor a tensor with a row for each sample.
-    """
-    batch = batch_size(context)
-    digests = [xxhash.xxh3_128() for _ in range(batch)]
-    for name in sorted(inputs):
-        value = inputs[name]
-        if isinstance(value, Tensor) and value.dim():
-            if len(value) != batch:
-                raise DataError(
-                    f"the teacher's input {name!r} has {len(value)} rows in a batch of {batch} samples: a teacher "
-                    "cache cannot tell which are whose"
-                )
-            _update(digests, name, value, _cut(name, value, inputs, context))
-        elif isinstance(value, (Tensor, str, int, float, bool, type(None))):
-            plain = value.tolist() if isinstance(value, Tensor) else value
-            for digest in digests:
-                digest.update(f"{name}={plain!r};".encode())
-        else:
-            raise DataError(
-                f"the teacher's input {name!r} is a {type(value).__name__}, of which a teacher cache can make no key"
-            )
-    labelled = None if "decoder_attention_mask" in inputs else context.get("decoder_attention_mask")
-    if labelled is not None:  # the labels say which places of a decoder count
-        span = span_of(labelled)
-        for digest, start, length in zip(digests, span.start.tolist(), span.length.tolist(), strict=True):
-            digest.update(f"labels {start} {length};".encode())
-    words = b"".join(digest.digest() for digest in digests)
-    return np.frombuffer(words, dtype=np.uint64).reshape(batch, 2)
-
-
-def _cut(name: str, value: Tensor, inputs: Mapping[str, Any], context: Mapping[str, Any]) -> Span | None:
-    """Which part of each row a teacher looks at: by a mask it is given, or up to the last label a decoder is for."""
-    decodes = name.startswith("decoder_")
-    key = "decoder_attention_mask" if decodes else "attention_mask"
-    mask = inputs.get(key, context.get(key) if decodes else None)
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape != value.shape[:2]:
-        return None
-    span = span_of(mask)
-    if key in inputs:
-        return span
-    return Span(np.zeros_like(span.start), span.start + span.length, span.size)
-
-
-def _update(digests: list[Any], name: str, value: Tensor, span: Span | None) -> None:
-    exact = value.float() if value.is_floating_point() else value.long()
-    rows = exact.cpu().contiguous().numpy()
-    for sample, digest in enumerate(digests):
-        row, start = rows[sample], 0
-        if span is not None:
-            start = int(span.start[sample])
-            row = row[start : start + int(span.length[sample])]
-            if name in ("attention_mask", "decoder_attention_mask") and row.all():
-                continue  # says nothing that the others do not: it may as well not be there
-        digest.update(f"{name} {row.dtype} {row.shape} {start};".encode())
-        digest.update(np.ascontiguousarray(row))

@@ -1,4 +1,4 @@
-"""Teacher features on disk: what makes a sample the same one again, and the files that hold its features.
+"""Teacher features on disk: the files of a cache, found by the keys of samples.
 
 FOLDER/
   cache.json           whose features these are and how they are stored; a cache of anything else is refused
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .cache_format import Form, Span
-from .cache_identity import Identity
+from .cache_keys import Identity
 
 FORMAT = 1
 SHARD_BYTES = 64 << 20
@@ -122,14 +122,14 @@ class Store:
             keys: (samples, 2).
         """
         if self._index is None:
-            every = np.concatenate([shard.keys for shard in self._shards]) if self._shards else keys[:0]
-            order = np.argsort(every[:, 0], kind="stable")
-            self._index = every[order], order
-        known, order = self._index
+            stored = np.concatenate([keys[:0], *(shard.keys for shard in self._shards)])
+            order = np.argsort(stored[:, 0], kind="stable")
+            self._index = stored[order], order
+        stored, order = self._index
         places = np.full(len(keys), -1)
-        if len(known):
-            at = np.minimum(np.searchsorted(known[:, 0], keys[:, 0]), len(known) - 1)
-            places = np.where((known[at] == keys).all(1), order[at], -1)
+        if len(stored):
+            at = np.minimum(np.searchsorted(stored[:, 0], keys[:, 0]), len(stored) - 1)
+            places = np.where((stored[at] == keys).all(1), order[at], -1)
         for sample in np.flatnonzero(places < 0) if self._pending else ():
             pending = self._pending_places.get(keys[sample].tobytes())
             places[sample] = -1 if pending is None else len(self) + pending
@@ -141,9 +141,9 @@ class Store:
         numbers = (np.searchsorted(begins, places, side="right") - 1).tolist()
         rows = (places - begins[numbers]).tolist()
         present = np.flatnonzero(places >= 0).tolist()
-        taken: dict[str, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = {}
         for feature, form in self.forms.items():
-            taken[feature] = {}
+            parts[feature] = {}
             for part, (dims, dtype) in form.parts.items():
                 sizes = [spans[dim].size if isinstance(dim, str) else dim for dim in dims]
                 batch, name = torch.zeros(len(places), *sizes, dtype=dtype), _tensor_name(feature, part)
@@ -154,8 +154,8 @@ class Store:
                     else:
                         record = self._pending[row][2][name]
                         batch[sample][at] = record.view(batch[sample][at].shape)
-                taken[feature][part] = batch
-        return taken
+                parts[feature][part] = batch
+        return parts
 
     # --- adding ------------------------------------------------------------------------------------------------------
 
@@ -171,12 +171,13 @@ class Store:
             name = keys[sample].tobytes()
             if name in self._pending_places:
                 continue
-            record = {
-                _tensor_name(feature, part): parts[feature][part][sample][window(dims, spans, sample)].flatten()
+            record = {  # copies, since a view would hold its whole batch
+                _tensor_name(feature, part): parts[feature][part][sample][window(dims, spans, sample)]
+                .flatten()
+                .clone()
                 for feature, form in self.forms.items()
                 for part, (dims, _) in form.parts.items()
             }
-            record = {name: tensor.clone() for name, tensor in record.items()}  # a view would hold its whole batch
             self._check_range(record)
             lengths = np.array([spans[name].length[sample] for name in self.names], np.int32)
             if not self.writable:
@@ -216,14 +217,12 @@ class Store:
         try:
             save_file(tensors, str(unfinished))
             unfinished.rename(self.folder / f"{_checksum(unfinished)}.safetensors")
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             unfinished.unlink(missing_ok=True)
-            if error.errno != errno.ENOSPC:
+            if isinstance(error, OSError) and error.errno != errno.ENOSPC:
                 raise
-            raise self._full("the disk is full") from error
-        except SafetensorError as error:
-            unfinished.unlink(missing_ok=True)
-            raise self._full(f"a shard cannot be written ({error})") from error
+            full = isinstance(error, OSError)
+            raise self._full("the disk is full" if full else f"a shard cannot be written ({error})") from error
         self._drop()
         self.refresh()
 
@@ -246,17 +245,15 @@ class Store:
         self._check_room(max(0, samples_bytes - self.nbytes), begun=False)
 
     def _check_room(self, size: int, begun: bool = True) -> None:
-        within = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        free = shutil.disk_usage(within).free - SPARE_BYTES
-        if self.limit is not None and self.nbytes + size > self.limit:
+        about, by_now = ("", " by now") if begun else ("about ", "")
+        folder = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        free, total = max(0, shutil.disk_usage(folder).free - SPARE_BYTES), self.nbytes + size
+        if self.limit is not None and total > self.limit:
             raise self._full(
-                f"teacher_cache_limit is {shown(self.limit)}, and {'' if begun else 'about '}"
-                f"{shown(self.nbytes + size)} are needed" + (" by now" if begun else "")
+                f"teacher_cache_limit is {shown(self.limit)}, and {about}{shown(total)} are needed{by_now}"
             )
         if size > free:
-            raise self._full(
-                f"the disk has {shown(max(0, free))} to spare, and {'' if begun else 'about '}{shown(size)} are needed"
-            )
+            raise self._full(f"the disk has {shown(free)} to spare, and {about}{shown(size)} are needed")
 
     def _full(self, why: str) -> CacheError:
         return CacheError(
@@ -301,15 +298,15 @@ class Store:
     def _agree(self) -> None:
         marker = self.folder / "cache.json"
         try:
-            held = json.loads(marker.read_text(encoding="utf-8"))
-            stored = {name: Form.from_dict(form) for name, form in held["features"].items()}
+            description = json.loads(marker.read_text(encoding="utf-8"))
+            stored = {name: Form.from_dict(form) for name, form in description["features"].items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CacheError(f"{marker} cannot be read ({error}): delete the cache {self.folder}") from error
-        wanted = self._description()
+        own = self._description()
         changed = [
-            f"{key}: it holds {held.get(key)!r}, this run has {wanted[key]!r}"
+            f"{key}: it holds {description.get(key)!r}, this run has {own[key]!r}"
             for key in ("format", *Identity._fields)
-            if held.get(key) != wanted[key]
+            if description.get(key) != own[key]
         ]
         for name, form in self.forms.items():
             if name not in stored:

@@ -17,7 +17,8 @@ from ..features.batch_context import batch_size, make_context
 from ..features.deferred import Deferred
 from ..features.inputs import forward_inputs
 from ..features.source import Source
-from .cache_format import Span, sample_keys, spans_of
+from .cache_format import Span, spans_of
+from .cache_keys import sample_keys
 from .cache_store import Store, shown
 from .frozen import FrozenTeacher
 

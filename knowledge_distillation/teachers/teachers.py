@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..config.settings import TrainingSettings
 from ..features.source import Source
 from .cache_format import form_of
-from .cache_identity import Identity
+from .cache_keys import Identity
 from .cache_store import Store
 from .cached import CachedTeacher, CpuInputs, Features
 from .frozen import FrozenTeacher

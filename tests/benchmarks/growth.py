@@ -81,7 +81,7 @@ def look_ups(options: argparse.Namespace) -> list[Point]:
 def read_batches(folder: Path, samples: int, batch_size: int, rounds: int, batches: int = 50) -> list[float]:
     """Seconds of one batch, of each round."""
     from knowledge_distillation.teachers.cache_format import Form
-    from knowledge_distillation.teachers.cache_identity import Identity
+    from knowledge_distillation.teachers.cache_keys import Identity
     from knowledge_distillation.teachers.cache_store import Store
 
     width, part = 64, 10_000

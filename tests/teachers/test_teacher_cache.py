@@ -19,8 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 from knowledge_distillation import KnowledgeDistiller, student_from_teacher
 from knowledge_distillation.errors import CheckpointError, ConfigError, DataError
 from knowledge_distillation.features.batch_context import make_context
-from knowledge_distillation.teachers.cache_format import Form, Span, sample_keys
-from knowledge_distillation.teachers.cache_identity import Identity
+from knowledge_distillation.teachers.cache_format import Form, Span
+from knowledge_distillation.teachers.cache_keys import Identity, sample_keys
 from knowledge_distillation.teachers.cache_store import CacheError, Store
 
 EVERY_KIND = [
