@@ -306,10 +306,10 @@ def test_looking_at_the_plan_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"teacher_cache": 3}, "teacher_cache is of type path or None; found 3"),
+        ({"teacher_cache": 3}, "teacher_cache is a path; found 3"),
         ({"teacher_cache_dtype": "fp8"}, "teacher_cache_dtype is one of auto, bfloat16"),
-        ({"teacher_cache_top_k": 0}, "teacher_cache_top_k is 1 or more; found 0"),
-        ({"teacher_cache_limit": -1}, "teacher_cache_limit is above 0, in GB; found -1"),
+        ({"teacher_cache_top_k": 0}, "teacher_cache_top_k is a whole number of 1 or more; found 0"),
+        ({"teacher_cache_limit": -1}, "teacher_cache_limit is a number of GB above 0; found -1"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], said: str) -> None:
