@@ -139,12 +139,12 @@ def read_tree(folder: Path, name: str) -> Any:
     path = folder / f"{name}.json"
     if not path.exists():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {path.name}")
-    tree = _read_json(path)
+    tree = read_json(path)
     with fitting(folder, name):
         return _unpack(tree, load_file(str(folder / f"{name}.safetensors")))
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

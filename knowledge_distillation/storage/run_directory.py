@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .checkpoint import _read_json, write_text
+from .checkpoint import read_json, write_text
 
 _CONTENTS = ("run.json", "history.jsonl", "student", "peers", "checkpoints")
 # What may differ between a run and its continuation without making it another run.
@@ -22,6 +22,8 @@ _FREE = (
     "report_to",
     "disable_tqdm",
     "overwrite_output_dir",
+    "teacher_stream",  # settings of earlier versions, which changed no value
+    "torch_compile",
 )
 
 
@@ -32,34 +34,35 @@ def check_free(output_dir: Path, identity: Mapping[str, Any], resume: bool, over
         CheckpointError: it holds another run, or (resuming) the run's config has changed, with what changed.
     """
     marker = output_dir / "run.json"
-    held = _held(output_dir)
+    contents = contents_of(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise CheckpointError(f"output_dir {output_dir} is a file; a directory is needed")
-    if held and resume:
+    if contents and resume:
         if not marker.exists():
-            raise CheckpointError(f"cannot resume {output_dir}: it holds {', '.join(held)} but no run.json")
-        changed = _differences(_read_json(marker), json.loads(json.dumps(identity)))
+            raise CheckpointError(f"cannot resume {output_dir}: it holds {', '.join(contents)} but no run.json")
+        changed = _differences(read_json(marker), json.loads(json.dumps(identity)))
         if changed:
             raise CheckpointError(
                 f"cannot resume {output_dir}: this is not the run it holds\n  " + "\n  ".join(changed)
             )
-    elif held and not overwrite:
+    elif contents and not overwrite:
         raise CheckpointError(
-            f"output_dir {output_dir} holds another run ({', '.join(held)}). Resume it (resume_from_checkpoint=True, "
+            f"output_dir {output_dir} holds another run ({', '.join(contents)}). Resume it (resume_from_checkpoint=True, "
             "--resume), choose another directory, or set overwrite_output_dir"
         )
 
 
 def claim(output_dir: Path, identity: Mapping[str, Any], resume: bool) -> None:
     """Make `output_dir`, which `check_free` found free, this run's own; what an overwritten run left goes."""
-    for name in () if resume else _held(output_dir):
+    for name in () if resume else contents_of(output_dir):
         path = output_dir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     output_dir.mkdir(parents=True, exist_ok=True)
     write_text(output_dir / "run.json", json.dumps(identity, indent=2))
 
 
-def _held(output_dir: Path) -> list[str]:
+def contents_of(output_dir: Path) -> list[str]:
+    """What of a run a directory has."""
     return [name for name in _CONTENTS if (output_dir / name).exists()]
 
 

@@ -20,20 +20,19 @@ def make_accelerator(
     settings: TrainingSettings, device: torch.device | str | None, output_dir: Path | None
 ) -> Accelerator:
     """An Accelerator for one run; a run before it in the same process may have had another precision or device."""
-    wanted = _existing(device)
-    _forget_previous(wanted)
-    if wanted is not None and wanted.type == "cuda" and wanted.index is not None:
-        torch.cuda.set_device(wanted)
-    on_cpu = wanted is not None and wanted.type == "cpu"
+    device = _existing(device)
+    _forget_previous(device)
+    if device is not None and device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     precision: str = settings.mixed_precision
     if precision == "auto":
-        precision = machine_precision(wanted or PartialState().device)
+        precision = machine_precision(device or PartialState().device)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
-            cpu=on_cpu,
+            cpu=device is not None and device.type == "cpu",
             step_scheduler_with_optimizer=False,
             log_with=list(settings.report_to) or None,
             project_dir=None if output_dir is None else str(output_dir),
@@ -61,16 +60,16 @@ def _existing(device: torch.device | str | None) -> torch.device | None:
     if device is None:
         return None
     try:
-        wanted = torch.device(device)
+        named = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"device {device!r} is not one torch knows, such as 'cpu' or 'cuda:0'") from error
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {str(wanted)!r} is not there: torch finds {torch.cuda.device_count()} CUDA devices")
-    return wanted
+    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {str(named)!r} is not there: torch finds {torch.cuda.device_count()} CUDA devices")
+    return named
 
 
-def _forget_previous(wanted: torch.device | None) -> None:
-    if PartialState._shared_state and wanted is not None and PartialState().device.type != wanted.type:
+def _forget_previous(device: torch.device | None) -> None:
+    if PartialState._shared_state and device is not None and PartialState().device.type != device.type:
         if PartialState().num_processes == 1:
             AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -66,9 +66,9 @@ class History(Callback):
         self.path = path
 
     def on_train_begin(self, run: Run) -> None:
-        kept = [line for line in read_history(self.path) if line["step"] <= run.progress.step]
+        lines = [line for line in read_history(self.path) if line["step"] <= run.progress.step]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         os.replace(temporary, self.path)
 
     def on_log(self, run: Run, values: dict[str, float]) -> None:

@@ -25,7 +25,7 @@ from . import checkpoints, loop
 from .accelerate import make_accelerator, teacher_dtype
 from .batch import adapt, make_batch
 from .callbacks import Callback, standard_callbacks
-from .evaluation import check_evaluation, evaluate
+from .best_student import check_evaluation, evaluate
 from .prepare import close, enter_stage, leave_stage, make_plan, prepare
 from .roles import models_by_role
 from .run import Run

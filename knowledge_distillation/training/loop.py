@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import checkpoints
 from .batch import adapt, make_batch
-from .evaluation import ask_evaluator, evaluate_and_keep_best, keeps_best
+from .best_student import ask_evaluator, evaluate_and_keep_best, keeps_best
 from .prepare import enter_stage
 from .progress import RunningMean
 from .run import Run

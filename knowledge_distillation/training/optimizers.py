@@ -32,9 +32,9 @@ def make_optimizer(
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     listed = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
     if settings.optim == "sgd":
-        given: dict[str, Any] = {"momentum": 0.9, **(settings.optim_args or {})}
+        arguments: dict[str, Any] = {"momentum": 0.9, **(settings.optim_args or {})}
         try:
-            return torch.optim.SGD(listed, lr=settings.learning_rate, fused=fused, **given)
+            return torch.optim.SGD(listed, lr=settings.learning_rate, fused=fused, **arguments)
         except ValueError as error:
             raise ConfigError(f"optim sgd: {error}") from error
     return torch.optim.AdamW(listed, lr=settings.learning_rate, fused=fused)
@@ -42,17 +42,17 @@ def make_optimizer(
 
 def make_scheduler(settings: TrainingSettings, optimizer: torch.optim.Optimizer, total_steps: int | None) -> Any:
     """The schedule `lr_scheduler_type`; constant after warm-up where the number of steps is not known."""
-    known = [one.value for one in SchedulerType if one.value not in _STEPPED_BY_METRICS] + [MULTISTEP]
+    names = [one.value for one in SchedulerType if one.value not in _STEPPED_BY_METRICS] + [MULTISTEP]
     name = settings.lr_scheduler_type
-    if name not in known:
-        raise ConfigError(f"lr_scheduler_type {name!r} is unknown.{nearest(name, known)} Known: {', '.join(known)}")
+    if name not in names:
+        raise ConfigError(f"lr_scheduler_type {name!r} is unknown.{nearest(name, names)} Known: {', '.join(names)}")
     name = name if total_steps else "constant"
     warmup = int(settings.warmup_ratio * (total_steps or 0))
-    given = dict(settings.lr_scheduler_kwargs or {}) if total_steps else {}
+    arguments = dict(settings.lr_scheduler_kwargs or {}) if total_steps else {}
     try:
         if name == MULTISTEP:
-            return _multistep(optimizer, warmup, total_steps or 0, **given)
-        return get_scheduler(name, optimizer, warmup, total_steps, scheduler_specific_kwargs=given)
+            return _multistep(optimizer, warmup, total_steps or 0, **arguments)
+        return get_scheduler(name, optimizer, warmup, total_steps, scheduler_specific_kwargs=arguments)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"lr_scheduler_type {name!r}: {error}") from error
 

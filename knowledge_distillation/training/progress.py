@@ -48,9 +48,9 @@ class RunningMean:
         self.steps: dict[str, int] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
-        known = [name for name in values if name in self.sums]
-        if known:
-            torch._foreach_add_([self.sums[name] for name in known], [values[name] for name in known])
+        present = [name for name in values if name in self.sums]
+        if present:
+            torch._foreach_add_([self.sums[name] for name in present], [values[name] for name in present])
         for name, value in values.items():
             if name not in self.sums:
                 self.sums[name] = value.clone()

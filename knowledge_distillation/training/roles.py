@@ -24,8 +24,8 @@ def models_by_role(student: Any, teacher: Any, peer: Any) -> tuple[Models, Model
         raise ConfigError("student_model is missing")
     teachers = _by_name("teacher_model", teacher, "", (SELF, PEER))
     peers = _by_name("peer_model", peer, PEER, (SELF,))
-    given = {"student_model": student, **labelled(teachers, "teacher_model"), **labelled(peers, "peer_model")}
-    for name, model in given.items():
+    models = {"student_model": student, **labelled(teachers, "teacher_model"), **labelled(peers, "peer_model")}
+    for name, model in models.items():
         if hasattr(model, "_orig_mod"):
             raise ConfigError(
                 f"{name} is compiled, and a compiled pass has no places to take features from: give the "
