@@ -24,8 +24,8 @@ from ..teachers.frozen import FrozenTeacher
 from . import checkpoints, loop
 from .accelerate import make_accelerator, teacher_dtype
 from .batch import adapt, make_batch
-from .callbacks import Callback, standard_callbacks
 from .best_student import check_evaluation, evaluate
+from .callbacks import Callback, standard_callbacks
 from .prepare import close, enter_stage, leave_stage, make_plan, prepare
 from .roles import models_by_role
 from .run import Run
