@@ -47,8 +47,8 @@ def check_free(output_dir: Path, identity: Mapping[str, Any], resume: bool, over
             )
     elif contents and not overwrite:
         raise CheckpointError(
-            f"output_dir {output_dir} holds another run ({', '.join(contents)}). Resume it (resume_from_checkpoint=True, "
-            "--resume), choose another directory, or set overwrite_output_dir"
+            f"output_dir {output_dir} holds another run ({', '.join(contents)}). Resume it "
+            "(resume_from_checkpoint=True, --resume), choose another directory, or set overwrite_output_dir"
         )
 
 
