@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,29 +36,19 @@ class UnpackableOutput:
         return key in self._fields
 
     def __getitem__(self, key: Any) -> Any:
-        return self._fields[key] if isinstance(key, str) else tuple(self._fields.values())[key]
+        return self._fields[key] if isinstance(key, str) else tuple(self)[key]
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("get", "keys", "values", "items"):
+            return getattr(self._fields, name)
         if name.startswith("_"):
             raise AttributeError(name)
         if name not in self._fields:
             raise AttributeError(f"this model output has no {name!r}; it has: {', '.join(self._fields)}")
         return self._fields[name]
 
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._fields.get(key, default)
-
-    def keys(self) -> Any:
-        return self._fields.keys()
-
-    def values(self) -> Any:
-        return self._fields.values()
-
-    def items(self) -> Any:
-        return self._fields.items()
-
     def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(self._fields.values())
+        return tuple(self)
 
 
 def readable(output: Any) -> Any:
@@ -88,7 +77,7 @@ def flatten(features: Any) -> dict[Feature, Tensor]:
 
 
 class AdaptedOutput:
-    """`adapted(inputs)` runs a model whole and names its features with a user's output adaptor.
+    """`features(inputs)` runs a model whole and names its features with a user's output adaptor.
 
     The model's own settings are tried first; where the adaptor fails on them or lacks a wanted name, hidden states
     and then attention maps are switched on. Maps are those before dropout.
@@ -102,47 +91,41 @@ class AdaptedOutput:
     ) -> None:
         self.model, self.adaptor, self.wanted = model, adaptor, tuple(wanted)
         self.flags: dict[str, Any] = {}
-        self._maps, self._restore = False, None
-        if attention.offers_interface(model):
-            self._restore = attention.use(model)  # type: ignore[arg-type]
+        self._restore = attention.use(model)
         self._settle(probe, who)
 
     def __call__(self, inputs: Inputs) -> dict[Feature, Tensor]:
-        maps = (
-            attention.observe(frozenset(attention.MAPS), lambda module, tensors: None) if self._maps else nullcontext()
-        )
-        with maps:
-            output = self.model(**inputs, **self.flags)
-        features = flatten(self.adaptor(readable(output)))
+        features = self._all(inputs)
         return {feature: features[feature._replace(model="")] for feature in self.wanted}
 
     def close(self) -> None:
-        if self._restore:
-            self._restore()
-            self._restore = None
+        self._restore()
+        self._restore = lambda: None
+
+    def _all(self, inputs: Inputs) -> dict[Feature, Tensor]:
+        """Every feature that the adaptor names."""
+        maps = attention.MAPS if self.flags.get("output_attentions") else ()
+        with attention.observe(frozenset(maps), lambda module, tensors: None):
+            output = self.model(**inputs, **self.flags)
+        return flatten(self.adaptor(readable(output)))
 
     def _settle(self, probe: Inputs, who: str) -> None:
-        keep = {k: v for k, v in accepted_flags(self.model).items() if not k.startswith("output_")}
-        config = getattr(self.model, "config", None)
-        own = {k: bool(getattr(config, k, False)) for k in accepted_flags(self.model) if k.startswith("output_")}
-        hidden, both = {"output_hidden_states": True}, {"output_hidden_states": True, "output_attentions": True}
+        """Find the leanest flags of the model with which the adaptor gives what is wanted."""
+        config, lean = getattr(self.model, "config", None), accepted_flags(self.model)
+        own = {k: bool(getattr(config, k, False)) if k.startswith("output_") else v for k, v in lean.items()}
+        hidden, maps = {"output_hidden_states": True}, {"output_attentions": True}
+        records = any(name.startswith("output_") for name in lean)
         failure: Exception | None = None
-        for flags in (own, own | hidden, own | both) if own else ({},):
-            self.flags, self._maps = keep | flags, flags.get("output_attentions", False)
+        for flags in (own, own | hidden, own | hidden | maps) if records else (own,):
+            self.flags = flags
             try:
                 self(probe)
                 return
             except Exception as error:  # the adaptor is the user's: whatever it raises is reported below
                 failure = error
         missing = failure.args[0] if isinstance(failure, KeyError) and failure.args else None
-        given = [str(feature) for feature in self._given(probe)] if isinstance(missing, Feature) else []
+        near = nearest(str(missing), map(str, self._all(probe))) if isinstance(missing, Feature) else ""
         self.close()
         if isinstance(missing, Feature):
-            raise ConfigError(
-                f"{missing}: the {who}'s output adaptor gives no such feature.{nearest(str(missing), given)}"
-            )
+            raise ConfigError(f"{missing}: the {who}'s output adaptor gives no such feature.{near}")
         raise ConfigError(f"the {who}'s output adaptor failed: {type(failure).__name__}: {failure}") from failure
-
-    def _given(self, probe: Inputs) -> dict[Feature, Tensor]:
-        with attention.observe(frozenset(attention.MAPS), lambda module, tensors: None):
-            return flatten(self.adaptor(readable(self.model(**probe, **self.flags))))

@@ -115,19 +115,23 @@ AttentionInterface.register(IMPLEMENTATION, sdpa_with_maps)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
-def tap(module: nn.Module, wanted: frozenset[str], take: Take, deferred: frozenset[str] = frozenset()) -> None:
-    """Hand out the `wanted` tensors of one attention module at each of its calls, until `untap`.
+def tap(
+    module: nn.Module, wanted: frozenset[str], take: Take, deferred: frozenset[str] = frozenset()
+) -> Callable[[], None]:
+    """Hand out the `wanted` tensors of one attention module at each of its calls, until what is returned is called.
 
     Args:
         deferred: maps among them that may be handed out as an `AttentionMap`, which they are where they are large.
     """
-    _taps.setdefault(module, []).append(Tap(wanted, take, deferred))
+    tapped = Tap(wanted, take, deferred)
+    _taps.setdefault(module, []).append(tapped)
 
+    def untap() -> None:
+        left = [other for other in _taps.pop(module) if other is not tapped]
+        if left:
+            _taps[module] = left
 
-def untap(module: nn.Module, take: Take) -> None:
-    left = [tapped for tapped in _taps.pop(module, []) if tapped.take is not take]
-    if left:
-        _taps[module] = left
+    return untap
 
 
 @contextmanager
@@ -146,38 +150,30 @@ def offers_interface(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation() and model._supports_sdpa
 
 
-@contextmanager
-def implementation(model: nn.Module) -> Iterator[bool]:
-    """Run `model` with this implementation; yields whether it can. The model's own setting is put back."""
-    if not offers_interface(model):
-        yield False
-        return
-    restore = use(model)  # type: ignore[arg-type]
-    try:
-        yield True
-    finally:
-        restore()
-
-
 def is_used(model: nn.Module) -> bool:
     """Whether `model` runs with this implementation now."""
     return model in _users
 
 
-def use(model: PreTrainedModel) -> Callable[[], None]:
-    """Switch `model` to this implementation and return what puts its own setting back, once the last user is done."""
-    config = model.config
+def use(model: nn.Module) -> Callable[[], None]:
+    """Switch a model that offers the interface to this implementation.
+
+    Returns what puts the model's own setting back, once the last user is done.
+    """
+    if not offers_interface(model):
+        return lambda: None
+    config: Any = model.config
     own = {"": config._attn_implementation}
     own |= {key: sub._attn_implementation for key in config.sub_configs if (sub := getattr(config, key)) is not None}
     users, own = _users.get(model, (0, own))
     _users[model] = (users + 1, own)
-    model.set_attn_implementation(IMPLEMENTATION)
+    model.set_attn_implementation(IMPLEMENTATION)  # type: ignore[operator]
 
     def restore() -> None:
         users, own = _users.pop(model)
         if users > 1:
             _users[model] = (users - 1, own)
         else:
-            model.set_attn_implementation(own)
+            model.set_attn_implementation(own)  # type: ignore[operator]
 
     return restore

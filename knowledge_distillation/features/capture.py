@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,140 +62,105 @@ class Capture:
         stop_early: bool = True,
         deferred: Collection[Any] = (),
     ) -> None:
-        self._deferred = frozenset(deferred)
-        self.fields = {key: place for key, place in wanted.items() if place.source == "field"}
-        self.model, self.flags = model, accepted_flags(model) | self._field_flags()
-        self.stop_early = stop_early and not self.fields and not _recomputes(model)
-        self._pending = {key: place for key, place in wanted.items() if place.source != "field"}
-        self._taken: dict[Any, Tensor] | None = None
+        self.model, self.flags = model, accepted_flags(model)
+        self._fields = {key: str(place.item) for key, place in wanted.items() if place.source == "field"}
+        for name in ("hidden_states", "attentions"):  # makes the model fill the tuples that fields are taken from
+            if any(f"{name}[" in item for item in self._fields.values()):
+                self.flags[f"output_{name}"] = True
+        self.stop_early = stop_early and not self._fields and not _recomputes(model)
+        self._hooked = {key: place for key, place in wanted.items() if place.source != "field"}
+        self._values: dict[Any, Any] | None = None  # of the present pass
         self._calls: Counter[Hashable] = Counter()
-        self._undo: list[Callable[[], None]] = []
-        self._install()
+        self._undo = ExitStack()
+        if any(place.source == "attention" for place in self._hooked.values()):
+            self._undo.callback(attention.use(model))
+        for path, source in dict.fromkeys((place.path, place.source) for place in self._hooked.values()):
+            places = {key: at for key, at in self._hooked.items() if (at.path, at.source) == (path, source)}
+            self._undo.callback(self._hook(model.get_submodule(path), source, places, deferred))
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[Any, Tensor]:
-        taken, _ = self.run(inputs)
-        return taken
+        values, _ = self.run(inputs)
+        return values
 
     def run(self, inputs: Mapping[str, Any]) -> tuple[dict[Any, Tensor], Any]:
-        """The taken tensors, and the model's output (None where the pass was left early)."""
-        self._taken, output = {}, None
+        """The wanted tensors, and the model's output (None where the pass was left early)."""
+        self._values, output = {}, None
         self._calls.clear()
         try:
             output = self.model(**inputs, **self.flags)
         except _Stop:
             pass
         finally:
-            taken, self._taken = self._taken, None
-        missing = self._pending.keys() - taken.keys()
+            values, self._values = self._values, None
+        missing = self._hooked.keys() - values.keys()
         if missing:
             names = ", ".join(sorted(map(str, missing)))
             raise DistillationError(
                 f"{names}: not computed in this pass, though it was when the names were found. A model that skips "
                 "layers at random (layerdrop) has to keep the mapped ones"
             )
-        for key, place in self.fields.items():
-            taken[key] = pick_field(output, place.item)
-        return taken, output
+        return values | {key: _field(output, item) for key, item in self._fields.items()}, output
 
     def close(self) -> None:
         """Remove every hook and put the model's attention implementation back."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
 
-    def _field_flags(self) -> dict[str, bool]:
-        """The `output_…` flags that make the model fill the tuples some fields are taken from."""
-        items = [str(place.item) for place in self.fields.values()]
-        names = ("hidden_states", "attentions")
-        return {f"output_{name}": True for name in names if any(f"{name}[" in item for item in items)}
+    def _hook(
+        self, module: nn.Module, source: str, places: Mapping[Any, Location], deferred: Collection[Any]
+    ) -> Callable[[], None]:
+        """Keep what stands at these places of a module, at each of its calls; returns what takes the hook off."""
 
-    def _install(self) -> None:
-        modules = dict(self.model.named_modules())
-        at: dict[tuple[str, str], list[tuple[Any, Location]]] = {}
-        for key, place in self._pending.items():
-            at.setdefault((place.path, place.source), []).append((key, place))
-        if any(source == "attention" for _, source in at):
-            self._undo.append(attention.use(self.model))  # type: ignore[arg-type]
-        for (path, source), keys in at.items():
-            module = modules[path]
-            if source == "attention":
-                take = self._attention_tap(keys)
-                names = frozenset(str(place.item) for _, place in keys)
-                whole = {place.item for key, place in keys if key not in self._deferred}
-                attention.tap(module, names, take, names - whole)
-                self._undo.append(partial(attention.untap, module, take))
-            elif source == "head":
-                handle = module.register_forward_pre_hook(self._head_hook(keys), with_kwargs=True)
-                self._undo.append(handle.remove)
-            elif source == "input":
-                handle = module.register_forward_pre_hook(self._input_hook(keys), with_kwargs=True)
-                self._undo.append(handle.remove)
-            else:
-                self._undo.append(module.register_forward_hook(self._output_hook(keys)).remove)
+        def take(module: nn.Module, values: Any) -> None:
+            if self._values is None:  # a pass of somebody else, or a recomputation during backward
+                return
+            call = self._calls[module, source]
+            self._calls[module, source] += 1
+            for key, place in places.items():
+                if place.call == call:
+                    value = _value(module, values, place)
+                    self._values[key] = value.unflatten(0, (-1, place.heads)) if place.heads else value
+            # To leave before the head is to leave after the last layer: layers can be computed again during backward.
+            stop = self.stop_early or (source == "head" and not self._fields)
+            if stop and len(self._values) == len(self._hooked):
+                raise _Stop
 
-    def _attention_tap(self, keys: list[tuple[Any, Location]]) -> attention.Take:
-        def take(module: nn.Module, tensors: Mapping[str, Any]) -> None:
-            self._take(keys, (module, "attention"), lambda place: tensors[str(place.item)])
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            take(module, {**dict(enumerate(args)), **kwargs})
 
-        return take
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            take(module, output)
 
-    def _input_hook(self, keys: list[tuple[Any, Location]]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._take(keys, (module, "input"), lambda place: pick_argument(args, kwargs, place.item))
-
-        return hook
-
-    def _head_hook(self, keys: list[tuple[Any, Location]]) -> Callable[..., None]:
-        def hook(module: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs["input"]
-            self._take(keys, (module, "head"), lambda place: _head_logits(module, hidden))
-            if not self.fields and self._taken is not None and len(self._taken) == len(self._pending):
-                raise _Stop  # after the last layer, so that layers can be computed again during backward
-
-        return hook
-
-    def _output_hook(self, keys: list[tuple[Any, Location]]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._take(keys, (module, "output"), lambda place: pick_item(output, place.item))
-
-        return hook
-
-    def _take(self, keys: list[tuple[Any, Location]], counter: Hashable, pick: Callable[[Location], Any]) -> None:
-        if self._taken is None:  # a pass of somebody else, or a recomputation during backward
-            return
-        call = self._calls[counter]
-        self._calls[counter] += 1
-        for key, place in keys:
-            if place.call == call:
-                tensor = pick(place)
-                self._taken[key] = tensor.unflatten(0, (-1, place.heads)) if place.heads else tensor
-        if self.stop_early and len(self._taken) == len(self._pending):
-            raise _Stop
+        if source == "attention":
+            names = frozenset(str(place.item) for place in places.values())
+            whole = {place.item for key, place in places.items() if key not in deferred}
+            return attention.tap(module, names, take, names - whole)
+        if source == "output":
+            return module.register_forward_hook(after).remove
+        return module.register_forward_pre_hook(before, with_kwargs=True).remove
 
 
-def _head_logits(head: nn.Linear, hidden: Tensor) -> HeadLogits:
+def _value(module: nn.Module, values: Any, place: Location) -> Any:
+    """What stands at a place; `values` is a module's output, or its arguments or tensors by position and name."""
+    if place.source == "head":
+        return _head_logits(module, values[0] if 0 in values else values["input"])
+    if place.source == "input":
+        return values[place.item or 0]
+    return values if place.item is None else values[place.item]
+
+
+def _head_logits(head: Any, hidden: Tensor) -> HeadLogits:
     kind = hidden.device.type
     mixed = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
     return HeadLogits(hidden, head.weight, head.bias, torch.get_autocast_dtype(kind) if mixed else hidden.dtype)
 
 
-def pick_item(output: Any, item: Any) -> Any:
-    """The tensor of a module's output: the output itself, or one item of a tuple or mapping."""
-    return output if item is None else output[item]
-
-
-def pick_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], item: Any) -> Any:
-    return kwargs[item] if isinstance(item, str) else args[item or 0]
-
-
-def pick_field(output: Any, item: Any) -> Tensor:
+def _field(output: Any, item: str) -> Tensor:
     """A field of a model's output: `logits`, `hidden_states[3]`, or the position in a tuple."""
-    name, _, position = str(item).partition("[")
+    name, _, position = item.partition("[")
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Mapping):
-        value = output[name]
-    elif isinstance(output, (tuple, list)):
-        value = output[int(name)]
+    if isinstance(output, (Mapping, tuple, list)):
+        value = output[name] if isinstance(output, Mapping) else output[int(name)]
     else:
         value = getattr(output, name)
     return value[int(position[:-1])] if position else value

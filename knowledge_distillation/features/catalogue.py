@@ -7,6 +7,7 @@ that tensor by construction: `layer4.hidden_states` is `hidden_states[4]`.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,11 @@ _ATTENTION_OUTPUTS = (*attention.STATES, *attention.MAPS)
 _CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
 _MODULE_OUTPUT = re.compile(r"(output|input)(?:\[(\w+)\])?")
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)  # a layer each, in a model that does not say what its layers are
+_STACKS = {
+    "layer": "hidden_states",
+    "encoder_layer": "encoder_hidden_states",
+    "decoder_layer": "decoder_hidden_states",
+}
 _LAYER = re.compile(r"((?:encoder_|decoder_)?layer|block)(-?\d+)")
 
 
@@ -84,7 +90,8 @@ class Catalogue:
 
     def explain(self, feature: Feature, owner: str) -> str:
         """Why `feature` was not found, and the nearest name that would be."""
-        prefix = next((p for p in (f"{self.model_type.replace('-', '_')}_",) if feature.layer.startswith(p)), "")
+        prefix = self.model_type.replace("-", "_") + "_"
+        prefix = prefix if feature.layer.startswith(prefix) else ""
         found = _LAYER.fullmatch(feature.layer.removeprefix(prefix))
         depth = self.depth(found[1]) if found else 0
         if found and depth and not 1 <= int(self.canonical(feature).layer.removeprefix(found[1])) <= depth:
@@ -132,70 +139,62 @@ def catalogue(model: nn.Module, inputs: Mapping[str, Any]) -> Catalogue:
 
 @dataclass
 class _Trace:
-    output: Any = None
-    interface: bool = False
-    outputs: list[tuple[Location, Tensor]] = field(default_factory=list)
-    inputs: list[tuple[Location, Tensor]] = field(default_factory=list)
-    attentions: list[tuple[Location, Mapping[str, Tensor]]] = field(default_factory=list)
-    dropouts: frozenset[str] = frozenset()
+    """What one pass shows: its output, and every tensor that a module is given or gives out, in order."""
+
+    output: Any
+    interface: bool
+    dropouts: frozenset[str]
+    outputs: list[tuple[Location, Tensor]]
+    inputs: list[tuple[Location, Tensor]]
+    attentions: list[tuple[Location, Mapping[str, Tensor]]]
 
 
 def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> _Trace:
-    trace = _Trace()
     paths = {module: path for path, module in model.named_modules()}
-    trace.dropouts = frozenset(path for module, path in paths.items() if "Dropout" in type(module).__name__)
+    dropouts = frozenset(path for module, path in paths.items() if "Dropout" in type(module).__name__)
+    trace = _Trace(None, attention.offers_interface(model), dropouts, [], [], [])
     calls: Counter[tuple[str, str]] = Counter()
-    clock = iter(range(1 << 60))
+    clock = itertools.count()
+
+    def place_of(source: str, module: nn.Module) -> Location:
+        path = paths[module]
+        calls[path, source] += 1
+        return Location(source, path, None, calls[path, source] - 1, next(clock))
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        path, order = paths[module], next(clock)
-        arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        for item, value in arguments:
-            if isinstance(value, Tensor):
-                trace.inputs.append((Location("input", path, item, calls[path, "input"], order), value))
-        calls[path, "input"] += 1
+        place = place_of("input", module)
+        arguments: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        trace.inputs += [(replace(place, item=k), v) for k, v in arguments.items() if isinstance(v, Tensor)]
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        path, order = paths[module], next(clock)
+        place = place_of("output", module)
         items = enumerate(output) if isinstance(output, tuple) else [(None, output)]
-        for item, value in items:
-            if isinstance(value, Tensor):
-                trace.outputs.append((Location("output", path, item, calls[path, "output"], order), value))
-        calls[path, "output"] += 1
+        trace.outputs += [(replace(place, item=k), v) for k, v in items if isinstance(v, Tensor)]
 
     def attend(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        path = paths[module]
-        place = Location("attention", path, None, calls[path, "attention"], next(clock))
-        calls[path, "attention"] += 1
-        trace.attentions.append((place, dict(tensors)))
+        trace.attentions.append((place_of("attention", module), dict(tensors)))
 
     with ExitStack() as stack:
-        trace.interface = stack.enter_context(attention.implementation(model))
+        stack.callback(attention.use(model))
         stack.enter_context(attention.observe(frozenset(attention.MAPS), attend))
         for module, path in paths.items():
             if path:
                 stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(after).remove)
-        recording = {name: True for name in accepted_flags(model) if name.startswith("output_")}
-        trace.output = model(**inputs, **(accepted_flags(model) | recording))
+        flags = accepted_flags(model)
+        trace.output = model(**inputs, **flags | {name: True for name in flags if name.startswith("output_")})
     return trace
 
 
 def _stacks(output: Any) -> dict[str, Sequence[Tensor]]:
     """Name of a stack of layers -> its hidden states, the embedding first."""
-    fields = {
-        "layer": "hidden_states",
-        "encoder_layer": "encoder_hidden_states",
-        "decoder_layer": "decoder_hidden_states",
-    }
-    present = {name: getattr(output, key, None) for name, key in fields.items()}
-    return {name: states for name, states in present.items() if isinstance(states, tuple) and states}
+    present = {stack: getattr(output, name, None) for stack, name in _STACKS.items()}
+    return {stack: states for stack, states in present.items() if isinstance(states, tuple) and states}
 
 
 def _name_hidden_states(names: Catalogue, trace: _Trace, stack: str, states: Sequence[Tensor]) -> None:
-    source = {"layer": "hidden_states", "encoder_layer": "encoder_hidden_states"}.get(stack, "decoder_hidden_states")
     for number, tensor in enumerate(states):
-        place = _holder(trace, tensor) or Location("field", item=f"{source}[{number}]")
+        place = _holder(trace, tensor) or Location("field", item=f"{_STACKS[stack]}[{number}]")
         known = Known(place, kind_by_rank(tensor), tuple(tensor.shape))
         if number:
             names.known[Feature(f"{stack}{number}", "hidden_states")] = known
@@ -264,21 +263,19 @@ def _dropped_maps(trace: _Trace) -> list[tuple[Location, dict[str, Tensor]]]:
 
 
 def _name_fields(names: Catalogue, trace: _Trace, model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    output = trace.output
     lengthy = [value for value in inputs.values() if isinstance(value, Tensor) and value.dim() == 2]
+    output = trace.output
     if isinstance(output, Tensor):
-        fields = {"logits": output}
-    elif isinstance(output, Mapping):
-        fields = {str(key): value for key, value in output.items()}
-    else:
-        fields = {str(key): value for key, value in enumerate(output)} if isinstance(output, (tuple, list)) else {}
-    for key, value in fields.items():
+        output = {"logits": output}
+    elif isinstance(output, (tuple, list)):
+        output = dict(enumerate(output))
+    for key, value in output.items() if isinstance(output, Mapping) else ():
         if isinstance(value, Tensor) and (value.dim() or key == "loss"):
-            place = _holder(trace, value) or Location("field", item=key)
+            place = _holder(trace, value) or Location("field", item=str(key))
             grows = value.dim() == 2 and any(value.shape in (t.shape, (t.numel(), value.shape[1])) for t in lengthy)
             kind = "" if grows else kind_by_rank(value)  # "": seen from two lengths, when it is asked for
             head = _head(trace, model, value) if kind == "tokens" else None
-            names.known[Feature("output", key)] = Known(place, kind, tuple(value.shape), head)
+            names.known[Feature("output", str(key))] = Known(place, kind, tuple(value.shape), head)
 
 
 def _head(trace: _Trace, model: nn.Module, logits: Tensor) -> Location | None:
