@@ -19,8 +19,9 @@ import numpy as np
 from ..errors import ConfigError, DataError, nearest
 from .augmentation import Augmentation
 from .image_folder import list_folder
+from .image_format import ImageFormat
 from .parts import check_counts, held_out, sample
-from .pictures import ImageFormat, ImageRows, Part, Pictures, measured, need_pillow
+from .pictures import ImageRows, Part, measured, need_pillow
 
 FOLDER, DIGITS = "image_folder", "digits"
 LARGEST_BY_ITSELF = 224  # pixels a side that a folder's pictures get where nobody says
@@ -117,17 +118,17 @@ def load_images(
     # Of a folder the size is the shorter side of its first picture.
     size = image_size or image_task.size or parts["train"].read(0, lambda image: min(*image.size, LARGEST_BY_ITSELF))
     limits = {"train": max_train_samples, "validation": max_eval_samples}
-    pictures = {
-        split: Pictures(part, sample(len(part.labels), limits.get(split)), size, image_task.channels)
-        for split, part in parts.items()
-    }
+    numbers = {split: sample(len(part.labels), limits.get(split)) for split, part in parts.items()}
     if not (mean and std):
         mean, std = image_task.mean, image_task.std
     if not (mean and std):
-        mean, std = measured(pictures["train"])
+        mean, std = measured(parts["train"], numbers["train"], size, image_task.channels)
     form = ImageFormat(size, image_task.channels, tuple(mean), tuple(std), classes)
     training = Augmentation.parse(augment, image_task.augmentation(size))
-    return {split: ImageRows(one, form, training if split == "train" else None) for split, one in pictures.items()}
+    return {
+        split: ImageRows(part, numbers[split], form, training if split == "train" else None)
+        for split, part in parts.items()
+    }
 
 
 def _parts(task: ImageTask, data_dir: Any) -> tuple[dict[str, Part], tuple[str, ...]]:

@@ -1,9 +1,8 @@
-"""Pictures as rows of a data set: what form they have, how they are decoded, and how they become a batch."""
+"""Pictures as rows of a data set: how they are decoded, and how they become a batch."""
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,86 +15,14 @@ from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError
 from .augmentation import Augmentation, ImageCollator
+from .image_format import ImageFormat
+from .parts import Places
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 KEPT_IN_MEMORY = 1 << 30  # bytes of decoded pictures; more are decoded each time they are asked for
 _MEASURED = 2000  # pictures of which mean and deviation are taken
-_PREPROCESSOR = "preprocessor_config.json"
-
-
-@dataclass(frozen=True)
-class ImageFormat:
-    """The form in which a task's pictures reach a model, and its classes.
-
-    Args:
-        size: height and width in pixels.
-        channels: 3 for RGB, 1 for grey.
-        mean, std: of each channel, of values in [0, 1]: what is subtracted, and what is divided by.
-        classes: their names, in the order of the labels.
-    """
-
-    size: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...]
-
-    def fields(self) -> dict[str, Any]:
-        """The fields of a model's config that follow from it, under the names that most families have."""
-        names = {} if all(name.isdigit() for name in self.classes) else dict(enumerate(self.classes))
-        labels = {"id2label": names, "label2id": {v: k for k, v in names.items()}} if names else {}
-        return {"image_size": self.size, "num_channels": self.channels, "num_labels": len(self.classes), **labels}
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write it beside a model, for `AutoImageProcessor.from_pretrained`."""
-        content = {
-            "image_processor_type": "CLIPImageProcessor",
-            "do_convert_rgb": self.channels == 3,
-            "do_resize": True,
-            "size": {"shortest_edge": self.size},
-            "resample": 2,
-            "do_center_crop": True,
-            "crop_size": {"height": self.size, "width": self.size},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-        }
-        Path(directory, _PREPROCESSOR).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def saved_format(model: Any) -> dict[str, Any]:
-    """`size`, `mean` and `std` that lie beside a model, in a directory or on the hub, as far as they are there."""
-    path = _preprocessor_of(model) if isinstance(model, (str, Path)) else None
-    if path is None or not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
-    size = content.get("crop_size") or content.get("size")
-    size = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
-    values = {"size": size, "mean": content.get("image_mean"), "std": content.get("image_std")}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if value}
-
-
-def is_local(name: str) -> bool:
-    """Whether a model's name is that of a directory, and not one on the hub."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
-
-
-def _preprocessor_of(model: str | Path) -> Path | None:
-    if is_local(str(model)):
-        return Path(model).expanduser() / _PREPROCESSOR
-    from transformers.utils import cached_file
-
-    try:
-        return Path(str(cached_file(str(model), _PREPROCESSOR)))
-    except (OSError, ValueError):  # it has none; or the hub fails, which is said where the model is loaded
-        return None
 
 
 @dataclass(frozen=True)
@@ -115,6 +42,10 @@ class Part:
     def called(self, number: int) -> str:
         """How messages call a picture."""
         return f"{self.name} {number}" if self.name else str(self.sources[number])
+
+    def pixels(self, number: int, size: int, channels: int) -> npt.NDArray[np.uint8]:
+        """One picture as `squared` makes it: (size, size, channels)."""
+        return self.read(number, lambda image: squared(image, size, channels))
 
     def read(self, number: int, look: Callable[[Image], Any]) -> Any:
         """What `look` makes of a picture.
@@ -139,33 +70,6 @@ def _opened(source: Any) -> Image:
     return source
 
 
-class Pictures:
-    """Pictures that are decoded when they are asked for: a sequence of (size, size, channels) arrays of uint8.
-
-    Args:
-        part: where they are.
-        numbers: those of the part's pictures that are meant.
-        size: the shorter side is brought to it, and the middle is cut out.
-    """
-
-    def __init__(self, part: Part, numbers: npt.NDArray[np.integer], size: int, channels: int) -> None:
-        self.part, self.numbers, self.size, self.channels = part, numbers, size, channels
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
-        return self.part.read(int(self.numbers[index]), lambda image: squared(image, self.size, self.channels))
-
-    @property
-    def labels(self) -> npt.NDArray[np.integer]:
-        return self.part.labels[self.numbers]
-
-    @property
-    def nbytes(self) -> int:
-        return len(self) * self.size * self.size * self.channels
-
-
 def squared(image: Image, size: int, channels: int) -> npt.NDArray[np.uint8]:
     """A picture as (size, size, channels): its shorter side resized, its middle cut out."""
     from PIL.Image import Resampling
@@ -187,30 +91,38 @@ class ImageRows(Dataset[Any]):
     Up to 1 GiB of pictures is decoded at first use and kept; of more, each is decoded whenever it is asked for.
     """
 
-    def __init__(self, pictures: Pictures, form: ImageFormat, augmentation: Augmentation | None = None) -> None:
-        self.pictures, self.labels, self.form, self.augmentation = pictures, pictures.labels, form, augmentation
+    def __init__(
+        self, part: Part, numbers: Places, form: ImageFormat, augmentation: Augmentation | None = None
+    ) -> None:
+        self.part, self.numbers, self.form, self.augmentation = part, numbers, form, augmentation
+        self.labels = part.labels[numbers]
 
     @property
     def collator(self) -> ImageCollator:
         return ImageCollator(self.form.mean, self.form.std, self.augmentation)
 
     @cached_property
-    def images(self) -> Any:
-        if self.pictures.nbytes > KEPT_IN_MEMORY:
-            return self.pictures
-        return np.stack([self.pictures[i] for i in range(len(self.pictures))])
+    def images(self) -> npt.NDArray[np.uint8] | None:
+        """(pictures, height, width, channels); None where they are too many to keep."""
+        size = len(self) * self.form.size**2 * self.form.channels
+        return None if size > KEPT_IN_MEMORY else np.stack([self._pixels(index) for index in range(len(self))])
+
+    def _pixels(self, index: int) -> npt.NDArray[np.uint8]:
+        return self.part.pixels(int(self.numbers[index]), self.form.size, self.form.channels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"pixel_values": self.images[index], "labels": int(self.labels[index])}
+        pixels = self._pixels(index) if self.images is None else self.images[index]
+        return {"pixel_values": pixels, "labels": int(self.labels[index])}
 
 
-def measured(pictures: Pictures) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measured(part: Part, numbers: Places, size: int, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of values in [0, 1], over a fixed part of the pictures."""
-    step = max(1, len(pictures) // _MEASURED)
-    values = np.stack([pictures[i] for i in range(0, len(pictures), step)]).reshape(-1, pictures.channels) / 255.0
+    step = max(1, len(numbers) // _MEASURED)
+    pixels = np.stack([part.pixels(int(number), size, channels) for number in numbers[::step]])
+    values = pixels.reshape(-1, channels) / 255.0
     std = np.maximum(values.std(0), 1e-3)
     return tuple(values.mean(0).round(4).tolist()), tuple(std.round(4).tolist())
 

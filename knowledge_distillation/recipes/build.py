@@ -14,8 +14,8 @@ from ..config.parse import parse_config
 from ..config.settings import TrainingSettings
 from ..data.embedded import embedded_sentiment
 from ..data.glue import load_glue
+from ..data.image_format import ImageFormat, is_local, saved_format
 from ..data.images import load_images
-from ..data.pictures import ImageFormat, is_local, saved_format
 from ..errors import ConfigError, nearest
 from ..models.weights import load_weights
 from ..presets import table

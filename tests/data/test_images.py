@@ -16,7 +16,8 @@ from PIL import Image
 from knowledge_distillation import ConfigError, DataError
 from knowledge_distillation.data import images, load_images
 from knowledge_distillation.data.augmentation import Augmentation, ImageCollator
-from knowledge_distillation.data.pictures import ImageRows, Part, Pictures, saved_format, squared
+from knowledge_distillation.data.image_format import saved_format
+from knowledge_distillation.data.pictures import ImageRows, Part, squared
 
 
 def picture(label: int, number: int, size: tuple[int, int] = (10, 8)) -> Image.Image:
@@ -287,7 +288,7 @@ def test_arguments_out_of_range(given, message):
 
 def test_a_sample_is_fixed_and_nested():
     few, more = (load_images("digits", max_train_samples=n, max_eval_samples=5) for n in (20, 40))
-    kept = [{rows["train"].pictures.numbers[i] for i in range(len(rows["train"]))} for rows in (few, more)]
+    kept = [{rows["train"].numbers[i] for i in range(len(rows["train"]))} for rows in (few, more)]
     assert len(kept[0]) == 20 and kept[0] < kept[1] and len(few["validation"]) == 5
 
 
@@ -310,7 +311,7 @@ def rows_of(number: int, reads: list[int], size: int = 4) -> ImageRows:
 
     part = Part(Sources(picture(0, i, (size, size)) for i in range(number)), np.arange(number) % 2, "picture")
     form = images.ImageFormat(size, 3, (0.5,) * 3, (0.25,) * 3, ("a", "b"))
-    return ImageRows(Pictures(part, np.arange(number), size, 3), form)
+    return ImageRows(part, np.arange(number), form)
 
 
 def test_few_pictures_are_kept_and_many_are_read_again(monkeypatch):
