@@ -197,7 +197,7 @@ def evaluate(
         tokenizer = ingredients.student_tokenizer or ingredients.tokenizer
         student = build_model(model, recipe, tokenizer, ingredients.seed)
         distiller = ingredients.distiller(student, recipe.hard_entries(), None)
-        distiller.teachers = {"": FrozenTeacher(ingredients.teacher)}
+        distiller.run.teachers = {"": FrozenTeacher(ingredients.teacher)}
     say(f"{task}: {len(ingredients.data['validation'])} rows")
     print_metrics(distiller.evaluate())
 
