@@ -64,7 +64,7 @@ class Losses(Callback):
     def __init__(self):
         self.values = []
 
-    def on_log(self, distiller, values):
+    def on_log(self, run, values):
         self.values.append(values["loss"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
@@ -140,11 +141,12 @@ class Entry:
     )
     learning_rate: Positive | None = None
 
-    @property
+    @cached_property
     def hard(self) -> bool:
+        """Whether the target is the labels."""
         return not self.teacher
 
-    @property
+    @cached_property
     def loss_name(self) -> str:
         return self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
 
