@@ -11,6 +11,7 @@ import pytest
 import torch
 from processes import free_port
 from runs import furthest
+from tolerance import rounding
 from training_script import alone, in_two, saved_weights
 
 from knowledge_distillation.training.callbacks import read_history
@@ -40,7 +41,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path, data
     two = in_two(tmp_path / "two", "--batch", "4", *common)
     start = alone(tmp_path / "still", "--batch", "8", *common[:-1], "0")
     assert furthest(one, start) > 1e-2  # the run moved the weights
-    assert furthest(one, two) < 1e-5
+    assert furthest(one, two) < rounding()
 
 
 def test_two_processes_with_deferred_logits_of_a_tied_head(tmp_path: Path) -> None:
@@ -49,14 +50,14 @@ def test_two_processes_with_deferred_logits_of_a_tied_head(tmp_path: Path) -> No
     one = alone(tmp_path / "one", "--batch", "8", *common, "held")
     two = in_two(tmp_path / "two", "--batch", "2", "--accumulate", "2", *common, "deferred")
     assert "student.lm_head.weight" in one and "student.model.embed_tokens.weight" not in one
-    assert furthest(one, two) < 1e-5
+    assert furthest(one, two) < rounding()
 
 
 def test_two_processes_with_accumulation(tmp_path: Path) -> None:
     common = ("--dropout", "0", "--list", "--sgd", "--learning-rate", "0.1")
     one = alone(tmp_path / "one", "--batch", "8", *common)
     two = in_two(tmp_path / "two", "--batch", "2", "--accumulate", "2", *common)
-    assert furthest(one, two) < 1e-5
+    assert furthest(one, two) < rounding()
 
 
 def test_two_processes_with_a_token_budget(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_two_processes_with_a_token_budget(tmp_path: Path) -> None:
     common = ("--dropout", "0", "--sgd", "--learning-rate", "0.1", "--max-tokens", "24")
     one = alone(tmp_path / "one", "--accumulate", "2", "--in-turn", *common)
     two = in_two(tmp_path / "two", *common)
-    assert furthest(one, two) < 1e-5
+    assert furthest(one, two) < rounding()
 
 
 def test_two_processes_with_a_peer(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_two_processes_with_a_peer(tmp_path: Path) -> None:
     one = alone(tmp_path / "one", "--batch", "8", *common)
     two = in_two(tmp_path / "two", "--batch", "4", *common)
     assert any(name.startswith("peer-peer.") for name in one) and (tmp_path / "two" / "peers" / "peer").is_dir()
-    assert furthest(one, two) < 1e-5
+    assert furthest(one, two) < rounding()
 
 
 def test_two_processes_in_stages(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_two_processes_measure_gradients(tmp_path: Path) -> None:
 def test_torchrun_gives_what_one_process_gives(tmp_path: Path) -> None:
     common = ("--dropout", "0", "--sgd", "--learning-rate", "0.1")
     one = alone(tmp_path / "one", "--batch", "8", *common)
-    assert furthest(one, launched(tmp_path / "two", "--batch", "4", *common)) < 1e-5
+    assert furthest(one, launched(tmp_path / "two", "--batch", "4", *common)) < rounding()
 
 
 def test_a_callback_that_stops_one_process_stops_both_together(tmp_path: Path) -> None:

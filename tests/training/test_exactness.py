@@ -9,6 +9,7 @@ import torch
 from exact import batches, bert
 from families import tiny
 from runs import furthest
+from tolerance import near, rounding
 from torch import Tensor
 
 from knowledge_distillation import KnowledgeDistiller
@@ -25,7 +26,7 @@ CONFIG = [
     },
     {"student": "output.logits", "loss": "cross_entropy", "weight": 0.5, "name": "hard"},
 ]
-TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
+TOLERANCE = {torch.float32: rounding(), torch.float64: 1e-12}
 
 
 def trained(
@@ -58,7 +59,7 @@ def test_batches_of_32_are_four_times_8_accumulated(dtype):
     assert steps == part_steps == 3
     assert any(name.startswith("projections.") for name in whole)
     assert furthest(whole, parts) < TOLERANCE[dtype]
-    assert part_values == pytest.approx(values, rel=1e-5)
+    assert part_values == near(values)
 
 
 def test_the_clipping_of_these_runs_is_at_work():
@@ -73,7 +74,7 @@ def test_an_incomplete_last_window_is_counted_exactly(left):
     parts, part_values, part_steps = trained(batches(32 + left, 8), 4)
     assert steps == part_steps == 2
     assert furthest(whole, parts) < 1e-12
-    assert part_values == pytest.approx(values, rel=1e-6)
+    assert part_values == near(values)
 
 
 def test_a_step_without_labels_has_a_hard_loss_of_zero():
@@ -111,8 +112,8 @@ def test_features_of_images_are_counted_without_a_mask():
         found.append((values, student.state_dict()))
     (values, whole), (part_values, parts) = found
     assert furthest(whole, tiny("vit", 0.0, 1).model.double().state_dict()) > 1e-3
-    assert furthest(whole, parts) < 1e-7  # attention is in float32
-    assert part_values == pytest.approx(values, rel=1e-5)
+    assert furthest(whole, parts) < rounding()  # attention is in float32
+    assert part_values == near(values)
 
 
 def test_equal_models_give_zero_and_stay_where_they_are():
