@@ -106,12 +106,12 @@ def _size(config: Any) -> str:
 
 def _config(name: str) -> Any:
     models.register()
-    known = CONFIG_MAPPING.keys()
-    if name in known:
+    model_types = CONFIG_MAPPING.keys()
+    if name in model_types:
         return AutoConfig.for_model(name)
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"no model {name!r}: no such directory, hub name or model_type.{nearest(name, known)}"
+            f"no model {name!r}: no such directory, hub name or model_type.{nearest(name, model_types)}"
         ) from error

@@ -48,9 +48,9 @@ class ShuffleNetV2Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.width_multiplier not in _WIDTHS:
-            known = ", ".join(map(str, _WIDTHS))
+            widths = ", ".join(map(str, _WIDTHS))
             raise ValueError(
-                f"the width_multiplier of a shufflenet_v2 is one of {known}; found {self.width_multiplier}"
+                f"the width_multiplier of a shufflenet_v2 is one of {widths}; found {self.width_multiplier}"
             )
         if self.stem not in _STEMS:
             raise ValueError(f"the stem of a shufflenet_v2 is one of {', '.join(_STEMS)}; found {self.stem!r}")
@@ -108,8 +108,8 @@ class ShuffleNetV2Unit(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.shortcut is not None:
             return shuffled(self.shortcut(hidden), self.branch(hidden))
-        kept, changed = hidden.chunk(2, dim=1)
-        return shuffled(kept, self.branch(changed))
+        shortcut, rest = hidden.chunk(2, dim=1)
+        return shuffled(shortcut, self.branch(rest))
 
 
 def shuffled(one: Tensor, other: Tensor) -> Tensor:

@@ -1,56 +1,31 @@
 """Published methods and layer mappings: each gives the `distill_config` list that says it."""
 
-from .layer_search import search
-from .mapping import last, skip, uniform
-from .methods import (
-    attention_transfer,
-    born_again,
-    byot,
-    crd,
-    data_free,
-    deep_mutual_learning,
-    distilbert,
-    hinton,
-    layers,
-    meal_v2,
-    minilm,
-    minilm_v2,
-    mobilebert,
-    pkd,
-    rkd,
-    tinybert,
-)
-from .stage_methods import activation_boundary, channel_wise, factor_transfer, fitnet, ofd, similarity_preserving
-from .table import METHODS, expand, list_presets
-
-__all__ = [
-    "METHODS",
-    "activation_boundary",
-    "attention_transfer",
-    "born_again",
-    "byot",
-    "channel_wise",
-    "crd",
-    "data_free",
-    "deep_mutual_learning",
-    "distilbert",
-    "expand",
-    "factor_transfer",
-    "fitnet",
-    "hinton",
-    "last",
-    "layers",
-    "list_presets",
-    "meal_v2",
-    "minilm",
-    "minilm_v2",
-    "mobilebert",
-    "ofd",
-    "pkd",
-    "rkd",
-    "search",
-    "similarity_preserving",
-    "skip",
-    "tinybert",
-    "uniform",
-]
+from .layer_search import search as search
+from .mapping import last as last
+from .mapping import skip as skip
+from .mapping import uniform as uniform
+from .methods import attention_transfer as attention_transfer
+from .methods import born_again as born_again
+from .methods import byot as byot
+from .methods import crd as crd
+from .methods import data_free as data_free
+from .methods import deep_mutual_learning as deep_mutual_learning
+from .methods import distilbert as distilbert
+from .methods import hinton as hinton
+from .methods import layers as layers
+from .methods import meal_v2 as meal_v2
+from .methods import minilm as minilm
+from .methods import minilm_v2 as minilm_v2
+from .methods import mobilebert as mobilebert
+from .methods import pkd as pkd
+from .methods import rkd as rkd
+from .methods import tinybert as tinybert
+from .stage_methods import activation_boundary as activation_boundary
+from .stage_methods import channel_wise as channel_wise
+from .stage_methods import factor_transfer as factor_transfer
+from .stage_methods import fitnet as fitnet
+from .stage_methods import ofd as ofd
+from .stage_methods import similarity_preserving as similarity_preserving
+from .table import METHODS as METHODS
+from .table import expand as expand
+from .table import list_presets as list_presets

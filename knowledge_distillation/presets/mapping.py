@@ -64,10 +64,12 @@ def pairs_of(mapping: Mapped, teacher: Any, student: Any) -> Pairs:
 def check_mapping(mapping: Any, names: Iterable[str]) -> None:
     """Raise a ConfigError unless this is one of the names, or a list of pairs of layers."""
     if isinstance(mapping, str):
-        known = list(names)
-        if mapping not in known:
-            near = nearest(mapping, known)
-            raise ConfigError(f"mapping is one of {', '.join(known)}, or pairs of layers; found {mapping!r}.{near}")
+        strategies = list(names)
+        if mapping not in strategies:
+            near = nearest(mapping, strategies)
+            raise ConfigError(
+                f"mapping is one of {', '.join(strategies)}, or pairs of layers; found {mapping!r}.{near}"
+            )
     elif not mapping or not isinstance(mapping, (list, tuple)) or not all(map(_is_pair, mapping)):
         raise ConfigError(f"mapping is a list of [teacher layer, student layer] pairs; found {mapping!r}")
 

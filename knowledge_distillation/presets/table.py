@@ -63,15 +63,15 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     """
     check_name(name)
     parameters = inspect.signature(METHODS[name]).parameters
-    known = options_of(name)
+    own = options_of(name)
     for key, value in options.items():
-        if key not in known:
-            takes = f" It takes: {', '.join(known) or 'nothing'}"
-            raise ConfigError(f"method {name} takes no {key!r}.{nearest(key, known)}{takes}")
+        if key not in own:
+            takes = f" It takes: {', '.join(own) or 'nothing'}"
+            raise ConfigError(f"method {name} takes no {key!r}.{nearest(key, own)}{takes}")
         what, fits = _OPTIONS.get(str(parameters[key].annotation), ("", lambda value: True))
         if not fits(value):
             raise ConfigError(f"{key} of method {name} is {what}; found {value!r}")
-    missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in options]
+    missing = [key for key in own if parameters[key].default is inspect.Parameter.empty and key not in options]
     if missing:
         raise ConfigError(f"method {name} needs {missing[0]}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config.entry import Feature
+from ..config.settings import TrainingSettings
 from ..errors import DataError
 from ..features.batch_context import batch_size, make_context
 from ..features.deferred import Deferred
 from ..features.inputs import forward_inputs
 from ..features.source import Source
-from .cache_format import Span, spans_of
-from .cache_keys import sample_keys
+from .cache_format import Span, form_of, spans_of
+from .cache_keys import Identity, sample_keys
 from .cache_store import Store, shown
 from .frozen import FrozenTeacher
 
@@ -67,6 +69,41 @@ class CachedTeacher:
         self._unwritten: list[Future[None]] = []
         self._complete = False  # whether every sample should be there
         self._samples = self._missing = 0
+
+    @classmethod
+    def open(
+        cls,
+        settings: TrainingSettings,
+        teacher: FrozenTeacher,
+        source: Source,
+        inputs: Mapping[str, Any],
+        folders: Sequence[str] = (),
+        adaptor: Callable[..., Any] | None = None,
+    ) -> CachedTeacher:
+        """The cache of a teacher, as the settings say; what does not fit is an error now.
+
+        Args:
+            source: how its features are taken, with their shapes on one batch.
+            inputs: what the data adaptor gave for it on that batch.
+            folders: inside `teacher_cache`, as far as they have a name.
+            adaptor: its output adaptor, if there is one.
+
+        Raises:
+            CacheError: the folder is of another teacher, of other features, or no cache.
+        """
+        context, dtype = CpuInputs.of(inputs, teacher.model).context, settings.teacher_cache_dtype
+        if dtype == "auto":  # a teacher in bf16 loses nothing of its hidden states in it; fp16 is finer
+            dtype = "bfloat16" if teacher.dtype is torch.bfloat16 else "float16"
+        names = {feature: str(source.canonical.get(feature, feature)._replace(model="")) for feature in source.kinds}
+        forms = {
+            names[feature]: form_of(
+                feature, kind, source.shapes[feature], context, dtype, settings.teacher_cache_top_k
+            )
+            for feature, kind in source.kinds.items()
+        }
+        folder = Path(settings.teacher_cache or "", *filter(None, folders))
+        limit = None if settings.teacher_cache_limit is None else settings.teacher_cache_limit * 1e9
+        return cls(teacher, source, Store(folder, Identity.of(teacher.model, adaptor), forms, limit), names)
 
     def start(self, inputs: dict[str, Any], on_cpu: CpuInputs) -> Callable[[], Features]:
         """Begin to look up a batch.

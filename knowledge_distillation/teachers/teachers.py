@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
 from ..config.settings import TrainingSettings
 from ..features.source import Source
-from .cache_format import form_of
-from .cache_keys import Identity
-from .cache_store import Store
 from .cached import CachedTeacher, CpuInputs, Features
 from .frozen import FrozenTeacher
 
@@ -130,25 +125,9 @@ def open_teachers(
     Raises:
         CacheError: a folder is of another teacher, of other features, or no cache.
     """
-    caches: dict[str, CachedTeacher] = {}
-    for name, source in sources.items() if settings.teacher_cache is not None else ():
-        teacher = teachers[name]
-        context = CpuInputs.of(inputs[name], teacher.model).context
-        dtype, top_k = _stored_as(settings.teacher_cache_dtype, teacher), settings.teacher_cache_top_k
-        names = {feature: str(source.canonical.get(feature, feature)._replace(model="")) for feature in source.kinds}
-        forms = {
-            names[feature]: form_of(feature, kind, source.shapes[feature], context, dtype, top_k)
-            for feature, kind in source.kinds.items()
-        }
-        folder = Path(settings.teacher_cache, *filter(None, (stage, name)))  # type: ignore[arg-type]
-        limit = None if settings.teacher_cache_limit is None else settings.teacher_cache_limit * 1e9
-        store = Store(folder, Identity.of(teacher.model, adaptor), forms, limit)
-        caches[name] = CachedTeacher(teacher, source, store, names)
+    caches = {
+        name: CachedTeacher.open(settings, teachers[name], source, inputs[name], (stage, name), adaptor)
+        for name, source in sources.items()
+        if settings.teacher_cache is not None
+    }
     return Teachers(teachers, sources, caches)
-
-
-def _stored_as(asked: str, teacher: FrozenTeacher) -> str:
-    """bf16 for a teacher that computes in it, whose hidden states then lose nothing; else fp16, which is finer."""
-    if asked != "auto":
-        return asked
-    return "bfloat16" if teacher.dtype is torch.bfloat16 else "float16"
