@@ -1,6 +1,7 @@
 """Distillation without data: batches made by a generator or kept in a bank, and what they are made for."""
 
 from .objective import Objective
-from .sources import GeneratorSource, Interval, PseudoSamples, SoftTokens
+from .scalers import Interval, SoftTokens
+from .sources import GeneratorSource, PseudoSamples
 
 __all__ = ["GeneratorSource", "Interval", "Objective", "PseudoSamples", "SoftTokens"]

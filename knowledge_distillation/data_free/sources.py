@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,42 +25,6 @@ from .objective import LOGITS, Objective
 
 if TYPE_CHECKING:
     from ..training.run import Run
-
-
-# --- scalers ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Any numbers into (low, high), by a sigmoid.
-
-    Args:
-        slope: above 1 drives numbers around 1, as generators make them, closer to the ends.
-    """
-
-    low: float = 0.0
-    high: float = 1.0
-    slope: float = 1.0
-
-    def __call__(self, values: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * (self.slope * values).sigmoid()
-
-
-class SoftTokens:
-    """(batch, length, vocabulary) -> (batch, length, width): each token a mixture of a model's word embeddings.
-
-    Args:
-        model: a transformers model; its embeddings are taken as they are, and no gradient reaches them.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.weight: Tensor = model.get_input_embeddings().weight.detach()
-
-    def __call__(self, values: Tensor) -> Tensor:
-        return values.softmax(-1) @ self.weight.to(values)
-
-
-# --- sources ---------------------------------------------------------------------------------------------------------
 
 
 class SyntheticSource(Callback, ABC):
@@ -101,31 +64,27 @@ class SyntheticSource(Callback, ABC):
         generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
         for code in self._codes(generator):
             with preserved(self.maker):
-                batch = self._made(code)
+                batch = self._batch(code)
             yield batch
 
-    def _made(self, code: Tensor) -> Any:
+    def _batch(self, code: Tensor) -> Any:
+        samples = self._samples(code)
+        return {self.input_name: samples} if self.input_name else (samples,)
+
+    def _samples(self, code: Tensor) -> Tensor:
+        name = type(self.maker).__name__
         try:
-            made = self.maker(code.to(self._device))
-            made = made if self.scaler is None else self.scaler(made)
+            samples = self.maker(code.to(self._device))
+            samples = samples if self.scaler is None else self.scaler(samples)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise ConfigError(f"{self._maker_name} fails on {tuple(code.shape)}: {error}") from error
-        if not isinstance(made, Tensor) or made.shape[:1] != code.shape[:1]:
-            found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise ConfigError(f"{self._maker_name} made {found} out of {len(code)} codes; one sample each is needed")
-        return {self.input_name: made} if self.input_name else (made,)
-
-    def _made_with_gradient(self) -> Any:
-        with torch.enable_grad():
-            made = self._made(self._code())
-        if not any(one.requires_grad for one in (made.values() if isinstance(made, dict) else made)):
+            raise ConfigError(f"{name} fails on {tuple(code.shape)}: {error}") from error
+        if not isinstance(samples, Tensor) or samples.shape[:1] != code.shape[:1]:
+            result = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+            raise ConfigError(f"{name} made {result} out of {len(code)} codes; one sample each is needed")
+        if torch.is_grad_enabled() and not samples.requires_grad:
             cut = "" if self.scaler is None else " or its scaler"
-            raise ConfigError(f"{self._maker_name}{cut} lets no gradient through to what is trained: it cannot learn")
-        return made
-
-    @property
-    def _maker_name(self) -> str:
-        return type(self.maker).__name__
+            raise ConfigError(f"{name}{cut} lets no gradient through to what is trained: it cannot learn")
+        return samples
 
     @property
     def _device(self) -> torch.device:
@@ -147,12 +106,14 @@ class SyntheticSource(Callback, ABC):
         if run.accelerator.num_processes > 1:
             raise ConfigError(f"{type(self).__name__} makes its batches in one process; found several")
         self.maker.to(run.accelerator.device)
-        wanted = [LOGITS] if self.objective.disagreement else []
+        of_student = [LOGITS] if self.objective.disagreement else []
         with preserved(self.maker), preserved(student), modes_kept(student):
-            for_student, given = adapt(run, self._made_with_gradient())
-            for_teacher = teacher.cast(_one(given))
-            self._of_teacher = _places(teacher.model, for_teacher, self.objective.watched, "teacher")
-            self._of_student = _places(student.train(), for_student[""], wanted, "student")
+            with torch.enable_grad():
+                batch = self._batch(self._code())
+            student_inputs, teacher_inputs = adapt(run, batch)
+            first_inputs = teacher.cast(_of_first(teacher_inputs))
+            self._of_teacher = _places(teacher.model, first_inputs, self.objective.watched, "teacher")
+            self._of_student = _places(student.train(), student_inputs[""], of_student, "student")
 
     def on_step_end(self, run: Run) -> None:
         if run.progress.step % self.student_iters == 0:
@@ -179,10 +140,11 @@ class SyntheticSource(Callback, ABC):
         codes = [self._code() for _ in range(self.iters)]  # here, since the random state is put back below
         with preserved(student), torch.enable_grad(), run.accelerator.autocast():
             for code in codes:
-                batch = make_batch(run, adapt(run, self._made(code)))
-                taught = _taken(teacher.model, self._of_teacher, teacher.cast(_one(batch.teachers)))
-                own = _taken(student, self._of_student, batch.students[""]) if self._of_student else {}
-                self._step(self.objective(own.get(LOGITS), taught))
+                batch = make_batch(run, adapt(run, self._batch(code)))
+                teacher_inputs = teacher.cast(_of_first(batch.teachers))
+                teacher_features = _features(teacher.model, self._of_teacher, teacher_inputs)
+                student_features = _features(student, self._of_student, batch.students[""])
+                self._step(self.objective(student_features.get(LOGITS), teacher_features))
 
     def _step(self, loss: Tensor) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
@@ -335,23 +297,29 @@ class Bank(nn.Module):
         return self.rows(places).unflatten(-1, self.size)
 
 
-def _places(model: nn.Module, given: dict[str, Any], wanted: Sequence[Feature], who: str) -> dict[Feature, Location]:
-    inputs = checked_inputs(given, model, who)
+def _places(
+    model: nn.Module, inputs: dict[str, Any], features: Sequence[Feature], who: str
+) -> dict[Feature, Location]:
+    inputs = checked_inputs(inputs, model, who)
     with on_first_batch(who, inputs):
         names = catalogue(model, first_rows(inputs))
-    found = {feature: names.find(feature) for feature in wanted}
-    for feature, known in found.items():
-        if known is None:
+    places = {}
+    for feature in features:
+        entry = names.find(feature)
+        if entry is None:
             raise ConfigError(f"objective: {names.explain(feature, who)}")
-    return {feature: known.location for feature, known in found.items() if known}
+        places[feature] = entry.location
+    return places
 
 
-def _one(inputs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _of_first(inputs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """What the first teacher takes: the one that a source looks at."""
     return next(iter(inputs.values()))
 
 
-def _taken(model: nn.Module, places: dict[Feature, Location], inputs: dict[str, Any]) -> dict[Feature, Tensor]:
+def _features(model: nn.Module, places: dict[Feature, Location], inputs: dict[str, Any]) -> dict[Feature, Tensor]:
+    if not places:
+        return {}
     capture = Capture(model, places, stop_early=False)
     try:
         return capture(inputs)
