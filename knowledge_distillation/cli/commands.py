@@ -39,19 +39,19 @@ def run(
     of_methods = (options.values["alpha"], options.values["temperature"])
     if recipe.own_entries() is not None and of_methods != (None, None):
         raise ConfigError("--alpha and --temperature belong to a method, and this recipe has a distill_config")
-    ingredients, student, distiller = _distillation(recipe, recipe.output_dir)
+    loaded, student, distiller = _distillation(recipe, recipe.output_dir)
     if baseline and not distiller.is_taught:
         raise ConfigError("--baseline is the student on labels alone, and this recipe has no other entries")
-    say(ingredients.why)
+    say(loaded.why)
     print_plan(distiller.plan())
     metrics = distiller.train(resume_from_checkpoint=resume)
     without = None
     if baseline:
         say("student without distillation: the same student and settings, labels only")
         folder = None if recipe.output_dir is None else Path(recipe.output_dir) / "baseline"
-        plain = ingredients.distiller(ingredients.student(), recipe.hard_entries(), folder)
+        plain = loaded.distiller(loaded.student(), None, folder)
         without = plain.train(resume_from_checkpoint=resume and folder is not None and folder.exists())
-    print_scores(ingredients, distiller, metrics, student, without)
+    print_scores(loaded, distiller, metrics, student, without)
     if recipe.output_dir:
         say(f"student: {Path(recipe.output_dir) / 'student'}")
 
@@ -63,11 +63,11 @@ def run(
 )
 def finetune(options: RecipeOptions, resume: bool) -> None:
     """Fine-tune a teacher on a task: the same loop, with labels only. Its directory is OUTPUT_DIR/student."""
-    from ..recipes.build import Ingredients
+    from ..recipes.build import LoadedRecipe
 
     recipe = options.recipe()
-    ingredients = Ingredients.of(recipe)
-    distiller = ingredients.distiller(ingredients.teacher, recipe.hard_entries(), recipe.output_dir, finetune=True)
+    loaded = LoadedRecipe.of(recipe)
+    distiller = loaded.distiller(loaded.teacher, None, recipe.output_dir, finetune=True)
     print_plan(distiller.plan())
     metrics = distiller.train(resume_from_checkpoint=resume)
     print_metrics({name: value for name, value in metrics.items() if name.startswith(("eval_", "best_"))})
@@ -79,8 +79,8 @@ def finetune(options: RecipeOptions, resume: bool) -> None:
 @takes(*RECIPE)
 def check(options: RecipeOptions) -> None:
     """Bind a recipe to its models on one batch, report every problem, print the plan. Trains and writes nothing."""
-    ingredients, _, distiller = _distillation(options.recipe())
-    say(ingredients.why)
+    loaded, _, distiller = _distillation(options.recipe())
+    say(loaded.why)
     print_plan(distiller.plan())
 
 
@@ -182,7 +182,7 @@ def evaluate(
 ) -> None:
     """Score a model on a task's evaluation data, and how often it agrees with a teacher."""
     from ..data.images import IMAGE_TASKS
-    from ..recipes.build import Ingredients, build_model
+    from ..recipes.build import LoadedRecipe, build_model
     from ..teachers.frozen import FrozenTeacher
 
     teacher = options.values["teacher"]
@@ -190,15 +190,15 @@ def evaluate(
     if teacher is not None and task not in IMAGE_TASKS:  # each reads its own tokens
         options.values["student_tokenizer"] = model
     recipe = options.recipe()
-    ingredients = Ingredients.of(recipe, splits=["validation"])
+    loaded = LoadedRecipe.of(recipe, splits=["validation"])
     if teacher is None:
-        distiller = ingredients.distiller(ingredients.teacher, recipe.hard_entries(), None, finetune=True)
+        distiller = loaded.distiller(loaded.teacher, None, None, finetune=True)
     else:
-        tokenizer = ingredients.student_tokenizer or ingredients.tokenizer
-        student = build_model(model, recipe, tokenizer, ingredients.seed)
-        distiller = ingredients.distiller(student, recipe.hard_entries(), None)
-        distiller.run.teachers = {"": FrozenTeacher(ingredients.teacher)}
-    say(f"{task}: {len(ingredients.data['validation'])} rows")
+        tokenizer = loaded.student_tokenizer or loaded.tokenizer
+        student = build_model(model, recipe, tokenizer, loaded.seed)
+        distiller = loaded.distiller(student, None, None)
+        distiller.teachers = {"": FrozenTeacher(loaded.teacher)}
+    say(f"{task}: {len(loaded.data['validation'])} rows")
     print_metrics(distiller.evaluate())
 
 
@@ -215,12 +215,12 @@ def demo(
 
 
 def _distillation(recipe: Any, output_dir: str | Path | None = None) -> tuple[Any, Any, Any]:
-    """What a recipe says: its ingredients, a student, and the distiller that trains it."""
-    from ..recipes.build import Ingredients
+    """What a recipe says: its loaded, a student, and the distiller that trains it."""
+    from ..recipes.build import LoadedRecipe
 
-    ingredients = Ingredients.of(recipe)
-    student = ingredients.student()
-    return ingredients, student, ingredients.distiller(student, ingredients.entries(student), output_dir)
+    loaded = LoadedRecipe.of(recipe)
+    student = loaded.student()
+    return loaded, student, loaded.distiller(student, loaded.config(student), output_dir)
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 
 
 def print_scores(
-    ingredients: Any,
+    loaded: Any,
     distiller: Any,
     metrics: Mapping[str, float],
     student: Any,
@@ -73,13 +73,13 @@ def print_scores(
     from ..evaluation.report import final_table, measure
     from ..features.inputs import adapt_batch
 
-    metric, device = ingredients.recipe.primary_metric, distiller.accelerator.device
+    metric, device = loaded.recipe.primary_metric, distiller.accelerator.device
     batch = next(iter(distiller.dev_dataloader))
     teacher_inputs, student_inputs = adapt_batch(distiller.dev_data_adaptor, device, batch)
     rows = []
     if distiller.teacher is not None:
         score = metrics.get(f"eval_teacher_{metric}")
-        rows.append(measure("teacher", ingredients.teacher.to(device), score, teacher_inputs))
+        rows.append(measure("teacher", loaded.teacher.to(device), score, teacher_inputs))
     name = "student with distillation" if distiller.is_taught else "student"
     row = measure(name, student, metrics.get(f"best_{metric}"), student_inputs)
     if without is not None:  # the same architecture: one measurement of its latency serves both lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ..recipes.build import Ingredients
+from ..recipes.build import LoadedRecipe
 from ..recipes.recipe import Recipe
 from .console import print_plan, print_scores, say
 
@@ -47,19 +47,19 @@ def run_demo(folder: Path, smoke: bool) -> None:
     recipe = replace(TEACHER, training={**TEACHER.training, **limit})
     if smoke:
         recipe = replace(recipe, max_train_samples=256, max_eval_samples=64)
-    ingredients = Ingredients.of(recipe)
-    say(f"\n1  teacher: 12 layers, {len(ingredients.data['train'])} labelled sentences")
-    ingredients.distiller(ingredients.teacher, recipe.hard_entries(), folder / "teacher", finetune=True).train()
+    loaded = LoadedRecipe.of(recipe)
+    say(f"\n1  teacher: 12 layers, {len(loaded.data['train'])} labelled sentences")
+    loaded.distiller(loaded.teacher, None, folder / "teacher", finetune=True).train()
 
-    rows = min(STUDENT_ROWS, len(ingredients.data["train"]))
-    ingredients.data["train"] = ingredients.data["train"].select(range(rows))
+    rows = min(STUDENT_ROWS, len(loaded.data["train"]))
+    loaded.data["train"] = loaded.data["train"].select(range(rows))
     say(f"\n2  student: 3 layers, {rows} of these sentences, labels alone")
-    plain = ingredients.distiller(ingredients.student(), recipe.hard_entries(), folder / "student_without").train()
+    plain = loaded.distiller(loaded.student(), None, folder / "student_without").train()
 
     say("\n3  the same student on the same sentences, taught by the teacher")
-    student = ingredients.student()
-    distiller = ingredients.distiller(student, ingredients.entries(student), folder / "student")
+    student = loaded.student()
+    distiller = loaded.distiller(student, loaded.config(student), folder / "student")
     print_plan(distiller.plan())
     metrics = distiller.train()
-    print_scores(ingredients, distiller, metrics, student, plain)
+    print_scores(loaded, distiller, metrics, student, plain)
     say(f"student: {folder / 'student' / 'student'}")

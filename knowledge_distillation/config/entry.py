@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from ..errors import ConfigError, raise_all
 from .schedules import Schedule, parse_schedule
-from .validation import Count, Flag, NotNegative, Path, Positive, Text, read, unknown_keys
+from .validation import Count, Flag, NotNegative, PathText, Positive, Text, read, unknown_keys
 
 HARD, SOFT = "hard_distill", "ts_distill"
 ProjectionType = Literal["auto", "linear", "mlp", "conv1x1", "conv1x1_bn", "resize", "heads", "exit", "none"]
@@ -136,9 +136,9 @@ class Entry:
         tuple[str, ...], BeforeValidator(_stages), Field(description="a name or a number, or a list of them")
     ] = ()
     teacher_projection: Annotated[Projection, BeforeValidator(_projection)] = Projection("none")
-    projection_checkpoint: Annotated[Path, Field(description="the path of a run or of a .safetensors file")] | None = (
-        None
-    )
+    projection_checkpoint: (
+        Annotated[PathText, Field(description="the path of a run or of a .safetensors file")] | None
+    ) = None
     learning_rate: Positive | None = None
 
     @cached_property

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..errors import ConfigError, nearest
 from .entry import HARD, SOFT, DistillConfig, Entry, Feature
 from .validation import read, unknown_keys
@@ -34,7 +36,8 @@ def parse_config(config: Sequence[Mapping[str, Any]] | DistillConfig | str | Pat
     if isinstance(config, DistillConfig):
         return config
     if isinstance(config, (str, Path)):
-        config = _read_yaml(Path(config))
+        content = read_yaml(Path(config), "distill_config file")
+        config = content["distill_config"] if isinstance(content, Mapping) and "distill_config" in content else content
     if isinstance(config, Mapping) or not isinstance(config, Sequence):
         raise ConfigError(f"distill_config is a list of entries; found {type(config).__name__}")
     if not config:
@@ -73,16 +76,18 @@ def expand_braces(text: str) -> list[str]:
     return [expanded for choice in choices for expanded in expand_braces(head + choice + tail)]
 
 
-def _read_yaml(path: Path) -> Any:
-    import yaml
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds; no code comes out of it.
 
+    Raises:
+        ConfigError: it is not there, or no valid YAML; `what` says what it should have been.
+    """
     if not path.is_file():
-        raise ConfigError(f"distill_config file {path} does not exist")
+        raise ConfigError(f"{what} {path} does not exist")
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    return loaded["distill_config"] if isinstance(loaded, Mapping) and "distill_config" in loaded else loaded
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{what} {path} is not valid YAML: {error}") from error
 
 
 def _parse_item(index: int, item: Any, problems: list[str]) -> list[Entry]:

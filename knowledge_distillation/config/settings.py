@@ -15,7 +15,7 @@ from .validation import (
     Flag,
     Fraction,
     NotNegative,
-    Path,
+    PathText,
     Positive,
     Text,
     Whole,
@@ -163,7 +163,7 @@ class TrainingSettings:
     seed: Annotated[WholeNotNegative, Field(lt=2**32, description="a whole number of 0 or more, below 2**32")] = 42
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    teacher_cache: Path | None = None
+    teacher_cache: PathText | None = None
     teacher_cache_dtype: Literal["auto", CacheType] = "auto"
     teacher_cache_top_k: Count | None = None
     teacher_cache_limit: Annotated[Positive, Field(description="a number of GB above 0")] | None = None

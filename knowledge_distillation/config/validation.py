@@ -39,7 +39,7 @@ WholeNotNegative = Annotated[Whole, Field(ge=0, description="a whole number of 0
 Count = Annotated[Whole, Field(ge=1, description="a whole number of 1 or more")]
 Flag = Annotated[bool, Strict(), Field(description="true or false")]
 Text = Annotated[str, Field(description="a text")]
-Path = Annotated[str, BeforeValidator(_path), Field(min_length=1, description="a path")]
+PathText = Annotated[str, BeforeValidator(_path), Field(min_length=1, description="a path")]
 
 
 def read(kind: type[T], written: Mapping[str, Any], of: str = "") -> tuple[T | None, list[str]]:
@@ -78,8 +78,10 @@ def unknown_keys(
         text: how a problem begins, `{!r}` for the key.
     """
     known = list(known)
-    ending = f" {known_are}: {', '.join(known) or 'none'}" if known_are else ""
-    return [f"{text.format(key)}.{nearest(str(key), known)}{ending}" for key in written if key not in known]
+    problems = [f"{text.format(key)}.{nearest(str(key), known)}" for key in written if key not in known]
+    if problems and known_are:
+        problems[-1] += f" {known_are}: {', '.join(known) or 'none'}"
+    return problems
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import models
+from ..config.entry import DistillConfig
 from ..config.parse import parse_config
-from ..config.settings import TrainingSettings
 from ..data.embedded import embedded_sentiment
 from ..data.glue import load_glue
 from ..data.image_format import ImageFormat, is_local, saved_format
@@ -32,7 +32,7 @@ WORDS = "words"  # a student's tokenizer of the task's words
 
 
 @dataclass
-class Ingredients:
+class LoadedRecipe:
     """What a recipe says, as objects: data, tokenizer (of an image task its `ImageFormat`), models."""
 
     recipe: Recipe
@@ -44,13 +44,15 @@ class Ingredients:
     student_tokenizer: Any = None  # where it is not the teacher's
 
     @classmethod
-    def of(cls, recipe: Recipe, splits: Sequence[str] = ("train", "validation")) -> Ingredients:
+    def of(cls, recipe: Recipe, splits: Sequence[str] = ("train", "validation")) -> LoadedRecipe:
         """Load the teacher, its tokenizer, and the splits of the data, tokenized.
 
         Raises:
             ConfigError, DataError: something the recipe names is not there or does not fit.
         """
-        seed = TrainingSettings.parse(dict(recipe.training)).seed
+        from ..data.text import tokenize
+
+        seed = recipe.settings.seed
         if recipe.image_task is not None:
             pictures = load_data(recipe)
             form = pictures["train"].form
@@ -61,15 +63,10 @@ class Ingredients:
         raw = load_data(recipe)
         tokenizer = load_tokenizer(recipe, raw)
         teacher = build_model(recipe.teacher, recipe, tokenizer, seed)
-        ready = cls(recipe, raw, tokenizer, teacher, seed, student_tokenizer=load_student_tokenizer(recipe, raw))
-        ready.data = {name: ready.tokenized(rows) for name, rows in raw.items() if name in splits}
-        return ready
-
-    def tokenized(self, rows: Any) -> Any:
-        from ..data.text import tokenize
-
-        columns, length = self.recipe.glue_task.text_columns, self.recipe.max_length
-        return tokenize(rows, self.tokenizer, columns, length, self.student_tokenizer)
+        other = load_student_tokenizer(recipe, raw)
+        columns, length = recipe.glue_task.text_columns, recipe.max_length
+        data = {name: tokenize(raw[name], tokenizer, columns, length, other) for name in splits}
+        return cls(recipe, data, tokenizer, teacher, seed, student_tokenizer=other)
 
     def student(self, seed: int | None = None) -> Any:
         """A fresh student: built from the recipe each time it is asked for."""
@@ -97,17 +94,16 @@ class Ingredients:
         begin_with_teacher(student, self.teacher, self.tokenizer, own)
         return student
 
-    def entries(self, student: Any) -> list[Any]:
+    def config(self, student: Any) -> DistillConfig:
         """The recipe's `distill_config`, or what its method expands to."""
         recipe = self.recipe
-        written = recipe.own_entries()
-        if written is not None:
-            return written
+        if recipe.config is not None:
+            return recipe.config
         options = recipe.method_options()
         if options.get("mapping") == "search":
-            found = self.searched(student)
-            self.why, options["mapping"] = found.why, found.pairs
-        return table.expand(recipe.method_name, self.teacher, student, **options)
+            proposal = self.searched(student)
+            self.why, options["mapping"] = proposal.why, proposal.pairs
+        return parse_config(table.expand(recipe.method_name, self.teacher, student, **options))
 
     def searched(self, student: Any, batches: int = 4) -> Proposal:
         """A layer mapping by similarity, on a few batches of the training data."""
@@ -125,31 +121,40 @@ class Ingredients:
         return search(self.teacher, student, loader)
 
     def distiller(
-        self, student: Any, entries: list[Any], output_dir: str | Path | None, finetune: bool = False, **settings: Any
+        self,
+        student: Any,
+        config: DistillConfig | None,
+        output_dir: str | Path | None,
+        finetune: bool = False,
+        **settings: Any,
     ) -> Any:
-        """A KnowledgeDistiller for one of the runs a recipe gives rise to."""
+        """A KnowledgeDistiller for one of the runs a recipe gives rise to.
+
+        Args:
+            config: None for labels alone, which is one stage.
+            finetune: under the settings of `finetune`; `student` is the teacher to be.
+            **settings: in place of the recipe's own.
+        """
         from ..data.two_tokenizers import TwoTokenizers, two_token_streams
         from ..evaluation.glue_metrics import compute_metrics_for
         from ..training.distiller import KnowledgeDistiller
 
-        needed = parse_config(entries).needs_teacher and not finetune
-        if student is None or (needed and self.teacher is None):
+        recipe, compute_metrics = self.recipe, None
+        needs_teacher = config is not None and config.needs_teacher
+        if student is None or (needs_teacher and self.teacher is None):
             raise _no_teacher()
-        images, compute_metrics = self.recipe.image_task is not None, None
-        if not images:
-            task = self.recipe.glue_task
+        if recipe.image_task is None:
+            task = recipe.glue_task
             compute_metrics = compute_metrics_for(task.name, task.metrics, task.num_labels)
-        staged = not finetune and entries != self.recipe.hard_entries()  # a baseline is one stage as well
-        own = self.recipe.settings() if staged else {**self.recipe.training, "stages": ()}
-        training = {**own, **(self.recipe.finetune if finetune else {}), **settings}
-        training.setdefault("metric_for_best_model", self.recipe.primary_metric)
+        args = recipe.finetune_settings if finetune else recipe.settings
+        args = replace(args, stages=args.stages if config else (), **settings)
         data, reader = self.data, None if finetune else self.student_tokenizer
-        if reader is None and not images:
+        if reader is None and recipe.image_task is None:
             data = {name: of_teacher(rows) for name, rows in data.items()}
         run = KnowledgeDistiller(
-            self.teacher if needed else None,
+            self.teacher if needs_teacher else None,
             student,
-            entries,
+            recipe.hard_entries() if config is None else config,
             train_dataset=data.get("train"),
             eval_dataset=data["validation"],
             processing_class=reader or self.tokenizer,
@@ -157,9 +162,9 @@ class Ingredients:
             train_data_adaptor=None if reader is None else two_token_streams,
             compute_metrics=compute_metrics,
             output_dir=output_dir,
-            **training,
+            args=args,
         )
-        run.run.recipe = self.recipe.made_of(finetune)
+        run.run.recipe = recipe.made_of(finetune)
         return run
 
 

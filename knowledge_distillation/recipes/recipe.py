@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field
+
+from ..config.entry import DistillConfig
+from ..config.parse import parse_config, read_yaml
 from ..config.settings import TrainingSettings
+from ..config.validation import Count, Number, PathText, read, unknown_keys
 from ..data.augmentation import Augmentation
 from ..data.glue import GLUE_TASKS, GlueTask, find_task
 from ..data.images import IMAGE_TASKS, ImageTask
@@ -20,11 +26,36 @@ METHOD = "layers"  # of a recipe that says neither a method nor a distill_config
 METHOD_OF_IMAGES = "hinton"  # the same of an image task: any two models have logits
 HARD = [{"student": "output.logits", "loss": "cross_entropy"}]
 HARD_REGRESSION = [{"student": "output.logits", "loss": "mse"}]
-_TEXTS = ("task", "data_dir", "tokenizer", "student_tokenizer", "method", "output_dir")
-_COUNTS = ("max_train_samples", "max_eval_samples", "max_length", "vocab_size", "image_size")
-_NUMBERS = ("alpha", "temperature")
-_OF_METHODS = ["alpha", "temperature", "mapping"]
+_OF_METHODS = ("alpha", "temperature", "mapping")
 _MAPPINGS = ("training", "finetune", "method_args")
+
+
+def _check_task(task: str) -> str:
+    known = [EMBEDDED, *GLUE_TASKS, *(task.folder for task in GLUE_TASKS.values()), *IMAGE_TASKS]
+    if task not in known:
+        raise ValueError(f"task {task!r} is unknown.{nearest(task, known)} Known: {', '.join(known)}")
+    return task
+
+
+def _check_stages(stages: list[Any]) -> list[Any]:
+    problems = []
+    for number, stage in enumerate(stages):
+        entries = stage.get("distill_config") if isinstance(stage, Mapping) else None
+        if not isinstance(stage, Mapping) or not isinstance(stage.get("name"), (str, int)):
+            problems.append(f"stages[{number}] is a mapping with a name; found {stage!r}")
+        elif entries is not None and not isinstance(entries, list):
+            problems.append(f"stages[{number}]: distill_config is a list; found {entries!r}")
+        elif any(isinstance(entry, Mapping) and "stage" in entry for entry in entries or []):
+            problems.append(f"stages[{number}]: its entries belong to stage {stage['name']!r} and name no other")
+    if problems:
+        raise ValueError(*problems)
+    return stages
+
+
+Text = Annotated[PathText, Field(description="a text")]
+Settings = Annotated[dict[str, Any], Field(description="a mapping of settings")]
+Entries = Annotated[list[Any], Field(description="a list of entries")]
+Stages = Annotated[list[Any], AfterValidator(_check_stages), Field(description="a list of stages")]
 
 
 @dataclass(frozen=True)
@@ -57,74 +88,124 @@ class Recipe:
         stages: mappings with `name`, what differs in that stage of the settings in `training`, and `distill_config`:
             the entries of that stage alone.
         finetune: settings of `distill finetune`, over those of `training`.
-        training: the fields of `TrainingSettings`.
+        training: the fields of `TrainingSettings`, as they are written; parsed they are `settings`.
         output_dir: where the run goes.
     """
 
     teacher: Any = None
     student: Any = None
-    task: str = EMBEDDED
-    data_dir: str | None = None
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
-    image_size: int | None = None
+    task: Annotated[Text, AfterValidator(_check_task)] = EMBEDDED
+    data_dir: Text | None = None
+    max_train_samples: Count | None = None
+    max_eval_samples: Count | None = None
+    image_size: Count | None = None
     augment: Any = None
-    max_length: int = 128
-    tokenizer: str | None = None
-    student_tokenizer: str | None = None
-    vocab_size: int = 8000
-    method: str | None = None
-    alpha: float | None = None
-    temperature: float | None = None
-    method_args: dict[str, Any] = field(default_factory=dict)
+    max_length: Count = 128
+    tokenizer: Text | None = None
+    student_tokenizer: Text | None = None
+    vocab_size: Count = 8000
+    method: Text | None = None
+    alpha: Number | None = None
+    temperature: Number | None = None
+    method_args: Annotated[dict[str, Any], Field(description="a mapping of arguments")] = field(default_factory=dict)
     mapping: Any = None
-    distill_config: list[Any] | None = None
-    stages: list[Any] | None = None
-    finetune: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    output_dir: str | None = None
+    distill_config: Entries | None = None
+    stages: Stages | None = None
+    finetune: Settings = field(default_factory=dict)
+    training: Settings = field(default_factory=dict)
+    output_dir: Text | None = None
 
-    def check(self) -> Recipe:
-        problems = self._of_wrong_type()
-        if problems:
-            raise ConfigError("recipe: " + "; ".join(problems))
-        for key, settings in (("training", self.settings()), ("finetune", self.finetune)):
-            try:
-                TrainingSettings.parse(dict(settings))
-            except ConfigError as error:
-                problems.append(f"{key}: {str(error).removeprefix('settings: ')}")
-        known = [EMBEDDED, *GLUE_TASKS, *(task.folder for task in GLUE_TASKS.values()), *IMAGE_TASKS]
-        if self.task not in known:
-            problems.append(f"task {self.task!r} is unknown.{nearest(self.task, known)} Known: {', '.join(known)}")
-        for check in (self._check_method, self._check_images):
-            try:
-                check()
-            except ConfigError as error:
-                problems.append(str(error))
+    @cached_property
+    def settings(self) -> TrainingSettings:
+        """The settings of `training`, with what the stages say."""
         if self.stages and self.training.get("stages"):
-            problems.append("stages are given twice: beside training and inside it")
-        if problems:
-            raise ConfigError("recipe: " + "; ".join(problems))
-        return self
+            raise ConfigError("stages are given twice: beside training and inside it")
+        stages = [
+            {key: value for key, value in stage.items() if key != "distill_config"} for stage in self.stages or ()
+        ]
+        return TrainingSettings.parse({**self._training, **({"stages": stages} if stages else {})})
 
-    def _check_images(self) -> None:
-        Augmentation.parse(self.augment, None)
-        pictures, text = ("image_size", "augment"), ("tokenizer", "student_tokenizer")
-        foreign = [key for key in (pictures if self.image_task is None else text) if getattr(self, key) is not None]
-        if foreign:
-            kind = "an image task" if self.image_task is None else "text"
-            raise ConfigError(f"{foreign[0]} belongs to {kind}, and task is {self.task!r}")
-        if self.image_task is not None and self.augmented and self.training.get("teacher_cache"):
-            raise ConfigError(
-                "teacher_cache keeps features of pictures as they are, and augment changes them each time: set "
-                "augment: false, or leave teacher_cache out"
-            )
+    @cached_property
+    def finetune_settings(self) -> TrainingSettings:
+        """The settings of `distill finetune`, which has no stages."""
+        return TrainingSettings.parse({**self._training, "stages": (), **self.finetune})
+
+    @property
+    def _training(self) -> dict[str, Any]:
+        return {"metric_for_best_model": self.primary_metric, **self.training}
+
+    @cached_property
+    def config(self) -> DistillConfig | None:
+        """The entries that the recipe writes out, parsed; None where it writes none."""
+        entries = self.own_entries()
+        return None if entries is None else parse_config(entries)
+
+    def own_entries(self) -> list[Any] | None:
+        """The entries the recipe writes out, those of its stages included; None where it writes none."""
+        inside = [
+            {**entry, "stage": stage["name"]} if isinstance(entry, Mapping) else entry
+            for stage in self.stages or []
+            for entry in stage.get("distill_config") or []
+        ]
+        return None if self.distill_config is None and not inside else [*(self.distill_config or []), *inside]
+
+    @property
+    def method_name(self) -> str:
+        """The method, of a recipe without a `distill_config`."""
+        return self.method or (METHOD if self.image_task is None else METHOD_OF_IMAGES)
+
+    def method_options(self) -> dict[str, Any]:
+        """The arguments of the method, under its own names."""
+        options = {key: getattr(self, key) for key in _OF_METHODS}
+        return {**{key: value for key, value in options.items() if value is not None}, **self.method_args}
+
+    def made_of(self, finetune: bool) -> dict[str, Any]:
+        """The data and the models that it describes, without places on disk: what no continuation of a run changes."""
+        data = ("task", "max_train_samples", "max_eval_samples", "image_size", "augment", "max_length")
+        models = {side: getattr(self, side) for side in (("teacher",) if finetune else ("teacher", "student"))}
+        described = {side: model for side, model in models.items() if isinstance(model, Mapping)}
+        return {key: getattr(self, key) for key in data} | described
+
+    @property
+    def glue_task(self) -> GlueTask:
+        return find_task("sst2" if self.task == EMBEDDED else self.task)
+
+    @property
+    def image_task(self) -> ImageTask | None:
+        """The task where it is one of pictures."""
+        return IMAGE_TASKS.get(self.task)
 
     @property
     def augmented(self) -> bool:
         """Whether the pictures of an image task are changed at random."""
         task = self.image_task
         return task is not None and Augmentation.parse(self.augment, task.augmentation(1)) is not None
+
+    @property
+    def primary_metric(self) -> str:
+        """By which the best student is kept."""
+        return "accuracy" if self.image_task is not None else self.glue_task.primary_metric
+
+    def hard_entries(self) -> list[dict[str, Any]]:
+        return HARD if self.image_task is not None or not self.glue_task.is_regression else HARD_REGRESSION
+
+    def problems(self, of_keys: Sequence[str] = ()) -> list[str]:
+        """What is wrong with the recipe: with single keys, and beyond them."""
+        problems: list[str] = []
+
+        def attempt(check: Callable[[], Any], of: str = "") -> None:
+            try:
+                check()
+            except ConfigError as error:
+                problems.append(of + str(error).removeprefix("settings: "))
+
+        attempt(lambda: self.settings, "training: ")
+        # What is wrong with `training` is said once.
+        attempt(lambda: TrainingSettings.parse(self.finetune) if problems else self.finetune_settings, "finetune: ")
+        attempt(self._check_method)
+        if not of_keys:  # among them may be the task
+            attempt(self._check_images)
+        return [*of_keys, *problems]
 
     def _check_method(self) -> None:
         table.check_name(self.method_name)
@@ -139,103 +220,18 @@ class Recipe:
             key = "method_args" if self.method_args else "mapping"
             raise ConfigError(f"{key} belongs to a method, and this recipe has a distill_config")
 
-    @property
-    def method_name(self) -> str:
-        """The method, of a recipe without a `distill_config`."""
-        return self.method or (METHOD if self.image_task is None else METHOD_OF_IMAGES)
-
-    def method_options(self) -> dict[str, Any]:
-        """The arguments of the method, under its own names."""
-        given = {key: getattr(self, key) for key in _OF_METHODS}
-        return {**{key: value for key, value in given.items() if value is not None}, **self.method_args}
-
-    def _of_wrong_type(self) -> list[str]:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        default = {f.name for f in fields(self) if f.default is None}
-        given = {key: value for key, value in values.items() if value is not None or key not in default}
-        problems = [
-            f"{key} is a text; found {given[key]!r}"
-            for key in _TEXTS
-            if key in given and not isinstance(given[key], (str, Path))
-        ]
-        problems += [
-            f"{key} is a whole number of 1 or more; found {given[key]!r}"
-            for key in _COUNTS
-            if key in given and (isinstance(given[key], bool) or not isinstance(given[key], int) or given[key] < 1)
-        ]
-        problems += [
-            f"{key} is a number; found {given[key]!r}"
-            for key in _NUMBERS
-            if key in given and (isinstance(given[key], bool) or not isinstance(given[key], (int, float)))
-        ]
-        lists = {key: given[key] for key in ("distill_config", "stages") if key in given}
-        problems += [
-            f"{key} is a list of {'stages' if key == 'stages' else 'entries'}; found {type(value).__name__}"
-            for key, value in lists.items()
-            if not isinstance(value, list)
-        ]
-        if isinstance(given.get("stages"), list):
-            problems += _wrong_stages(given["stages"])
-        return problems + [
-            f"{key} is a mapping of {'arguments' if key == 'method_args' else 'settings'}; found {given[key]!r}"
-            for key in _MAPPINGS
-            if not isinstance(given[key], Mapping)
-        ]
-
-    def own_entries(self) -> list[Any] | None:
-        """The entries the recipe writes out, those of its stages included; None where it writes none."""
-        inside = [
-            {**entry, "stage": stage["name"]} if isinstance(entry, Mapping) else entry
-            for stage in self.stages or []
-            for entry in stage.get("distill_config") or []
-        ]
-        return None if self.distill_config is None and not inside else [*(self.distill_config or []), *inside]
-
-    def settings(self) -> dict[str, Any]:
-        """The settings of `training`, with what the stages say."""
-        if not self.stages:
-            return dict(self.training)
-        stages = [{key: value for key, value in stage.items() if key != "distill_config"} for stage in self.stages]
-        return {**self.training, "stages": stages}
-
-    def made_of(self, finetune: bool) -> dict[str, Any]:
-        """The data and the models that it describes, without places on disk: what no continuation of a run changes."""
-        data = ("task", "max_train_samples", "max_eval_samples", "image_size", "augment", "max_length")
-        described = ("teacher",) if finetune else ("teacher", "student")
-        return {
-            **{key: getattr(self, key) for key in data},
-            **{key: getattr(self, key) for key in described if isinstance(getattr(self, key), Mapping)},
-        }
-
-    @property
-    def glue_task(self) -> GlueTask:
-        return find_task("sst2" if self.task == EMBEDDED else self.task)
-
-    @property
-    def image_task(self) -> ImageTask | None:
-        """The task where it is one of pictures."""
-        return IMAGE_TASKS.get(self.task)
-
-    @property
-    def primary_metric(self) -> str:
-        """By which the best student is kept."""
-        return "accuracy" if self.image_task is not None else self.glue_task.primary_metric
-
-    def hard_entries(self) -> list[dict[str, Any]]:
-        return HARD if self.image_task is not None or not self.glue_task.is_regression else HARD_REGRESSION
-
-
-def _wrong_stages(stages: list[Any]) -> list[str]:
-    problems = []
-    for number, stage in enumerate(stages):
-        entries = stage.get("distill_config") if isinstance(stage, Mapping) else None
-        if not isinstance(stage, Mapping) or not isinstance(stage.get("name"), (str, int)):
-            problems.append(f"stages[{number}] is a mapping with a name; found {stage!r}")
-        elif entries is not None and not isinstance(entries, list):
-            problems.append(f"stages[{number}]: distill_config is a list; found {entries!r}")
-        elif any(isinstance(entry, Mapping) and "stage" in entry for entry in entries or []):
-            problems.append(f"stages[{number}]: its entries belong to stage {stage['name']!r} and name no other")
-    return problems
+    def _check_images(self) -> None:
+        Augmentation.parse(self.augment, None)
+        pictures, text = ("image_size", "augment"), ("tokenizer", "student_tokenizer")
+        foreign = [key for key in (pictures if self.image_task is None else text) if getattr(self, key) is not None]
+        if foreign:
+            kind = "an image task" if self.image_task is None else "text"
+            raise ConfigError(f"{foreign[0]} belongs to {kind}, and task is {self.task!r}")
+        if self.augmented and self.training.get("teacher_cache"):
+            raise ConfigError(
+                "teacher_cache keeps features of pictures as they are, and augment changes them each time: set "
+                "augment: false, or leave teacher_cache out"
+            )
 
 
 def load_recipe(
@@ -260,12 +256,12 @@ def load_recipe(
         _override(content, override)
     for key, value in given.items():
         _set(content, key.split("."), value)
-    known = [f.name for f in fields(Recipe)]
-    unknown = [key for key in content if key not in known]
-    if unknown:
-        texts = [f"unknown key {key!r}.{nearest(str(key), known)}" for key in unknown]
-        raise ConfigError(f"recipe: {'; '.join(texts)} Keys: {', '.join(known)}")
-    return Recipe(**content).check()
+    recipe, wrong = read(Recipe, content)
+    assert recipe is not None  # every field has a default
+    problems = recipe.problems(unknown_keys(content, [f.name for f in fields(Recipe)]) + wrong)
+    if problems:
+        raise ConfigError("recipe: " + "; ".join(problems))
+    return recipe
 
 
 def _make_room(content: dict[str, Any], named: set[str], method: Any) -> None:
@@ -282,16 +278,9 @@ def _make_room(content: dict[str, Any], named: set[str], method: Any) -> None:
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    import yaml
-
-    if not path.is_file():
-        raise ConfigError(f"recipe {path} does not exist")
     if path.resolve() in above:
         raise ConfigError(f"recipe {path} is its own base: {' -> '.join(p.name for p in (*above, path))}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is not valid YAML: {error}") from error
+    content = read_yaml(path, "recipe") or {}
     if not isinstance(content, dict):
         raise ConfigError(f"recipe {path} is a mapping; found {type(content).__name__}")
     content = _unshared(content)

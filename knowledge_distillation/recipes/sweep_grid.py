@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from ..config.entry import Entry
-from ..config.parse import parse_config
-from ..config.settings import TrainingSettings
-from ..errors import ConfigError, nearest, raise_all
+from ..config.entry import DistillConfig, Entry
+from ..errors import ConfigError, nearest
 from ..losses.arguments import signature_of
 from ..losses.table import get_loss
 from ..presets import table
@@ -22,7 +20,7 @@ from .recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from ..training.distiller import KnowledgeDistiller
-    from .build import Ingredients
+    from .build import LoadedRecipe
 
 SHORT = ("alpha", "weight", "temperature")
 # What a run may say without its data, tokenizer and teacher becoming others.
@@ -83,7 +81,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
 def parse_seeds(text: str | None, recipe: Recipe) -> list[int]:
     """`1,2,3` -> [1, 2, 3]; None for the recipe's own seed."""
     if text is None:
-        return [TrainingSettings.parse(dict(recipe.training)).seed]
+        return [recipe.settings.seed]
     if not re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
         raise ConfigError(f"--seeds takes whole numbers, as in 1,2,3; found {text!r}")
     return [int(number) for number in text.split(",")]
@@ -130,19 +128,19 @@ class RecipeRuns:
     ) -> None:
         self._source = path, overrides, dict(given or {})
         self.base = load_recipe(*self._source)
-        self._ready: Ingredients | None = None
+        self._loaded: LoadedRecipe | None = None
         self._evaluators: dict[str, Any] = {}  # one that remembers what the teacher says of the evaluation data
 
     def __call__(
         self, values: Mapping[str, Any], seed: int, output_dir: Path | None, teacher_cache: str | None
     ) -> KnowledgeDistiller:
         recipe = self.recipe(values, seed)
-        ready = self._ingredients(recipe)
-        student = ready.student()
-        entries = ready.entries(student)
+        loaded = self._load(recipe)
+        student = loaded.student()
+        config = loaded.config(student)
         folder = None if recipe.augmented else teacher_cache  # what the teacher says of changed pictures never recurs
-        cache = recipe.training.get("teacher_cache") or (folder and _cache_of(folder, recipe, entries))
-        distiller = ready.distiller(student, entries, output_dir, teacher_cache=cache)
+        cache = recipe.settings.teacher_cache or (folder and _cache_of(folder, recipe, config))
+        distiller = loaded.distiller(student, config, output_dir, teacher_cache=cache)
         settings = distiller.settings
         alike = [settings.per_device_eval_batch_size, settings.group_by_length, settings.teacher_dtype]
         key = repr([_shared(recipe), alike, settings.mixed_precision])
@@ -163,8 +161,8 @@ class RecipeRuns:
             recipe = load_recipe(path, overrides, {**given, **changed})
         except ConfigError as error:
             raise ConfigError(str(error).replace("--set ", "--grid ")) from error
-        entries = recipe.own_entries()
-        raise_all(ConfigError, "distill_config", parse_config(entries).problems if entries else ())
+        if recipe.config is not None:
+            recipe.config.check()
         return recipe
 
     def check(self, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> bool:
@@ -190,16 +188,13 @@ class RecipeRuns:
         """What the runs have in common, as text."""
         return repr({f.name: getattr(self.base, f.name) for f in fields(self.base) if f.name != "output_dir"})
 
-    def _ingredients(self, recipe: Recipe) -> Ingredients:
-        from .build import Ingredients
+    def _load(self, recipe: Recipe) -> LoadedRecipe:
+        from .build import LoadedRecipe
 
-        seed = recipe.training["seed"]
-        if self._ready is None or _shared(self._ready.recipe) != _shared(recipe):
-            own = self.base.training.get("seed")
-            plain = {key: value for key, value in recipe.training.items() if key != "seed"}
-            training = plain if own is None else {**plain, "seed": own}  # one teacher, whatever the seed
-            self._ready = Ingredients.of(replace(recipe, training=training))
-        return replace(self._ready, recipe=recipe, seed=seed)
+        if self._loaded is None or _shared(self._loaded.recipe) != _shared(recipe):
+            training = {**recipe.training, "seed": self.base.settings.seed}  # one teacher, whatever the seed
+            self._loaded = LoadedRecipe.of(replace(recipe, training=training))
+        return replace(self._loaded, recipe=recipe, seed=recipe.settings.seed)
 
 
 def is_greater_better(distiller: KnowledgeDistiller) -> bool:
@@ -222,10 +217,10 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
     return {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in _OF_A_RUN}
 
 
-def _cache_of(folder: str, recipe: Recipe, entries: list[Any]) -> str:
-    """The part of a sweep's cache that holds what these entries read of this recipe's teacher."""
-    read = sorted({str(feature) for entry in parse_config(entries).entries for feature in entry.teacher})
-    stored = {key: value for key, value in recipe.training.items() if key in _OF_A_CACHE}
+def _cache_of(folder: str, recipe: Recipe, config: DistillConfig) -> str:
+    """The part of a sweep's cache that holds what this config reads of this recipe's teacher."""
+    read = sorted({str(feature) for entry in config.entries for feature in entry.teacher})
+    stored = {key: getattr(recipe.settings, key) for key in _OF_A_CACHE}
     return str(Path(folder, xxhash.xxh3_64_hexdigest(repr([read, _shared(recipe) | stored]).encode())))
 
 
@@ -253,8 +248,9 @@ def resolved(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
         if why:
             raise ConfigError(f"--grid {key}: {why}")
         return {key: value}
-    written = recipe.own_entries()
-    return _of_method(recipe, key, value) if written is None else _of_entries(recipe, written, key, value)
+    if recipe.config is None:
+        return _of_method(recipe, key, value)
+    return _of_entries(recipe, recipe.config, key, value)
 
 
 def _of_method(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
@@ -267,9 +263,8 @@ def _of_method(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
     return {key: value}
 
 
-def _of_entries(recipe: Recipe, written: list[Any], key: str, value: Any) -> dict[str, Any]:
-    config = parse_config(written)
-    raise_all(ConfigError, "distill_config", config.problems)
+def _of_entries(recipe: Recipe, config: DistillConfig, key: str, value: Any) -> dict[str, Any]:
+    config = config.check()
     soft = {e.index: e for e in config.entries if e.teacher and e.student[0].output == "logits"}
     hard = [index for index in dict.fromkeys(e.index for e in config.entries if e.hard)]
     where = _one(recipe, key, list(soft), "with a teacher on logits")
@@ -280,7 +275,7 @@ def _of_entries(recipe: Recipe, written: list[Any], key: str, value: Any) -> dic
     (index, entry), *_ = soft.items()
     if "temperature" not in _arguments(entry):
         raise ConfigError(f"--grid temperature: loss {entry.loss_name} of {where} takes no temperature")
-    inside = "loss.args" if isinstance(written[index].get("loss"), Mapping) else "args"
+    inside = "loss.args" if isinstance((recipe.own_entries() or [])[index].get("loss"), Mapping) else "args"
     return {f"{where}.{inside}.temperature": value}
 
 

@@ -11,15 +11,15 @@ import torch
 import yaml
 from runs import HARD, TINY_BERT, bert, glue_folder, recipe, same, weights, written
 
-from knowledge_distillation import ConfigError
+from knowledge_distillation import ConfigError, parse_config
 from knowledge_distillation.data.text import train_tokenizer
 from knowledge_distillation.presets import expand
-from knowledge_distillation.recipes.build import Ingredients, load_data, zero_residual_branches
+from knowledge_distillation.recipes.build import LoadedRecipe, load_data, zero_residual_branches
 from knowledge_distillation.recipes.recipe import HARD_REGRESSION, Recipe, load_recipe
 
 
-def ingredients(folder: Path, **changes: Any) -> Ingredients:
-    return Ingredients.of(load_recipe(written(folder, **changes)))
+def loaded(folder: Path, **changes: Any) -> LoadedRecipe:
+    return LoadedRecipe.of(load_recipe(written(folder, **changes)))
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ STATES = {"teacher": "layer2.hidden_states", "student": "layer1.hidden_states", 
             {"method": "pkd", "stages": [{"name": "a", "distill_config": [STATES]}]},
             "give either method or distill_config",
         ),
-        ({"stages": "intermediate"}, "stages is a list of stages; found str"),
+        ({"stages": "intermediate"}, "stages is a list of stages; found 'intermediate'"),
         ({"stages": [{"max_steps": 1}]}, "stages[0] is a mapping with a name; found {'max_steps': 1}"),
         ({"stages": [{"name": "a"}, {"name": None}]}, "stages[1] is a mapping with a name; found {'name': None}"),
         ({"stages": [{"name": "a", "seed": 1}]}, "training: stages[0]: 'seed' is no setting of a stage."),
@@ -171,7 +171,7 @@ def test_methods_mappings_and_stages_that_cannot_be(content: dict[str, Any], mes
 
 
 def test_models_built_from_scratch_fit_the_tokenizer_and_the_task(tmp_path: Path) -> None:
-    ready = ingredients(tmp_path)
+    ready = loaded(tmp_path)
     student = ready.student()
     for model, depth in ((ready.teacher, 2), (student, 1)):
         assert model.config.vocab_size == len(ready.tokenizer) and model.config.num_labels == 2
@@ -181,7 +181,7 @@ def test_models_built_from_scratch_fit_the_tokenizer_and_the_task(tmp_path: Path
 
 
 def test_a_student_is_fresh_each_time_and_the_same_each_time(tmp_path: Path) -> None:
-    ready = ingredients(tmp_path)
+    ready = loaded(tmp_path)
     first = ready.student()
     torch.manual_seed(123)
     second = ready.student()
@@ -190,18 +190,18 @@ def test_a_student_is_fresh_each_time_and_the_same_each_time(tmp_path: Path) -> 
 
 
 def test_the_seed_is_that_of_training(tmp_path: Path) -> None:
-    ones = [ingredients(tmp_path, training={"seed": seed, "mixed_precision": "no"}).teacher for seed in (1, 1, "2")]
+    ones = [loaded(tmp_path, training={"seed": seed, "mixed_precision": "no"}).teacher for seed in (1, 1, "2")]
     assert same(weights(ones[0]), weights(ones[1])) and not same(weights(ones[0]), weights(ones[2]))
 
 
 def test_a_student_may_be_cut_out_of_the_teacher_or_of_another_model(tmp_path: Path) -> None:
-    ready = ingredients(tmp_path, student={"layers": [2]})
+    ready = loaded(tmp_path, student={"layers": [2]})
     student = ready.student()
     assert student.config.num_hidden_layers == 1
     ours, theirs = student.bert.encoder.layer[0], ready.teacher.bert.encoder.layer[1]
     assert same(weights(ours), weights(theirs))
     other = {**TINY_BERT, "num_hidden_layers": 3, "hidden_size": 8}
-    student = ingredients(tmp_path, student={"layers": [1, 3], "of": other}).student()
+    student = loaded(tmp_path, student={"layers": [1, 3], "of": other}).student()
     assert student.config.num_hidden_layers == 2 and student.config.hidden_size == 8
 
 
@@ -210,48 +210,45 @@ def test_the_tokenizer_is_the_named_one_or_that_of_a_saved_teacher(tmp_path: Pat
         train_tokenizer([f"word{number} of text"], 60).save_pretrained(tmp_path / name)
     bert(2, vocab_size=60).save_pretrained(tmp_path / "teacher")
     saved = {"teacher": str(tmp_path / "teacher")}
-    assert "1" in ingredients(tmp_path, **saved).tokenizer.get_vocab()
-    assert "0" in ingredients(tmp_path, **saved, tokenizer=str(tmp_path / "named")).tokenizer.get_vocab()
-    assert ingredients(tmp_path).tokenizer.get_vocab().keys() >= {"film", "good"}  # trained on the sentences
+    assert "1" in loaded(tmp_path, **saved).tokenizer.get_vocab()
+    assert "0" in loaded(tmp_path, **saved, tokenizer=str(tmp_path / "named")).tokenizer.get_vocab()
+    assert loaded(tmp_path).tokenizer.get_vocab().keys() >= {"film", "good"}  # trained on the sentences
 
 
 def test_a_trained_tokenizer_has_seen_no_evaluation_text(tmp_path: Path) -> None:
     folder = glue_folder(tmp_path / "glue")
     (folder / "SST-2" / "dev.tsv").write_text("sentence\tlabel\nqqqqq\t1\n")
-    assert "q" not in ingredients(tmp_path).tokenizer.get_vocab()
+    assert "q" not in loaded(tmp_path).tokenizer.get_vocab()
 
 
 def test_entries_are_those_of_the_recipe_or_of_its_method(tmp_path: Path) -> None:
-    ready = ingredients(tmp_path)
-    assert ready.entries(ready.student()) == recipe(tmp_path)["distill_config"]
-    ready = ingredients(tmp_path, distill_config=None, method="hinton", alpha=0.25, temperature=3.0)
-    soft, hard = ready.entries(ready.student())
-    assert (soft["weight"], soft["args"], hard["weight"]) == (0.25, {"temperature": 3.0}, 0.75)
+    ready = loaded(tmp_path)
+    assert ready.config(ready.student()) == parse_config(recipe(tmp_path)["distill_config"])
+    ready = loaded(tmp_path, distill_config=None, method="hinton", alpha=0.25, temperature=3.0)
+    soft, hard = ready.config(ready.student()).entries
+    assert (soft.weight, soft.args, hard.weight) == (0.25, {"temperature": 3.0}, 0.75)
 
 
 def test_arguments_of_a_method(tmp_path: Path) -> None:
     three = {**TINY_BERT, "num_hidden_layers": 3}
     own = {"distill_config": None, "teacher": three, "student": {**TINY_BERT, "num_hidden_layers": 2}, "method": "pkd"}
-    ready = ingredients(tmp_path, **own, alpha=0.2, temperature=5, method_args={"beta": 10}, mapping=[[3, 1], [2, 2]])
+    ready = loaded(tmp_path, **own, alpha=0.2, temperature=5, method_args={"beta": 10}, mapping=[[3, 1], [2, 2]])
     student = ready.student()
-    assert ready.entries(student) == expand(
-        "pkd", ready.teacher, student, alpha=0.2, temperature=5, beta=10, mapping=[[3, 1], [2, 2]]
-    )
-    ready = ingredients(
-        tmp_path, **own, method_args={"alpha": 0.7, "mapping": "last"}, alpha=0.2
-    )  # the nearer one holds
-    assert ready.entries(student) == expand("pkd", ready.teacher, student, alpha=0.7, mapping="last")
+    options = {"alpha": 0.2, "temperature": 5, "beta": 10, "mapping": [[3, 1], [2, 2]]}
+    assert ready.config(student) == parse_config(expand("pkd", ready.teacher, student, **options))
+    ready = loaded(tmp_path, **own, method_args={"alpha": 0.7, "mapping": "last"}, alpha=0.2)  # the nearer one holds
+    assert ready.config(student) == parse_config(expand("pkd", ready.teacher, student, alpha=0.7, mapping="last"))
     assert ready.why == ""
 
 
 def test_a_mapping_that_is_searched(tmp_path: Path) -> None:
     teacher = {**TINY_BERT, "num_hidden_layers": 4, "initializer_range": 0.5}
     own = {"distill_config": None, "method": "tinybert", "teacher": teacher, "student": {"layers": [1, 2]}}
-    ready = ingredients(tmp_path, **own, mapping="search")
+    ready = loaded(tmp_path, **own, mapping="search")
     student = ready.student()
-    assert ready.entries(student) == expand("tinybert", ready.teacher, student, mapping=[(1, 1), (2, 2)])
+    assert ready.config(student) == parse_config(expand("tinybert", ready.teacher, student, mapping=[(1, 1), (2, 2)]))
     assert "over 1 batches; mean of the chosen pairs 1.000" in ready.why and "[1.00]" in ready.why
-    assert ready.entries(student) == ingredients(tmp_path, **own, mapping="search").entries(student)
+    assert ready.config(student) == loaded(tmp_path, **own, mapping="search").config(student)
 
 
 def test_stages_hold_settings_and_entries_of_their_own(tmp_path: Path) -> None:
@@ -260,28 +257,28 @@ def test_stages_hold_settings_and_entries_of_their_own(tmp_path: Path) -> None:
         {"name": "task", "learning_rate": "1e-3", "distill_config": HARD},
     ]
     everywhere = {"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"}
-    ready = ingredients(tmp_path, distill_config=[everywhere], stages=stages)
+    ready = loaded(tmp_path, distill_config=[everywhere], stages=stages)
     student = ready.student()
-    entries = ready.entries(student)
-    assert entries == [everywhere, {**STATES, "stage": "states"}, {**HARD[0], "stage": "task"}]
-    run = ready.distiller(student, entries, None)
+    config = ready.config(student)
+    assert config == parse_config([everywhere, {**STATES, "stage": "states"}, {**HARD[0], "stage": "task"}])
+    run = ready.distiller(student, config, None)
     assert [(stage.name, len(stage.entries)) for stage in run.stages] == [("states", 2), ("task", 2)]
     assert [(stage.settings.max_steps, stage.settings.learning_rate) for stage in run.stages] == [
         (2, 5e-5),
         (-1, 1e-3),
     ]
-    for plain in (ready.distiller(student, HARD, None), ready.distiller(ready.teacher, HARD, None, finetune=True)):
+    for plain in (ready.distiller(student, None, None), ready.distiller(ready.teacher, None, None, finetune=True)):
         assert [stage.name for stage in plain.stages] == [""]  # a baseline and a teacher learn in one
 
 
 def test_stages_of_the_recipe_are_those_of_its_entries(tmp_path: Path) -> None:
-    ready = ingredients(tmp_path, distill_config=None, method="tinybert", stages=[{"name": "predicton"}])
+    ready = loaded(tmp_path, distill_config=None, method="tinybert", stages=[{"name": "predicton"}])
     student = ready.student()
     with pytest.raises(ConfigError, match="stage 'intermediate' of distill_config is none of the run's"):
-        ready.distiller(student, ready.entries(student), None)
+        ready.distiller(student, ready.config(student), None)
     halves = [{"name": "fast", "learning_rate": 1e-3}, {"name": "slow"}]  # entries of no stage are on in all of them
-    ready = ingredients(tmp_path, distill_config=None, method="born_again", stages=halves)
-    run = ready.distiller(student, ready.entries(student), None)
+    ready = loaded(tmp_path, distill_config=None, method="born_again", stages=halves)
+    run = ready.distiller(student, ready.config(student), None)
     assert [(stage.name, len(stage.entries), stage.settings.learning_rate) for stage in run.stages] == [
         ("fast", 2, 1e-3),
         ("slow", 2, 5e-5),
@@ -296,23 +293,23 @@ def test_labels_alone(tmp_path: Path) -> None:
 
 
 def test_samples_are_limited(tmp_path: Path) -> None:
-    ready = ingredients(tmp_path, max_train_samples=7, max_eval_samples=3)
+    ready = loaded(tmp_path, max_train_samples=7, max_eval_samples=3)
     assert (len(ready.data["train"]), len(ready.data["validation"])) == (7, 3)
     embedded = load_data(Recipe(max_train_samples=5))
     assert (len(embedded["train"]), len(embedded["validation"])) == (5, 1000)
 
 
 def test_text_is_cut_at_max_length(tmp_path: Path) -> None:
-    rows = ingredients(tmp_path, max_length=4).data["train"]
+    rows = loaded(tmp_path, max_length=4).data["train"]
     assert max(rows["length"]) == 4 == max(map(len, rows["input_ids"]))
 
 
 def test_layers_with_empty_branches_begin_as_the_identity(tmp_path: Path) -> None:
-    ready = ingredients(tmp_path, teacher={**TINY_BERT, "num_hidden_layers": 6, "zero_residual_branches": True})
+    ready = loaded(tmp_path, teacher={**TINY_BERT, "num_hidden_layers": 6, "zero_residual_branches": True})
     ids = torch.tensor([[2, 7, 9, 3]])
     states = ready.teacher.eval()(ids, output_hidden_states=True).hidden_states
     assert len(states) == 7 and all(torch.allclose(state, states[0], atol=1e-4) for state in states)
-    plain = ingredients(tmp_path, teacher={**TINY_BERT, "num_hidden_layers": 6}).teacher.eval()
+    plain = loaded(tmp_path, teacher={**TINY_BERT, "num_hidden_layers": 6}).teacher.eval()
     states = plain(ids, output_hidden_states=True).hidden_states
     assert not torch.allclose(states[6], states[0], atol=1e-2)
     with pytest.raises(ConfigError, match="needs layers built as BERT's; Linear has none"):
@@ -320,13 +317,13 @@ def test_layers_with_empty_branches_begin_as_the_identity(tmp_path: Path) -> Non
 
 
 def test_the_best_student_of_a_task_is_chosen_by_its_own_metric(tmp_path: Path) -> None:
-    ready = ingredients(tmp_path)
-    run = ready.distiller(ready.student(), HARD, None)
+    ready = loaded(tmp_path)
+    run = ready.distiller(ready.student(), None, None)
     assert run.settings.metric_for_best_model == "accuracy" and run.teacher is None
     named = {**recipe(tmp_path)["training"], "metric_for_best_model": "agreement"}
-    ready = ingredients(tmp_path, training=named)
+    ready = loaded(tmp_path, training=named)
     student = ready.student()
-    run = ready.distiller(student, ready.entries(student), None)
+    run = ready.distiller(student, ready.config(student), None)
     assert run.settings.metric_for_best_model == "agreement" and run.teacher is not None
 
 

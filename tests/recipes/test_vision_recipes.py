@@ -19,7 +19,7 @@ from knowledge_distillation.config.settings import TrainingSettings
 from knowledge_distillation.models import WideResNetConfig, WideResNetForImageClassification
 from knowledge_distillation.models.weights import load_weights
 from knowledge_distillation.presets import expand
-from knowledge_distillation.recipes.build import Ingredients, build_model
+from knowledge_distillation.recipes.build import LoadedRecipe, build_model
 from knowledge_distillation.recipes.recipe import Recipe, load_recipe
 from knowledge_distillation.recipes.sweep_grid import RecipeRuns
 from knowledge_distillation.training import optimizers
@@ -52,13 +52,13 @@ def written(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def ready(folder: Path, **changes: Any) -> Ingredients:
-    return Ingredients.of(load_recipe(written(folder, **changes)))
+def ready(folder: Path, **changes: Any) -> LoadedRecipe:
+    return LoadedRecipe.of(load_recipe(written(folder, **changes)))
 
 
-def trained(made: Ingredients, student: Any = None) -> tuple[Any, dict[str, float]]:
+def trained(made: LoadedRecipe, student: Any = None) -> tuple[Any, dict[str, float]]:
     student = made.student() if student is None else student
-    run = made.distiller(student, made.entries(student), None, disable_tqdm=True)
+    run = made.distiller(student, made.config(student), None, disable_tqdm=True)
     return student, run.train()
 
 
@@ -74,8 +74,7 @@ def test_every_method_trains_a_narrow_wrn(tmp_path, method):
     made = ready(tmp_path, method=method)
     student, teacher = made.student(), weights(made.teacher)
     before = weights(student)
-    entries = made.entries(student)
-    run = made.distiller(student, entries, None, disable_tqdm=True)
+    run = made.distiller(student, made.config(student), None, disable_tqdm=True)
     means = run.train()
     assert all(0 < means[name] < float("inf") for name in run.loss_model.bound) and run.progress.step == 2
     assert same(weights(made.teacher), teacher) and not same(weights(student), before)
@@ -133,7 +132,7 @@ def test_other_families_by_the_same_names(tmp_path, pair):
         for entry in expand(method, made.teacher, small)[:-1]
         if entry["student"] != "output.logits"
     ]
-    run = made.distiller(small, entries, None, disable_tqdm=True, max_steps=1)
+    run = made.distiller(small, parse_config(entries), None, disable_tqdm=True, max_steps=1)
     means = run.train()
     assert len(run.loss_model.bound) >= 9
     assert all(0 <= means[name] < float("inf") for name in run.loss_model.bound)
@@ -145,7 +144,7 @@ def test_margin_relu_takes_the_margins_of_the_teachers_batch_norms(tmp_path):
         for n in (1, 2, 3):
             getattr(made.teacher, f"stage{n}").norm.bias.copy_(torch.linspace(-1, 1, 32 * 2 ** (n - 1)))
     student = made.student()
-    run = made.distiller(student, made.entries(student), None, disable_tqdm=True)
+    run = made.distiller(student, made.config(student), None, disable_tqdm=True)
     run.plan()
     margins = [module.margins for module in run.loss_model.losses.values()]
     assert [len(one) for one in margins] == [32, 64, 128]
@@ -157,16 +156,16 @@ def test_methods_that_need_a_relu_or_a_teacher(tmp_path):
     vit = PAIRS["vit"]
     made = ready(tmp_path, teacher=vit[0], student=vit[1], image_size=16, method="margin_relu")
     with pytest.raises(ConfigError, match="stages of ViTConfig and ViTConfig do not end in a BatchNorm and a ReLU"):
-        made.entries(made.student())
+        made.config(made.student())
     made = ready(tmp_path, teacher=None, method="sp")
     with pytest.raises(ConfigError, match="this method needs a teacher and a student"):
-        made.entries(made.student())
+        made.config(made.student())
     made = ready(tmp_path, teacher=None)
     with pytest.raises(ConfigError, match="recipe: teacher is missing: a directory"):
         trained(made)
     made = ready(tmp_path, mapping="search", method="tinybert")
     with pytest.raises(ConfigError, match="mapping: search reads text, and this is an image task"):
-        made.entries(made.student())
+        made.config(made.student())
 
 
 # --- what a recipe says ----------------------------------------------------------------------------------------------
@@ -185,14 +184,14 @@ def test_pictures_and_classes_reach_the_models(tmp_path):
     config = made.student().config
     assert (config.num_labels, config.image_size, config.num_channels) == (3, 16, 3)
     assert config.id2label == {0: "cat", 1: "dog", 2: "owl"} and config.label2id["owl"] == 2
-    batch = next(iter(made.distiller(made.student(), made.recipe.hard_entries(), None).dev_dataloader))
+    batch = next(iter(made.distiller(made.student(), None, None).dev_dataloader))
     assert batch["pixel_values"].shape == (3, 3, 16, 16) and sorted(batch["labels"].tolist()) == [0, 1, 2]
 
 
 def test_evaluation_data_is_not_augmented_and_training_data_is(tmp_path):
     packed(tmp_path / "cifar10_jpeg.npz", {"train": [0, 1, 2, 3] * 4, "test": [0, 1]})
     made = ready(tmp_path, task="cifar10", data_dir=str(tmp_path))
-    run = made.distiller(made.student(), made.recipe.hard_entries(), None)
+    run = made.distiller(made.student(), None, None)
 
     def drawn(loader: Any) -> list[dict[str, Any]]:
         return [next(iter(loader)) for _ in range(2)]
@@ -222,12 +221,12 @@ def test_a_broken_off_run_ends_in_the_same_weights(tmp_path):
     for name in ("whole", "broken"):
         student = made.student()
         if name == "broken":
-            run = made.distiller(student, made.entries(student), tmp_path / name, **settings)
+            run = made.distiller(student, made.config(student), tmp_path / name, **settings)
             run.callbacks.append(Killed())
             with pytest.raises(KeyboardInterrupt):
                 run.train()
             student = made.student()
-        run = made.distiller(student, made.entries(student), tmp_path / name, **settings)
+        run = made.distiller(student, made.config(student), tmp_path / name, **settings)
         run.train(resume_from_checkpoint=name == "broken")
         ended[name] = weights(student)
     assert same(ended["whole"], ended["broken"])
@@ -244,7 +243,7 @@ def test_a_teacher_cache_serves_pictures_that_do_not_change(tmp_path):
     calls = []
     made.teacher.register_forward_hook(lambda *_: calls.append(1))
     student = made.student()
-    run = made.distiller(student, made.entries(student), None, disable_tqdm=True)
+    run = made.distiller(student, made.config(student), None, disable_tqdm=True)
     run.plan()
     calls.clear()
     run.train()
@@ -550,7 +549,7 @@ def test_runs_of_a_sweep_share_a_cache_where_it_serves(tmp_path):
 
 def test_a_teacher_sees_pictures_as_it_saw_them_before(tmp_path):
     made = ready(tmp_path, max_train_samples=30)
-    run = made.distiller(made.teacher, made.recipe.hard_entries(), tmp_path / "t", finetune=True, disable_tqdm=True)
+    run = made.distiller(made.teacher, None, tmp_path / "t", finetune=True, disable_tqdm=True)
     run.train()
     again = ready(tmp_path, teacher=str(tmp_path / "t" / "student"), image_size=None, max_train_samples=20)
     assert again.tokenizer.mean == made.tokenizer.mean != ready(tmp_path, max_train_samples=20).tokenizer.mean
