@@ -150,11 +150,6 @@ def offers_interface(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation() and model._supports_sdpa
 
 
-def is_used(model: nn.Module) -> bool:
-    """Whether `model` runs with this implementation now."""
-    return model in _users
-
-
 def use(model: nn.Module) -> Callable[[], None]:
     """Switch a model that offers the interface to this implementation.
 

@@ -53,39 +53,34 @@ def bind(
     problems = [*loss_model.config.problems, *_unknown_teachers(entries, students, teachers)]
     taught_by = _teacher_probes(teachers, teacher_inputs, entries)
     learners = _student_probes(students, student_inputs, entries, loss_model.reads_own_loss)
-    _check_vocabularies(learners, taught_by, tokenizer)
+    for probe in (*learners, *taught_by):
+        same_tokens = probe.inputs.get("input_ids") is learners[0].inputs.get("input_ids")
+        check_vocabulary(probe.model, probe.inputs, probe.title, tokenizer if same_tokens else None)
     context = make_context(
         student_inputs[""], merged_inputs(teacher_inputs) or None, predicts_next_token(students[""])
     )
     trained = nn.ModuleList([*students.values(), loss_model])
-    with _probing(students, loss_model), ExitStack() as sources:
+    with _preserved(students.values(), loss_model), ExitStack() as sources:
         for probe in (*taught_by, *learners):
             adaptor = loss_model.teacher_output_adaptor if probe.teacher else loss_model.student_output_adaptor
             probe.source = source_of(probe, adaptor, problems)
             sources.callback(probe.source.close)
-        with _untouched(students):
-            for probe in (*taught_by, *learners):
-                probe.run()
-            rows, losses = _bind_entries(loss_model, entries, taught_by, learners, context, num_samples, problems)
-            reached = set() if problems else _reached(losses, trained)
-            problems += [] if problems else _frozen_projections(loss_model, entries, reached)
-            raise_all(ConfigError, "distill_config", problems)
-            for probe in learners:
-                if any(p.requires_grad and id(p) not in reached for p in probe.model.parameters()):
-                    probe.model.eval()  # a pass that skips layers at random must not decide what is frozen
-                    reached |= _reached(probe.source.features(probe.inputs).values(), probe.model)
+        for probe in (*taught_by, *learners):
+            probe.run()
+        rows, losses = _bind_entries(loss_model, entries, taught_by, learners, context, num_samples, problems)
+        reached = set() if problems else _reached(losses, trained)
+        problems += [] if problems else _frozen_projections(loss_model, entries, reached)
+        raise_all(ConfigError, "distill_config", problems)
+        for probe in learners:
+            if any(p.requires_grad and id(p) not in reached for p in probe.model.parameters()):
+                probe.model.eval()  # a pass that skips layers at random must not decide what is frozen
+                reached |= _reached(probe.source.features(probe.inputs).values(), probe.model)
         idle = [p for p in trained.parameters() if p.requires_grad and id(p) not in reached]
         unreached = [n for n, p in students[""].named_parameters() if p.requires_grad and id(p) not in reached]
         notes = notes_of([*taught_by, *learners], loss_model, unreached)
         sources.pop_all()
-    return Plan(
-        {probe.name: probe.source for probe in learners},
-        {probe.name: probe.source for probe in taught_by},
-        rows,
-        notes,
-        unreached,
-        idle,
-    )
+    of_students, of_teachers = ({probe.name: probe.source for probe in side} for side in (learners, taught_by))
+    return Plan(of_students, of_teachers, rows, notes, unreached, idle)
 
 
 # --- every model on the batch ----------------------------------------------------------------------------------------
@@ -97,9 +92,8 @@ def _teacher_probes(
     """Of the teachers that an entry reads."""
     probes = []
     for name, teacher in teachers.items():
-        readers = readers_of(entries, teacher=name)
+        title, readers = f"teacher {name}".strip(), readers_of(entries, teacher=name)
         if readers:
-            title = f"teacher {name}".strip()
             accepted = teacher.cast(checked_inputs(inputs[name], teacher.model, title))
             probes.append(Probe(name, title, teacher.model, accepted, readers, teacher))
     return probes
@@ -111,38 +105,21 @@ def _student_probes(
     """Of every student: with the features it learns by, and those by which it teaches itself or a peer."""
     probes = []
     for name, model in students.items():
-        readers = readers_of(entries, teacher=name or SELF, student=name)
-        title = name or "student"
+        title, readers = name or "student", readers_of(entries, teacher=name or SELF, student=name)
         probes.append(Probe(name, title, model, checked_inputs(inputs[name], model, title, with_labels), readers))
     return probes
 
 
-def _check_vocabularies(learners: Iterable[Probe], taught_by: Iterable[Probe], tokenizer: Any) -> None:
-    tokens = [probe.inputs.get("input_ids") for probe in learners if not probe.name]
-    for probe in (*learners, *taught_by):
-        same_tokens = probe.inputs.get("input_ids") is tokens[0]
-        check_vocabulary(probe.model, probe.inputs, probe.title, tokenizer if same_tokens else None)
-
-
 @contextmanager
-def _probing(students: Mapping[str, nn.Module], loss_model: nn.Module) -> Iterator[None]:
-    """Students are as in a step; what a loss remembers begins with the run. Their modes are put back."""
-    training = loss_model.training
-    with ExitStack() as modes:
-        for model in students.values():
-            modes.enter_context(modes_kept(model))
-            model.train()
-        modes.callback(loss_model.train, training)
-        loss_model.eval()
-        yield
-
-
-@contextmanager
-def _untouched(students: Mapping[str, nn.Module]) -> Iterator[None]:
-    """With gradient; buffers and random state are put back."""
+def _preserved(students: Iterable[nn.Module], loss_model: nn.Module) -> Iterator[None]:
+    """Students run as in a step and are left as they were; what a loss remembers begins with the run."""
     with ExitStack() as state:
-        for model in students.values():
+        for model in students:
+            state.enter_context(modes_kept(model))
             state.enter_context(preserved(model))
+            model.train()
+        state.callback(loss_model.train, loss_model.training)
+        loss_model.eval()
         state.enter_context(torch.enable_grad())
         yield
 

@@ -57,16 +57,8 @@ class Plan:
 
         table = Table(title="plan", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
         projected = any(row[COLUMNS.index("projection")] != "-" for row in self.rows)
-        for column in (
-            "",
-            "teacher\nstudent",
-            "shape",
-            *["projection"][:projected],
-            "loss",
-            "mask",
-            "weight",
-            "memory",
-        ):
+        columns = ("", "teacher\nstudent", "shape", *["projection"][:projected], "loss", "mask", "weight", "memory")
+        for column in columns:
             right = column in ("weight", "memory")
             table.add_column(column, justify="right" if right else "left", no_wrap=column.startswith("teacher"))
         for entry, teacher, student, projection, loss, mask, weight, memory in self.rows:

@@ -13,43 +13,42 @@ from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from .probe import Probe
 
 
+COUNTS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
+BYTES = ((1 << 30, " GiB"), (1 << 20, " MiB"), (1 << 10, " KiB"))
+
+
 def row_of(
     loss_model: MultiLayerBasedDistillationLoss,
     entry: Entry,
-    student: Mapping[Feature, Tensor],
-    teacher: Mapping[Feature, Tensor],
+    student_features: Mapping[Feature, Tensor],
+    teacher_features: Mapping[Feature, Tensor],
 ) -> tuple[str, ...]:
+    """The cells of a bound entry, under `COLUMNS`."""
     bound = loss_model.bound[entry.name]
-    items, layout = bound.items, bound.items.layout.name
-    sides = []
-    for features, tensors in ((entry.teacher, teacher), (entry.student, student)):
-        sides.append("\n".join(f"{f} {shape_of(tensors[f])}" for f in features) or "labels")
-    memory = sum(student[f].nbytes for f in entry.student) + sum(teacher[f].nbytes for f in entry.teacher)
-    projections = loss_model.projections_of(entry)
-    shown = "\n".join(f"{_called(one, entry)} {_count(one)}" for one in projections) or "-"
-    args = ", ".join(f"{key}={value}" for key, value in {**entry.args, **_courses(entry)}.items())
-    masked = layout if layout in ("pairs", "rows", "tokens") else "-"
-    has_mask = items.rows is not None or (entry.hard and layout == "tokens")
-    if layout == "batch" and items.rows:
-        masked = "by the loss" if "mask" in bound.context_keys else "NONE: a scalar"
-    elif not has_mask:
-        masked = "-"
-    compared = ""  # a map of attention is scores or probabilities
-    if bound.kind == "attention":
-        compared = " of scores" if entry.student[0].output.endswith("scores") else " of probabilities"
-    loss = f"{entry.loss_name}{compared}({args})" if args else f"{entry.loss_name}{compared}"
-    course = entry.schedule.get("weight")
-    weight = f"{entry.weight:g}" if course is None else described(course)
+    rows, layout = bound.items.rows, bound.items.layout.name
+    sides, memory = [], 0
+    for names, features in ((entry.teacher, teacher_features), (entry.student, student_features)):
+        sides.append("\n".join(f"{name} {shape_of(features[name])}" for name in names) or "labels")
+        memory += sum(features[name].nbytes for name in names)
+    projections = [
+        f"{entry.projection.type if isinstance(one, nn.Sequential) else type(one).__name__} {_size_of(one)}"
+        for one in loss_model.projections_of(entry)
+    ]
+    mask = "-"
+    if layout == "batch" and rows:
+        mask = "by the loss" if "mask" in bound.context_keys else "NONE: a scalar"
+    elif layout in ("pairs", "rows", "tokens") and (rows is not None or (entry.hard and layout == "tokens")):
+        mask = layout
+    schedules = {name: described(course) for name, course in entry.schedule.items()}
+    weight = schedules.pop("weight", f"{entry.weight:g}")
     weight += f"\nin stage {', '.join(entry.stage)}" if entry.stage else ""
-    return (str(entry.index), *sides, shown, loss, masked, weight, _bytes(memory))
-
-
-def _courses(entry: Entry) -> dict[str, str]:
-    return {name: described(course) for name, course in entry.schedule.items() if name != "weight"}
-
-
-def _called(projection: nn.Module, entry: Entry) -> str:
-    return entry.projection.type if isinstance(projection, nn.Sequential) else type(projection).__name__
+    loss = entry.loss_name
+    if bound.kind == "attention":
+        loss += " of scores" if entry.student[0].output.endswith("scores") else " of probabilities"
+    if entry.args or schedules:
+        loss += f"({', '.join(f'{key}={value}' for key, value in {**entry.args, **schedules}.items())})"
+    shown = "\n".join(projections) or "-"
+    return (str(entry.index), *sides, shown, loss, mask, weight, _short(memory, BYTES, " B"))
 
 
 def notes_of(probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLoss, unreached: list[str]) -> list[str]:
@@ -58,10 +57,10 @@ def notes_of(probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLos
     for probe in probes:
         model, source = probe.model, probe.source
         dtype = next((str(p.dtype).removeprefix("torch.") for p in model.parameters()), "")
-        size = f"{type(model).__name__}, {_count(model)} parameters in {dtype}"
+        size = f"{type(model).__name__}, {_size_of(model)} parameters in {dtype}"
         notes += [f"{probe.title}: {note}" for note in (f"{size}, runs {source.depth}", *source.notes)]
     if list(loss_model.parameters()):
-        notes.append(f"projections: {_count(loss_model)} parameters, trained and saved beside the student")
+        notes.append(f"projections: {_size_of(loss_model)} parameters, trained and saved beside the student")
     if unreached:
         shown = ", ".join(unreached[:4]) + (f" and {len(unreached) - 4} more" if len(unreached) > 4 else "")
         notes.append(f"student: no entry reaches {shown}: frozen for this run")
@@ -81,16 +80,12 @@ def notes_of(probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLos
     return notes
 
 
-def _count(module: nn.Module) -> str:
-    number = sum(p.numel() for p in module.parameters())
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+def _size_of(module: nn.Module) -> str:
+    return _short(sum(p.numel() for p in module.parameters()), COUNTS)
+
+
+def _short(number: int, units: Iterable[tuple[float, str]], smallest: str = "") -> str:
+    for size, unit in units:
         if number >= size:
             return f"{number / size:.3g}{unit}"
-    return str(number)
-
-
-def _bytes(number: int) -> str:
-    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number} B"
+    return f"{number}{smallest}"
