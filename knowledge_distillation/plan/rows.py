@@ -12,7 +12,6 @@ from ..features.inputs import shape_of
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from .probe import Probe
 
-
 COUNTS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 BYTES = ((1 << 30, " GiB"), (1 << 20, " MiB"), (1 << 10, " KiB"))
 
