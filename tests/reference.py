@@ -454,7 +454,7 @@ def rkd_distance(student, teacher, mask=None, keys=None, pooling="mean", average
         return [[d / scale for d in row] for row in found]
 
     s, t = (distances(rows_of(side, mask, pooling)) for side in (student, teacher))
-    total = sum(huber(s[i][j] - t[i][j]) for i in range(len(s)) for j in range(len(s)))
+    total = sum(smooth_l1(s[i][j] - t[i][j]) for i in range(len(s)) for j in range(len(s)))
     return total / max(len(s) * (len(s) - 1) if average == "pairs" else len(s) ** 2, 1)
 
 
@@ -466,7 +466,7 @@ def rkd_angle(student, teacher, mask=None, keys=None, pooling="mean", average="a
             for k in range(len(s)):
                 if average == "all" or len({i, j, k}) == 3:
                     angles = (cosine(rows[i] - rows[j], rows[k] - rows[j]) for rows in (s, t))
-                    total += huber(next(angles) - next(angles))
+                    total += smooth_l1(next(angles) - next(angles))
                     number += 1
     return total / max(number, 1)
 
@@ -586,7 +586,7 @@ def mean_of_pairs(s, t):
     return sum(squares) / max(len(squares), 1)
 
 
-def huber(x: float) -> float:
+def smooth_l1(x: float) -> float:
     return x * x / 2 if abs(x) < 1 else abs(x) - 0.5
 
 
