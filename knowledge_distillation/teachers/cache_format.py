@@ -94,6 +94,11 @@ class Form:
         return f"{inside} in {self.dtype}{top}"
 
 
+def tensor_name(feature: str, part: str) -> str:
+    """The name of one stored tensor of a feature."""
+    return f"{feature}:{part}" if part else feature
+
+
 def form_of(
     feature: Feature, kind: str, tensor: Tensor, context: Mapping[str, Any], dtype: str, top_k: int | None
 ) -> Form:

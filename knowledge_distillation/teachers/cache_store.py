@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .cache_format import Form, Span
+from .cache_format import Form, Span, tensor_name
 from .cache_keys import Identity
 
 FORMAT = 1
@@ -57,6 +57,9 @@ class Store:
     ) -> None:
         self.folder, self.identity, self.limit = folder, identity, limit
         self.forms = dict(forms)
+        self._tensors = {  # name -> dimensions for one sample, and type
+            tensor_name(feature, part): kind for feature, form in forms.items() for part, kind in form.parts.items()
+        }
         self.names = self._names_stored = _length_names(self.forms)
         self.writable = True
         self._shards: list[_Shard] = []
@@ -135,54 +138,45 @@ class Store:
             places[sample] = -1 if pending is None else len(self) + pending
         return places
 
-    def read(self, places: NDArray[np.int64], spans: Mapping[str, Span]) -> dict[str, dict[str, Tensor]]:
-        """Feature -> its stored parts for one batch, each sample where its span says; 0 around it, and at -1."""
+    def read(self, places: NDArray[np.int64], spans: Mapping[str, Span]) -> dict[str, Tensor]:
+        """The stored tensors of one batch by name, each sample where its span says; 0 around it, and at -1."""
         begins = np.cumsum([0, *(len(shard.keys) for shard in self._shards)])
         numbers = (np.searchsorted(begins, places, side="right") - 1).tolist()
         rows = (places - begins[numbers]).tolist()
         present = np.flatnonzero(places >= 0).tolist()
-        parts: dict[str, dict[str, Tensor]] = {}
-        for feature, form in self.forms.items():
-            parts[feature] = {}
-            for part, (dims, dtype) in form.parts.items():
-                sizes = [spans[dim].size if isinstance(dim, str) else dim for dim in dims]
-                batch, name = torch.zeros(len(places), *sizes, dtype=dtype), _tensor_name(feature, part)
-                for sample in present:
-                    number, row, at = numbers[sample], rows[sample], window(dims, spans, sample)
-                    if number < len(self._shards):
-                        batch[sample][at] = self._shards[number].record(name, dims, row)
-                    else:
-                        record = self._pending[row][2][name]
-                        batch[sample][at] = record.view(batch[sample][at].shape)
-                parts[feature][part] = batch
-        return parts
+        tensors = {}
+        for name, (dims, dtype) in self._tensors.items():
+            sizes = [spans[dim].size if isinstance(dim, str) else dim for dim in dims]
+            batch = tensors[name] = torch.zeros(len(places), *sizes, dtype=dtype)
+            for sample in present:
+                number, row, at = numbers[sample], rows[sample], window(dims, spans, sample)
+                if number < len(self._shards):
+                    batch[sample][at] = self._shards[number].record(name, dims, row)
+                else:
+                    batch[sample][at] = self._pending[row][2][name].view(batch[sample][at].shape)
+        return tensors
 
     # --- adding ------------------------------------------------------------------------------------------------------
 
-    def add(
-        self, keys: NDArray[np.uint64], parts: Mapping[str, Mapping[str, Tensor]], spans: Mapping[str, Span]
-    ) -> None:
+    def add(self, keys: NDArray[np.uint64], tensors: Mapping[str, Tensor], spans: Mapping[str, Span]) -> None:
         """Take in the samples of a batch that are not there yet; a shard is written when there are enough.
 
         Args:
-            parts: feature -> its stored parts, on the CPU, padded as the batch was.
+            tensors: what is stored by name, on the CPU, padded as the batch was.
         """
         for sample in np.flatnonzero(self.find(keys) < 0).tolist():
-            name = keys[sample].tobytes()
-            if name in self._pending_places:
+            key = keys[sample].tobytes()
+            if key in self._pending_places:
                 continue
             record = {  # copies, since a view would hold its whole batch
-                _tensor_name(feature, part): parts[feature][part][sample][window(dims, spans, sample)]
-                .flatten()
-                .clone()
-                for feature, form in self.forms.items()
-                for part, (dims, _) in form.parts.items()
+                name: tensors[name][sample][window(dims, spans, sample)].flatten().clone()
+                for name, (dims, _) in self._tensors.items()
             }
             self._check_range(record)
             lengths = np.array([spans[name].length[sample] for name in self.names], np.int32)
             if not self.writable:
                 continue
-            self._pending_places[name] = len(self._pending)
+            self._pending_places[key] = len(self._pending)
             self._pending.append((keys[sample], lengths, record))
             self._pending_bytes += sum(tensor.nbytes for tensor in record.values())
         if self._pending_bytes >= SHARD_BYTES:
@@ -232,12 +226,11 @@ class Store:
     def bytes_of(self, lengths: Mapping[str, NDArray[Any]], samples: int) -> int:
         """What so many samples take, given the lengths of each by the mask that tells them."""
         total = float(samples * (16 + 4 * len(self.names)))
-        for form in self.forms.values():
-            for dims, dtype in form.parts.values():
-                size = np.full(samples, float(dtype.itemsize))
-                for dim in dims:
-                    size *= lengths[dim] if isinstance(dim, str) else dim
-                total += float(size.sum())
+        for dims, dtype in self._tensors.values():
+            size = np.full(samples, float(dtype.itemsize))
+            for dim in dims:
+                size *= lengths[dim] if isinstance(dim, str) else dim
+            total += float(size.sum())
         return int(total)
 
     def check_room(self, samples_bytes: int) -> None:
@@ -377,10 +370,6 @@ def shown(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
-
-
-def _tensor_name(feature: str, part: str) -> str:
-    return f"{feature}:{part}" if part else feature
 
 
 def _checksum(path: Path) -> str:

@@ -19,13 +19,13 @@ from ..features.batch_context import batch_size, make_context
 from ..features.deferred import Deferred
 from ..features.inputs import forward_inputs
 from ..features.source import Source
-from .cache_format import Span, form_of, spans_of
+from .cache_format import Span, form_of, spans_of, tensor_name
 from .cache_keys import Identity, sample_keys
 from .cache_store import Store, shown
 from .frozen import FrozenTeacher
 
 Features = dict[Feature, Tensor | Deferred]
-Parts = dict[str, dict[str, Tensor]]  # of each feature, what is stored of it
+Stored = dict[str, Tensor]  # what is stored of the features, by name
 ENOUGH_PRESENT = 0.9  # of the samples, where all should be there
 SAMPLES_TO_JUDGE = 1000
 MOST_UNWRITTEN = 4  # batches on their way to the disk
@@ -47,7 +47,7 @@ class _LookUp(NamedTuple):
     keys: NDArray[np.uint64]
     spans: dict[str, Span]
     present: NDArray[np.bool_]
-    parts: Parts  # of the samples that are present
+    stored: Stored  # of the samples that are present
 
 
 class CachedTeacher:
@@ -187,32 +187,28 @@ class CachedTeacher:
         if self._samples >= SAMPLES_TO_JUDGE:
             self._judge(SAMPLES_TO_JUDGE)
         device = self.teacher.device
-        parts = {
-            name: {part: _moved(tensor, device) for part, tensor in stored.items()}
-            for name, stored in look_up.parts.items()
-        }
+        stored = {name: _moved(tensor, device) for name, tensor in look_up.stored.items()}
         if not look_up.present.all():
-            parts = self._completed(parts, look_up, self._computed(inputs, look_up))
-        return {
-            feature: self.store.forms[name].decode(parts[name], feature in self.source.heads)
-            for feature, name in self.names.items()
-        }
+            stored = self._completed(stored, look_up, self._computed(inputs, look_up))
+        features = {}
+        for feature, name in self.names.items():
+            form = self.store.forms[name]
+            parts = {part: stored[tensor_name(name, part)] for part in form.parts}
+            features[feature] = form.decode(parts, feature in self.source.heads)
+        return features
 
-    def _completed(self, cached: Parts, look_up: _LookUp, computed: Parts) -> Parts:
+    def _completed(self, cached: Stored, look_up: _LookUp, computed: Stored) -> Stored:
         """What the teacher says of missing samples and the cache of the others: a copy of what is to be written."""
         present = torch.from_numpy(look_up.present).to(self.teacher.device)
-        parts: Parts = {}
-        for name, stored in computed.items():
-            parts[name] = {}
-            for part, tensor in stored.items():
-                other = cached[name][part] if cached else tensor
-                parts[name][part] = torch.where(present.view(-1, *[1] * (tensor.dim() - 1)), other, tensor)
-        return parts
+        return {
+            name: torch.where(present.view(-1, *[1] * (tensor.dim() - 1)), cached.get(name, tensor), tensor)
+            for name, tensor in computed.items()
+        }
 
-    def _computed(self, inputs: dict[str, Any], look_up: _LookUp) -> Parts:
+    def _computed(self, inputs: dict[str, Any], look_up: _LookUp) -> Stored:
         """The stored form of what the teacher gives now; it is written beside the run."""
         features = self.teacher.features(self.source.features, inputs)
-        parts = {}
+        stored: Stored = {}
         for feature, name in self.names.items():
             form, tensor = self.store.forms[name], features[feature]
             sizes = tuple(look_up.spans[dim].size if isinstance(dim, str) else dim for dim in form.dims)
@@ -221,15 +217,15 @@ class CachedTeacher:
                     f"teacher cache: {name} is {tuple(tensor.shape[1:])} in this batch and was {form.dims} in the "
                     "first: give the batch a mask that says how long it is"
                 )
-            parts[name] = form.encode(tensor, look_up.spans)
+            parts = form.encode(tensor, look_up.spans)
+            stored |= {tensor_name(name, part): values for part, values in parts.items()}
         while len(self._unwritten) >= MOST_UNWRITTEN:
             self._unwritten.pop(0).result()
-        self._unwritten.append(self._thread.submit(self._write, look_up, parts))
-        return parts
+        self._unwritten.append(self._thread.submit(self._write, look_up, stored))
+        return stored
 
-    def _write(self, look_up: _LookUp, parts: Parts) -> None:
-        on_cpu = {name: {part: tensor.cpu() for part, tensor in stored.items()} for name, stored in parts.items()}
-        self.store.add(look_up.keys, on_cpu, look_up.spans)
+    def _write(self, look_up: _LookUp, stored: Stored) -> None:
+        self.store.add(look_up.keys, {name: tensor.cpu() for name, tensor in stored.items()}, look_up.spans)
 
     def _judge(self, least: int) -> None:
         samples = self._samples

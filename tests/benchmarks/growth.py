@@ -92,7 +92,7 @@ def read_batches(folder: Path, samples: int, batch_size: int, rounds: int, batch
     for start in range(0, samples, part):
         some = keys[start : start + part]
         values = torch.zeros(len(some), width, dtype=torch.bfloat16)
-        store.add(some, {"output.pooler_output": {"": values}}, {})
+        store.add(some, {"output.pooler_output": values}, {})
     store.flush()
     times = []
     for _ in range(rounds + 1):  # the first does not count

@@ -373,7 +373,7 @@ def test_one_feature_under_two_names_is_kept_once(tmp_path: Path) -> None:
 def filled(folder: Path, samples: int = 6, **options: Any) -> tuple[Store, np.ndarray]:
     made = store(folder, **options)
     numbers = np.arange(2 * samples, dtype=np.uint64).reshape(samples, 2)
-    made.add(numbers, {"output.logits": {"": torch.arange(2.0 * samples).view(samples, 2)}}, {})
+    made.add(numbers, {"output.logits": torch.arange(2.0 * samples).view(samples, 2)}, {})
     return made, numbers
 
 
@@ -385,7 +385,7 @@ def test_shards_of_many_writers_are_one_cache(tmp_path: Path) -> None:
     again = store(tmp_path / "cache")
     places = again.find(np.arange(18, dtype=np.uint64).reshape(9, 2))
     assert (places >= 0).all() and again.find(numbers + 1).max() == -1
-    assert torch.equal(again.read(places, {})["output.logits"][""], torch.arange(18.0).view(9, 2))
+    assert torch.equal(again.read(places, {})["output.logits"], torch.arange(18.0).view(9, 2))
 
 
 def test_a_damaged_shard_is_named_and_costs_its_samples_alone(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_a_limit_ends_a_run_before_it_begins_and_a_fill_before_it_is_passed(tmp_
     made, numbers = filled(tmp_path / "cache", limit=500)
     made.flush()
     more = numbers + 100
-    made.add(more, {"output.logits": {"": torch.zeros(6, 2)}}, {})
+    made.add(more, {"output.logits": torch.zeros(6, 2)}, {})
     made.limit = made.nbytes + 10
     with pytest.raises(CacheError, match="are needed by now. It holds 6 samples, which stay good"):
         made.flush()
