@@ -277,7 +277,7 @@ def test_every_key_of_an_entry_is_in_the_table():
 def test_every_type_of_projection_schedule_and_reduction_is_in_a_table():
     projection = {field.name for field in fields(entry.Projection)} - {"type"}
     assert rows("distill_config.md", "Projections").keys() == {*entry.PROJECTIONS, *projection}
-    assert rows("distill_config.md", "Schedules").keys() == set(schedules._KEYS)
+    assert rows("distill_config.md", "Schedules").keys() == set(schedules.SCHEDULE_KEYS)
     assert rows("distill_config.md", "Averages").keys() == set(entry.REDUCTIONS)
 
 

@@ -182,7 +182,8 @@ def evaluate(
 ) -> None:
     """Score a model on a task's evaluation data, and how often it agrees with a teacher."""
     from ..data.images import IMAGE_TASKS
-    from ..recipes.build import LoadedRecipe, build_model
+    from ..recipes.build import LoadedRecipe
+    from ..recipes.build_models import build_model
     from ..teachers.frozen import FrozenTeacher
 
     teacher = options.values["teacher"]

@@ -12,7 +12,7 @@ from pydantic import Field
 from ..errors import ConfigError, nearest
 from .validation import Fraction, Number, read, unknown_keys
 
-_KEYS = {
+SCHEDULE_KEYS = {
     "linear": ("start", "end", "begin", "finish"),
     "cosine": ("start", "end", "begin", "finish"),
     "warmup": ("fraction",),
@@ -78,9 +78,11 @@ def parse_schedule(course: Any, own: Any) -> Schedule:
     """
     options = dict(course) if isinstance(course, Mapping) else {"type": course}
     kind = options.pop("type", None)
-    if not isinstance(kind, str) or kind not in _KEYS:
-        raise ConfigError(f"type is one of {', '.join(_KEYS)}; found {kind!r}.{nearest(str(kind), _KEYS)}")
-    problems = unknown_keys(options, _KEYS[kind], f"{kind} has no key {{!r}}")
+    if not isinstance(kind, str) or kind not in SCHEDULE_KEYS:
+        raise ConfigError(
+            f"type is one of {', '.join(SCHEDULE_KEYS)}; found {kind!r}.{nearest(str(kind), SCHEDULE_KEYS)}"
+        )
+    problems = unknown_keys(options, SCHEDULE_KEYS[kind], f"{kind} has no key {{!r}}")
     if kind == "step" and not {"values", "at"} <= set(options):
         problems.append("step needs values and at: [1.0, 0.0] and [0.5] hold 1.0 up to half of the run, then 0.0")
     elif kind != "step" and own is None and "end" not in options:
@@ -102,6 +104,6 @@ def parse_schedule(course: Any, own: Any) -> Schedule:
 
 def described(schedule: Schedule) -> str:
     """One line for a plan."""
-    shown = {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.name in _KEYS[schedule.type]}
+    shown = {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.name in SCHEDULE_KEYS[schedule.type]}
     shown = {"end": schedule.end, **shown} if schedule.type == "warmup" else shown
     return f"{schedule.type}({', '.join(f'{key}={value}' for key, value in shown.items())})"

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..config.write import entries_of
+from ..config.layer_entries import layer_entries
 from ..errors import ConfigError
 
 _STACKS = {
@@ -66,7 +66,7 @@ def matching_config(stacks: Mapping[str, Sequence[int]], logits: bool = True) ->
         embedding = f"{stack.removesuffix('layer')}embedding_layer.embedding"
         entries.append({"teacher": embedding, "student": embedding, "loss": "mse"})
         pairs = [(number, place) for place, number in enumerate(numbers, start=1)]
-        entries += entries_of(pairs, ["hidden_states", "attention"], stack)
+        entries += layer_entries(pairs, ["hidden_states", "attention"], stack)
     if logits:
         entries.append({"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"})
     return entries

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.entry import Feature
-from ..config.write import Entries, entries_of
+from ..config.layer_entries import Entries, layer_entries
 from ..errors import ConfigError, DataError, DistillationError
 from ..features.batch_context import make_context, mask_keys, mask_of
 from ..features.capture import Capture
@@ -63,7 +63,7 @@ def search(
     similarity = sum(similarities[1:], similarities[0]) / len(similarities)
     pairs = best_path(similarity)
     table = _table(similarity, pairs, len(similarities))
-    return Proposal(entries_of(pairs, outputs, **entry), pairs, table, similarity)
+    return Proposal(layer_entries(pairs, outputs, **entry), pairs, table, similarity)
 
 
 def _similarity(models: Mapping[str, nn.Module], batch: Any, adaptor: DataAdaptor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..config.write import Entries, entries_of
+from ..config.layer_entries import Entries, layer_entries
 from ..errors import ConfigError, nearest
 
 Pairs = list[tuple[int, int]]  # of a teacher and a student layer
@@ -29,7 +29,7 @@ def uniform(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states
 
     Source: Jiao et al., TinyBERT, 2020, section 3.1; there M divides N, here the depth is rounded.
     """
-    return entries_of(pairs_of("uniform", teacher, student), outputs, **entry)
+    return layer_entries(pairs_of("uniform", teacher, student), outputs, **entry)
 
 
 def last(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states",), **entry: Any) -> Entries:
@@ -38,7 +38,7 @@ def last(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states",)
     Source: the top strategy of Jiao et al., TinyBERT, 2020. PKD-Last of Sun et al., Patient Knowledge Distillation,
     2019, leaves out the last pair of them.
     """
-    return entries_of(pairs_of("last", teacher, student), outputs, **entry)
+    return layer_entries(pairs_of("last", teacher, student), outputs, **entry)
 
 
 def skip(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states",), **entry: Any) -> Entries:
@@ -46,7 +46,7 @@ def skip(teacher: Any, student: Any, outputs: Sequence[str] = ("hidden_states",)
 
     Arguments as for `uniform`. Source: PKD-Skip of Sun et al., Patient Knowledge Distillation, 2019.
     """
-    return entries_of(pairs_of("skip", teacher, student), outputs, **entry)
+    return layer_entries(pairs_of("skip", teacher, student), outputs, **entry)
 
 
 def pairs_of(mapping: Mapped, teacher: Any, student: Any) -> Pairs:

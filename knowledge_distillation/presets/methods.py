@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..config.write import Entries, entries_of
+from ..config.layer_entries import Entries, layer_entries
 from ..errors import ConfigError
 from .mapping import Mapped, config_of, depths, pairs_of
 from .soft_targets import LOGITS, is_regression, labels_entry, soft_entry, weighted
@@ -54,7 +54,7 @@ def layers(
         mapping: `uniform`, `last` or `skip`, or (teacher layer, student layer) pairs.
     """
     outputs = ["hidden_states", "attention"] if _same_heads(teacher, student) else ["hidden_states"]
-    states = entries_of(pairs_of(mapping, teacher, student), outputs)
+    states = layer_entries(pairs_of(mapping, teacher, student), outputs)
     return [dict(_EMBEDDING), *states, *hinton(alpha, temperature, is_regression(teacher))]
 
 
@@ -90,7 +90,7 @@ def attention_transfer(
             f"{list(teacher_layers)}"
         )
     pairs = list(zip(teacher_layers, student_layers, strict=True))
-    looks = entries_of(pairs, loss="attention_transfer", weight=weight)
+    looks = layer_entries(pairs, loss="attention_transfer", weight=weight)
     return weighted([*looks, *hinton(alpha, temperature, regression)])
 
 
@@ -127,7 +127,7 @@ def tinybert(teacher: Any, student: Any, mapping: Mapped = "uniform") -> Entries
     step.
     """
     outputs = ["hidden_states", "attention_scores"] if _same_heads(teacher, student) else ["hidden_states"]
-    inner = [_EMBEDDING, *entries_of(pairs_of(mapping, teacher, student), outputs)]
+    inner = [_EMBEDDING, *layer_entries(pairs_of(mapping, teacher, student), outputs)]
     logits = {**LOGITS, "loss": "logits_mse" if is_regression(teacher) else "soft_cross_entropy"}
     return _staged(intermediate=inner, prediction=[logits])
 
@@ -154,7 +154,7 @@ def pkd(
     pairs = pairs_of(mapping, teacher, student)
     if isinstance(mapping, str):
         pairs = pairs[: max(1, depths(teacher, student)[1] - 1)]
-    vectors = entries_of(pairs, loss="pkd", args={"mean_all": True}, weight=beta / len(pairs))
+    vectors = layer_entries(pairs, loss="pkd", args={"mean_all": True}, weight=beta / len(pairs))
     return weighted([*vectors, *hinton(alpha, temperature, is_regression(teacher))])
 
 
@@ -175,7 +175,7 @@ def distilbert(
     command.
     """
     regression = is_regression(teacher)
-    cosine = entries_of([(-1, -1)], loss="hidden_cosine", weight=alpha_cos)
+    cosine = layer_entries([(-1, -1)], loss="hidden_cosine", weight=alpha_cos)
     return weighted([soft_entry(alpha_ce, temperature, regression), labels_entry(alpha_labels, regression), *cosine])
 
 
@@ -192,8 +192,8 @@ def minilm(teacher: Any, student: Any, teacher_layer: int = -1) -> Entries:
     if not _same_heads(teacher, student):
         raise ConfigError("minilm needs as many attention heads in both models; minilm_v2 does not")
     pair = [(teacher_layer, -1)]
-    relations = entries_of(pair, ["attention"], loss="attention_kl")
-    relations += entries_of(pair, ["value"], loss="value_relation")
+    relations = layer_entries(pair, ["attention"], loss="attention_kl")
+    relations += layer_entries(pair, ["value"], loss="value_relation")
     return _staged(relations=relations, labels=[labels_entry(1.0, is_regression(teacher))])
 
 
@@ -212,7 +212,7 @@ def minilm_v2(teacher: Any, student: Any, teacher_layer: int = -1, relation_head
     if relation_heads is None and all(width and width % 48 == 0 for width in widths):
         relation_heads = 48
     args = {} if relation_heads is None else {"relation_heads": relation_heads}
-    relations = entries_of([(teacher_layer, -1)], ["{query,key,value}"], loss="qkv_relation", args=args)
+    relations = layer_entries([(teacher_layer, -1)], ["{query,key,value}"], loss="qkv_relation", args=args)
     return _staged(relations=relations, labels=[labels_entry(1.0, is_regression(teacher))])
 
 
@@ -234,9 +234,9 @@ def mobilebert(
     stages = {f"layer{i}": [pair] for i, pair in enumerate(pairs, start=1)} if progressive else {"layers": pairs}
     entries: dict[str, Entries] = {}
     for stage, some in stages.items():
-        entries[stage] = entries_of(some, loss="mobilebert_feature")
+        entries[stage] = layer_entries(some, loss="mobilebert_feature")
         if _same_heads(teacher, student):
-            entries[stage] += entries_of(some, ["attention"], loss="mobilebert_attention")
+            entries[stage] += layer_entries(some, ["attention"], loss="mobilebert_attention")
     return _staged(**entries, prediction=hinton(alpha, temperature, is_regression(teacher)))
 
 
@@ -253,8 +253,8 @@ def rkd(
     Source: Park et al., Relational Knowledge Distillation, 2019.
     """
     entries = [
-        *entries_of([(-1, -1)], loss="rkd_distance", args={"pooling": pooling}, weight=distance),
-        *entries_of([(-1, -1)], loss="rkd_angle", args={"pooling": pooling}, weight=angle),
+        *layer_entries([(-1, -1)], loss="rkd_distance", args={"pooling": pooling}, weight=distance),
+        *layer_entries([(-1, -1)], loss="rkd_angle", args={"pooling": pooling}, weight=angle),
     ]
     return weighted([*entries, *hinton(alpha, 2.0, is_regression(teacher))])
 
@@ -277,7 +277,7 @@ def crd(
     if _of_images(student) and any(stage.size for stage in paired_stages(teacher, student)[-1]):
         pooling = "mean"
     args = {"negatives": negatives, "pooling": pooling}
-    contrast = entries_of([(-1, -1)], loss="crd", args=args, weight=beta)
+    contrast = layer_entries([(-1, -1)], loss="crd", args=args, weight=beta)
     return weighted([*contrast, *hinton(alpha, 2.0, is_regression(teacher))])
 
 

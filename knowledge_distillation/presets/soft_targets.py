@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.write import Entries
+from ..config.layer_entries import Entries
 from ..errors import ConfigError
 from .mapping import config_of
 

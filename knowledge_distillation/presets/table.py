@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..config.write import Entries
+from ..config.layer_entries import Entries
 from ..errors import ConfigError, nearest
 from . import methods, stage_methods
 from .soft_targets import is_regression

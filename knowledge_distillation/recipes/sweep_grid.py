@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from ..config.entry import DistillConfig, Entry
+from ..config.entry import DistillConfig
 from ..errors import ConfigError, nearest
 from ..losses.arguments import signature_of
 from ..losses.table import get_loss
@@ -264,41 +264,36 @@ def _of_method(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
 
 
 def _of_entries(recipe: Recipe, config: DistillConfig, key: str, value: Any) -> dict[str, Any]:
-    config = config.check()
-    soft = {e.index: e for e in config.entries if e.teacher and e.student[0].output == "logits"}
-    hard = [index for index in dict.fromkeys(e.index for e in config.entries if e.hard)]
-    where = _one(recipe, key, list(soft), "with a teacher on logits")
+    paths = _paths(recipe)
+    entries = config.check().entries
+    soft = {entry.index: entry for entry in entries if entry.teacher and entry.student[0].output == "logits"}
+    path = _only(key, [paths[index] for index in soft], "with a teacher on logits")
     if key == "weight":
-        return {f"{where}.weight": value}
+        return {f"{path}.weight": value}
     if key == "alpha":
-        return {f"{where}.weight": value, f"{_one(recipe, key, hard, 'of labels')}.weight": 1 - value}
+        hard = dict.fromkeys(paths[entry.index] for entry in entries if entry.hard)
+        return {f"{path}.weight": value, f"{_only(key, list(hard), 'of labels')}.weight": 1 - value}
     (index, entry), *_ = soft.items()
-    if "temperature" not in _arguments(entry):
-        raise ConfigError(f"--grid temperature: loss {entry.loss_name} of {where} takes no temperature")
+    loss = get_loss(entry.loss) if isinstance(entry.loss, str) else entry.loss
+    if "temperature" not in signature_of(loss).call:
+        raise ConfigError(f"--grid temperature: loss {entry.loss_name} of {path} takes no temperature")
     inside = "loss.args" if isinstance((recipe.own_entries() or [])[index].get("loss"), Mapping) else "args"
-    return {f"{where}.{inside}.temperature": value}
+    return {f"{path}.{inside}.temperature": value}
 
 
-def _one(recipe: Recipe, key: str, indices: list[int], what: str) -> str:
+def _only(key: str, paths: Sequence[str], what: str) -> str:
     """The path of the one entry that a short name speaks of."""
-    if len(indices) != 1:
-        places = ", ".join(f"{_path(recipe, index)}.weight" for index in indices)
-        hint = f". Name one: {places}" if indices else ""
-        raise ConfigError(f"--grid {key}: it speaks of the one entry {what}, and there are {len(indices)}{hint}")
-    return _path(recipe, indices[0])
+    if len(paths) != 1:
+        hint = f". Name one: {', '.join(f'{path}.weight' for path in paths)}" if paths else ""
+        raise ConfigError(f"--grid {key}: it speaks of the one entry {what}, and there are {len(paths)}{hint}")
+    return paths[0]
 
 
-def _path(recipe: Recipe, index: int) -> str:
-    """Where an entry is written: numbers count the recipe's own entries first, then those of its stages."""
-    return list(_paths(recipe))[index]
-
-
-def _paths(recipe: Recipe) -> Iterator[str]:
-    yield from (f"distill_config.{number}" for number in range(len(recipe.distill_config or [])))
-    for number, stage in enumerate(recipe.stages or []):
-        yield from (f"stages.{number}.distill_config.{i}" for i in range(len(stage.get("distill_config") or [])))
-
-
-def _arguments(entry: Entry) -> list[str]:
-    loss = get_loss(entry.loss, hard=entry.hard) if isinstance(entry.loss, str) else entry.loss
-    return list(signature_of(loss).call)
+def _paths(recipe: Recipe) -> list[str]:
+    """Where entries are written: numbers count the recipe's own entries first, then those of its stages."""
+    own = [f"distill_config.{number}" for number in range(len(recipe.distill_config or []))]
+    return own + [
+        f"stages.{number}.distill_config.{inner}"
+        for number, stage in enumerate(recipe.stages or [])
+        for inner in range(len(stage.get("distill_config") or []))
+    ]

@@ -11,7 +11,7 @@ from families import hooks_left_on, tiny
 from runs import VOCABULARY, batches, bert, same, weights
 
 from knowledge_distillation import ConfigError, student_from_teacher
-from knowledge_distillation.config.write import entries_of
+from knowledge_distillation.config.layer_entries import layer_entries
 from knowledge_distillation.errors import DataError
 from knowledge_distillation.presets import last, search, skip, uniform
 from knowledge_distillation.presets.layer_search import best_path
@@ -59,7 +59,7 @@ def test_strategies_write_entries() -> None:
     assert skip(teacher, student) == [
         {"teacher": "layer3.hidden_states", "student": "layer1.hidden_states", "loss": "mse"}
     ]
-    assert entries_of([(3, 1)], ["key"], "decoder_layer")[0]["teacher"] == "decoder_layer3.key"
+    assert layer_entries([(3, 1)], ["key"], "decoder_layer")[0]["teacher"] == "decoder_layer3.key"
 
 
 def test_pairs_that_are_written_are_taken_as_they_are() -> None:
@@ -113,7 +113,7 @@ def test_a_student_cut_out_of_its_teacher_finds_where_it_came_from() -> None:
     assert found.pairs == [(1, 1), (2, 2), (3, 3)]
     assert found.similarity.shape == (3, 6)
     assert found.similarity.diagonal().tolist() == pytest.approx([1, 1, 1], abs=1e-5)
-    assert found == entries_of(found.pairs)
+    assert found == layer_entries(found.pairs)
     assert float(found.similarity.min()) >= 0 and float(found.similarity.max()) <= 1 + 1e-5
 
 

@@ -14,7 +14,8 @@ from runs import HARD, TINY_BERT, bert, glue_folder, recipe, same, weights, writ
 from knowledge_distillation import ConfigError, parse_config
 from knowledge_distillation.data.text import train_tokenizer
 from knowledge_distillation.presets import expand
-from knowledge_distillation.recipes.build import LoadedRecipe, load_data, zero_residual_branches
+from knowledge_distillation.recipes.build import LoadedRecipe, load_data
+from knowledge_distillation.recipes.build_models import zero_residual_branches
 from knowledge_distillation.recipes.recipe import HARD_REGRESSION, Recipe, load_recipe
 
 

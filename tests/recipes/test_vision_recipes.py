@@ -19,7 +19,8 @@ from knowledge_distillation.config.settings import TrainingSettings
 from knowledge_distillation.models import WideResNetConfig, WideResNetForImageClassification
 from knowledge_distillation.models.weights import load_weights
 from knowledge_distillation.presets import expand
-from knowledge_distillation.recipes.build import LoadedRecipe, build_model
+from knowledge_distillation.recipes.build import LoadedRecipe
+from knowledge_distillation.recipes.build_models import build_model
 from knowledge_distillation.recipes.recipe import Recipe, load_recipe
 from knowledge_distillation.recipes.sweep_grid import RecipeRuns
 from knowledge_distillation.training import optimizers

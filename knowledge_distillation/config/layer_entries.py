@@ -8,7 +8,7 @@ from typing import Any
 Entries = list[dict[str, Any]]
 
 
-def entries_of(
+def layer_entries(
     pairs: Sequence[Sequence[int]],
     outputs: Sequence[str] = ("hidden_states",),
     stack: str = "layer",

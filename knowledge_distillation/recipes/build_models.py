@@ -1,0 +1,151 @@
+"""The models of a recipe: loaded by name, or built from scratch out of a mapping, with the head of the task."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from .. import models
+from ..data.image_format import ImageFormat, is_local
+from ..errors import ConfigError, nearest
+from ..models.weights import load_weights
+from .recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+# Fields for configs that have the one named beside them, and not for others.
+_OF_SOME_FAMILIES = {name: name for name in ("image_size", "num_channels", "sentence_pairs")}
+_OF_SOME_FAMILIES["sep_token_id"] = "sentence_pairs"
+
+
+def build_model(model: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
+    """A model with the task's head: loaded by name, or built from scratch out of a mapping.
+
+    Args:
+        tokenizer: of an image task its `ImageFormat`.
+    """
+    import transformers
+    from transformers import CONFIG_MAPPING, AutoConfig, set_seed
+
+    models.register()
+    auto, sizes = _head(recipe, tokenizer)
+    set_seed(seed)
+    if isinstance(model, str):
+        classes = {key: sizes[key] for key in ("num_labels", "id2label", "label2id") if key in sizes}
+        return from_pretrained(auto, model, f"model for {recipe.task}", **classes)
+    if not isinstance(model, Mapping) or "model_type" not in model:
+        raise ConfigError(f"recipe: a model is a name, or a mapping with model_type; found {model!r}")
+    options = dict(model)
+    kind, zero = options.pop("model_type"), bool(options.pop("zero_residual_branches", False))
+    weights = options.pop("weights", None)
+    if weights is not None and not isinstance(weights, str):
+        raise ConfigError(f"recipe: weights of a model is the path of a file; found {weights!r}")
+    try:
+        config = AutoConfig.for_model(kind)
+    except ValueError as error:
+        raise ConfigError(
+            f"recipe: model_type {kind!r} is not one transformers knows.{nearest(str(kind), CONFIG_MAPPING)}"
+        ) from error
+    unknown = [key for key in options if not hasattr(config, key)]
+    if unknown:
+        texts = [f"{key!r}.{nearest(key, config.to_dict())}" for key in unknown]
+        raise ConfigError(f"recipe: a {kind} config has no field {' '.join(texts)}")
+    sizes = {key: value for key, value in sizes.items() if hasattr(config, _OF_SOME_FAMILIES.get(key, "model_type"))}
+    try:
+        built = getattr(transformers, auto).from_config(AutoConfig.for_model(kind, **{**sizes, **options}))
+    except Exception as error:  # a config checks itself, each family with errors of its own
+        raise ConfigError(
+            f"recipe: cannot build a {kind} for {recipe.task}: {shorten(str(error), 300, placeholder='...')}"
+        ) from error
+    if zero:
+        zero_residual_branches(built)
+    if weights is not None:
+        load_weights(built, weights)
+    return built
+
+
+def _head(recipe: Recipe, tokenizer: Any) -> tuple[str, dict[str, Any]]:
+    """The Auto class of a task's models, and the fields of their configs that data and task say."""
+    if isinstance(tokenizer, ImageFormat):
+        return "AutoModelForImageClassification", tokenizer.fields()
+    task = recipe.glue_task
+    tokens = {"pad_token_id": tokenizer.pad_token_id, "sep_token_id": tokenizer.sep_token_id}
+    sizes = {"num_labels": task.num_labels, "sentence_pairs": len(task.text_columns) == 2}
+    return "AutoModelForSequenceClassification", {"vocab_size": len(tokenizer), **sizes, **tokens}
+
+
+def zero_residual_branches(model: Any) -> None:
+    """Let every layer begin as the identity: the last linear map of each residual branch is set to zero.
+
+    Without it a deep post-norm encoder that starts from nothing often does not train at all.
+    Source: after Zhang, Dauphin and Ma, Fixup Initialization, 2019.
+    """
+    last_maps = [module for path, module in model.named_modules() if path.endswith("output.dense")]
+    if not last_maps:
+        raise ConfigError(
+            f"recipe: zero_residual_branches needs layers built as BERT's; {type(model).__name__} has none"
+        )
+    for module in last_maps:
+        module.weight.data.zero_()
+
+
+def from_pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
+    """A saved model or tokenizer by one of transformers' Auto classes; `what` says which in errors.
+
+    Raises:
+        ConfigError: it is not there, cannot be loaded, or has other classes than the task.
+    """
+    import transformers
+
+    models.register()
+    looks_local = is_local(name)
+    path = Path(name).expanduser()
+    needed = "tokenizer_config.json" if auto == "AutoTokenizer" else "config.json"
+    if looks_local and not path.is_dir():
+        raise ConfigError(f"recipe: {name!r}: no such directory")
+    if looks_local and not (path / needed).exists():
+        files = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+        inner = path / "student"
+        hint = f". Nearest: {inner}" if (inner / needed).exists() else ""
+        raise ConfigError(f"recipe: no {what} in {name!r}: it holds {files}{hint}")
+    where = str(path) if looks_local else name
+    try:
+        if "num_labels" in arguments:
+            _check_labels(transformers.AutoConfig.from_pretrained(where), name, what, **arguments)
+        return getattr(transformers, auto).from_pretrained(where, **arguments)
+    except ConfigError:
+        raise
+    except Exception as error:  # a file that is cut short has errors of its own in every format
+        raise ConfigError(
+            f"recipe: cannot load {what} {name!r}: {shorten(str(error), 300, placeholder='...')}"
+        ) from error
+
+
+def _check_labels(
+    config: Any, name: str, what: str, num_labels: int, id2label: Mapping[int, str] | None = None, **_: Any
+) -> None:
+    """A saved classification head has to have the task's classes, those of the same names in the same order."""
+    heads = ("ForSequenceClassification", "ForImageClassification")
+    if not any(str(one).endswith(heads) for one in config.architectures or ()):
+        return
+    if config.num_labels != num_labels:
+        raise ConfigError(
+            f"recipe: cannot load {what} {name!r}: it has {config.num_labels} classes, and the task {num_labels}"
+        )
+    mine, theirs = ([names[i] for i in sorted(names)] for names in (id2label or {}, config.id2label))
+    if mine == theirs or not (_are_names(mine) and _are_names(theirs)):
+        return
+    first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+    other = f"its class {first} is {theirs[first]!r}, and that of the data {mine[first]!r}"
+    if sorted(mine) == sorted(theirs):
+        raise ConfigError(f"recipe: cannot load {what} {name!r}: {other}: the same classes in another order")
+    logger.warning("%s %r: %s. Classes go by number", what, name, other)
+
+
+def _are_names(classes: Sequence[str]) -> bool:
+    """Whether classes are called something, and not LABEL_0, LABEL_1 or 0, 1."""
+    return bool(classes) and not all(re.fullmatch(r"(LABEL_)?\d+", one) for one in classes)
