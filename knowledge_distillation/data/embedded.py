@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 MAX_WORDS = 30
 _NEGATED = 0.25
+# Forms, and how often each comes in a hundred.
+_SENTENCES = ("statement", "but", "although", "aside", "stance", "report"), (40, 15, 10, 10, 15, 10)
+_STATEMENTS = ("clause", "pair", "opener", "denial"), (45, 25, 15, 15)
 
 GOOD = "good great fine superb brilliant charming clever funny moving fresh warm gripping elegant witty rich".split()
 BAD = "bad awful poor terrible dull boring clumsy dreary shallow stale cold tedious crude weak silly".split()
@@ -80,9 +83,7 @@ def _new_sentence(positive: bool, generator: random.Random, seen: set[str]) -> s
 
 def _sentence(positive: bool, generator: random.Random) -> str:
     """One statement, two in contrast, or someone else's opinion and the speaker's stance on it."""
-    form = generator.choices(("statement", "but", "although", "aside", "stance", "report"), (40, 15, 10, 10, 15, 10))[
-        0
-    ]
+    [form] = generator.choices(*_SENTENCES)
     if form == "statement":
         return _statement(positive, generator)
     if form == "stance":
@@ -103,7 +104,7 @@ def _sentence(positive: bool, generator: random.Random) -> str:
 
 def _statement(positive: bool, generator: random.Random) -> str:
     """The speaker's own judgement: a clause, two that agree, or the denial of one."""
-    form = generator.choices(("clause", "pair", "opener", "denial"), (45, 25, 15, 15))[0]
+    [form] = generator.choices(*_STATEMENTS)
     if form == "pair":
         return f"{_clause(positive, generator)} and {_clause(positive, generator)}"
     if form == "denial":
