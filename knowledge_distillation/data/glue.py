@@ -221,24 +221,7 @@ class _BrokenRow(Exception):
 def _read_split(path: Path, task: GlueTask, split: str, on_broken_row: str) -> Dataset:
     import datasets
 
-    # Not by a reader of CSV: it would fill up rows that are too short, and could not say which line is broken.
-    # Split at "\n" alone: text may hold what Python's text mode and str.splitlines take for line ends.
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    if not lines:
-        raise DataError(f"{path} is empty")
-    is_test = split.startswith("test")
-    headless = task.name == "cola" and not is_test
-    columns, first = (_COLA_COLUMNS, 0) if headless else (_header(path, lines[0], task, is_test), 1)
-
-    rows: list[tuple[Any, ...]] = []
-    broken: list[str] = []
-    for index, line in enumerate(lines[first:]):
-        try:
-            rows.append((*_values(line, columns, task), index))
-        except _BrokenRow as problem:
-            broken.append(f"line {index + first + 1}: {problem}")
+    rows, broken = _rows(path, task, is_test=split.startswith("test"))
     if broken and on_broken_row == "skip":
         logger.warning("%s: skipped %d broken rows; the first is %s", path, len(broken), broken[0])
     elif broken:
@@ -246,12 +229,31 @@ def _read_split(path: Path, task: GlueTask, split: str, on_broken_row: str) -> D
         raise DataError(f'{path}, {broken[0]}.{more} In Python on_broken_row="skip" leaves such rows out')
     if not rows:
         raise DataError(f"{path} holds no rows" + (f" but {len(broken)} broken ones" if broken else ""))
-
     label = datasets.Value("float32") if task.label_names is None else datasets.ClassLabel(names=[*task.label_names])
     kinds: dict[str, Any] = {name: datasets.Value("string") for name in task.text_columns}
     kinds |= {"label": label, "idx": datasets.Value("int32")}
     by_column = dict(zip(kinds, zip(*rows, strict=True), strict=True))
     return datasets.Dataset.from_dict(by_column, features=datasets.Features(kinds))
+
+
+def _rows(path: Path, task: GlueTask, is_test: bool) -> tuple[list[list[Any]], list[str]]:
+    """Texts, label and number of each row that fits; and what is wrong with each of the others."""
+    # Not by a reader of CSV: it would fill up rows that are too short, and could not say which line is broken.
+    # Split at "\n" alone: text may hold what Python's text mode and str.splitlines take for line ends.
+    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    if not lines:
+        raise DataError(f"{path} is empty")
+    headless = task.name == "cola" and not is_test
+    columns, first = (_COLA_COLUMNS, 0) if headless else (_header(path, lines[0], task, is_test), 1)
+    rows, broken = [], []
+    for index, line in enumerate(lines[first:]):
+        try:
+            rows.append([*_values(line, columns, task), index])
+        except _BrokenRow as problem:
+            broken.append(f"line {index + first + 1}: {problem}")
+    return rows, broken
 
 
 def _header(path: Path, line: bytes, task: GlueTask, is_test: bool) -> list[str]:
@@ -275,12 +277,12 @@ def _values(line: bytes, columns: list[str], task: GlueTask) -> list[Any]:
     if len(values) != len(columns):
         count = f"{len(values)} column" + "s" * (len(values) != 1)
         raise _BrokenRow(f"found {count}, expected {len(columns)} ({', '.join(columns)})")
-    row = dict(zip(columns, values, strict=True))
-    texts = [row[name] for name in task.file_columns or task.text_columns]
+    texts = [values[columns.index(name)] for name in task.file_columns or task.text_columns]
     for name, text in zip(task.text_columns, texts, strict=True):
         if not text.strip():
             raise _BrokenRow(f"found an empty {name}, expected text")
-    return [*texts, _label(row[task.file_label], task) if task.file_label in row else -1]
+    has_label = task.file_label in columns
+    return [*texts, _label(values[columns.index(task.file_label)], task) if has_label else -1]
 
 
 def _label(text: str, task: GlueTask) -> float:
