@@ -1,4 +1,4 @@
-# make demo | test | test-slow | check | docs | bench | clean
+# make demo | test | test-slow | test-processors | check | docs | bench | clean
 # TORCH chooses another build of torch: make test TORCH="torch --index-url https://download.pytorch.org/whl/cu128"
 VENV ?= .venv
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 WORKERS ?= 2
 TEACHER ?= runs/bench/sst2/teacher/student
 
-.PHONY: demo test test-slow check docs bench clean
+.PHONY: demo test test-slow test-processors check docs bench clean
 
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/distill demo --output-dir runs/demo
@@ -17,6 +17,12 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow tests
+
+# The tests as other processors compute: without vector instructions, with AVX2, with no more than AVX2 in oneDNN.
+test-processors: $(VENV)/.installed-dev
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n $(WORKERS) tests
+	ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n $(WORKERS) tests
+	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n $(WORKERS) tests
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
