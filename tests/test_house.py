@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import house
@@ -28,12 +29,21 @@ def test_every_import_runs_down(package):
 
 
 def test_no_files_import_each_other_in_a_circle(package):
-    assert [circle for circle in package.circles if "training/distiller.py" not in circle] == []
+    assert package.circles == []
 
 
 def test_rooms_and_floors_are_few(package):
     assert 18 <= len(package.rooms) <= 22
     assert len(house.FLOORS) <= 9
+
+
+def test_the_page_has_every_room_on_its_floor(package):
+    page = (Path(__file__).parents[1] / "docs" / "house.md").read_text(encoding="utf-8")
+    table = {
+        room.removesuffix(".py"): int(floor) for floor, room in re.findall(r"^\| (\d) \| `([\w.]+)` \|", page, re.M)
+    }
+    floors = {room: number for number, rooms in enumerate(house.FLOORS, 1) for room in rooms}
+    assert table == {room: floors[room] for room in package.rooms}
 
 
 @pytest.mark.parametrize(
