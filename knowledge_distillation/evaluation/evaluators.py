@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction
 
 from ..errors import DataError, DistillationError
@@ -220,7 +221,6 @@ def _join(parts: list[Tensor | None]) -> np.ndarray | None:
         return None
     if arrays[0].ndim < 2 or len({array.shape[1:] for array in arrays}) == 1:
         return np.concatenate(arrays)
-    length = max(array.shape[1] for array in arrays)
+    rows = [torch.from_numpy(row) for array in arrays for row in array]
     fill = IGNORED_LABEL if arrays[0].dtype.kind == "i" else 0
-    pads = [[(0, 0), (0, length - a.shape[1])] + [(0, 0)] * (a.ndim - 2) for a in arrays]
-    return np.concatenate([np.pad(a, pad, constant_values=fill) for a, pad in zip(arrays, pads, strict=True)])
+    return pad_sequence(rows, batch_first=True, padding_value=fill).numpy()
