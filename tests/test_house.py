@@ -24,12 +24,15 @@ def _of(folder: Path, files: dict[str, str]) -> house.House:
 
 
 def test_every_import_runs_down(package):
-    still = {("evaluation", "data")}
-    assert {arrow: places for arrow, places in package.up.items() if arrow not in still} == {}
+    assert package.up == {}
 
 
 def test_no_files_import_each_other_in_a_circle(package):
     assert package.circles == []
+
+
+def test_a_file_fits_on_a_few_screens(package):
+    assert package.long_files == {}
 
 
 def test_rooms_and_floors_are_few(package):
