@@ -29,13 +29,13 @@ def list_features(name: str) -> Table:
     table = Table(title=f"{type(model).__name__}: features for a distill_config", title_justify="left")
     for column in ("feature", "kind", "shape on 2 rows", "taken from"):
         table.add_column(column, overflow="fold", no_wrap=column == "feature")  # a name is copied whole
-    for feature, offered in names.known.items():
+    for feature, offered in names.offers.items():
         place = offered.location
         item = "" if place.item is None or place.source == "attention" else f"[{place.item}]"
         where = f"{place.path}.{place.source}{item}" if place.path else f"the model's own {place.item}"
         table.add_row(str(feature), offered.kind, "×".join(map(str, offered.shape)), where)
     prefix = names.model_type.replace("-", "_")
-    layer = "layer4" if any(feature.layer == "layer4" for feature in names.known) else "layer1"
+    layer = "layer4" if any(feature.layer == "layer4" for feature in names.offers) else "layer1"
     table.caption = (
         f"{layer} is also {prefix}_{layer}, layer-1 the last; any module path has .output, .input and .output[1]"
     )

@@ -123,13 +123,13 @@ def tap(
     Args:
         deferred: maps among them that may be handed out as an `AttentionMap`, which they are where they are large.
     """
-    tapped = Tap(wanted, take, deferred)
-    _taps.setdefault(module, []).append(tapped)
+    new = Tap(wanted, take, deferred)
+    _taps.setdefault(module, []).append(new)
 
     def untap() -> None:
-        left = [other for other in _taps.pop(module) if other is not tapped]
-        if left:
-            _taps[module] = left
+        others = [tap for tap in _taps.pop(module) if tap is not new]
+        if others:
+            _taps[module] = others
 
     return untap
 

@@ -73,22 +73,22 @@ class _Attention(torch.autograd.Function):
         ctx.scale, ctx.steps, ctx.shape = scale, steps, torch.Size([*query.shape[:3], key.shape[2]])
         query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
         result = query.new_empty(*query.shape[:2], value.shape[-1])
-        maps, kept = _Map(query, key, closing, ctx.shape[1], scale), []
+        maps, keep_masks = _Map(query, key, closing, ctx.shape[1], scale), []
         for part in parts_of(ctx.shape):
             heads, rows = _flat(part, ctx.shape)
             probabilities = maps.of(part, heads, rows)
             if steps:
-                kept.append(_kept(probabilities.shape, steps))
-                probabilities.mul_(kept[-1])
+                keep_masks.append(_keep_mask(probabilities.shape, steps))
+                probabilities.mul_(keep_masks[-1])
             result[heads, rows] = _product(probabilities, value[heads], _factor(steps))
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(query, key, value, closing, *kept)
+            ctx.save_for_backward(query, key, value, closing, *keep_masks)
         return result.unflatten(0, ctx.shape[:2]).transpose(1, 2).contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, closing, *kept = ctx.saved_tensors
+        query, key, value, closing, *keep_masks = ctx.saved_tensors
         gradient, factor = gradient.transpose(1, 2).flatten(0, 1), _factor(ctx.steps)
         exact = torch.float32 if ctx.shape[2] * ctx.shape[3] > AT_ONCE else query.dtype  # for sums over parts
         to_query, to_key, to_value = (torch.empty_like(tensor, dtype=exact) for tensor in (query, key, value))
@@ -96,10 +96,10 @@ class _Attention(torch.autograd.Function):
         for number, part in enumerate(parts_of(ctx.shape)):
             heads, rows = _flat(part, ctx.shape)
             above, probabilities = gradient[heads, rows], maps.of(part, heads, rows)
-            dropped = probabilities * kept[number] if kept else probabilities
+            dropped = probabilities * keep_masks[number] if keep_masks else probabilities
             slope = _product(above, value[heads].mT, factor)
-            if kept:
-                slope.mul_(kept[number])
+            if keep_masks:
+                slope.mul_(keep_masks[number])
             slope = torch._softmax_backward_data(slope, probabilities, -1, slope.dtype)
             to_query[heads, rows] = _product(slope, key[heads], ctx.scale)
             for total, piece in (
@@ -150,11 +150,11 @@ def _product(one: Tensor, other: Tensor, factor: float) -> Tensor:
     return torch.baddbmm(one.new_empty(1, 1, 1), one, other, beta=0, alpha=factor)
 
 
-def _kept(shape: torch.Size, steps: int) -> Tensor:
+def _keep_mask(shape: torch.Size, steps: int) -> Tensor:
     """1 with a probability of 1 - steps / 2^16, else 0; of 16 random bits each, which is cheaper than `bernoulli_`."""
     size = math.prod(shape)
-    drawn = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    return (drawn[:size] >= steps - _STEPS // 2).view(torch.uint8).view(shape)
+    bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    return (bits[:size] >= steps - _STEPS // 2).view(torch.uint8).view(shape)
 
 
 def _factor(steps: int) -> float:

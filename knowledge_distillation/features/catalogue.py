@@ -39,7 +39,7 @@ _LAYER = re.compile(r"((?:encoder_|decoder_)?layer|block)(-?\d+)")
 
 
 @dataclass(frozen=True)
-class Known:
+class Offer:
     """One feature a model offers: its location, its kind, its shape on the traced rows.
 
     `head` is the linear module it comes from, of features with `LARGE_VOCABULARY` classes or more that come from one.
@@ -59,52 +59,52 @@ class Catalogue:
     """
 
     model_type: str
-    known: dict[Feature, Known] = field(default_factory=dict)
+    offers: dict[Feature, Offer] = field(default_factory=dict)
     modules: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
     orders: dict[str, int] = field(default_factory=dict)
 
     def depth(self, stack: str = "layer") -> int:
         """The number of layers of a stack (`layer`, `encoder_layer`, `decoder_layer`, `block`)."""
-        numbers = (_LAYER.fullmatch(feature.layer) for feature in self.known)
-        return max((int(found[2]) for found in numbers if found and found[1] == stack), default=0)
+        matches = (_LAYER.fullmatch(feature.layer) for feature in self.offers)
+        return max((int(match[2]) for match in matches if match and match[1] == stack), default=0)
 
     def canonical(self, feature: Feature) -> Feature:
         """`bert_layer4` and `layer4` are one layer; `layer-1` counts from the end."""
         prefix = self.model_type.replace("-", "_") + "_"
         layer = feature.layer.removeprefix(prefix).removeprefix(f"{self.model_type}_")
-        found = _LAYER.fullmatch(layer)
-        if found and int(found[2]) < 0:
-            layer = f"{found[1]}{self.depth(found[1]) + 1 + int(found[2])}"
+        match = _LAYER.fullmatch(layer)
+        if match and int(match[2]) < 0:
+            layer = f"{match[1]}{self.depth(match[1]) + 1 + int(match[2])}"
         return Feature(layer, feature.output)
 
-    def find(self, feature: Feature) -> Known | None:
+    def find(self, feature: Feature) -> Offer | None:
         """Where `feature` lives; None where the model has no such name. A module path is a layer as well."""
-        found = self.known.get(self.canonical(feature))
+        offer = self.offers.get(self.canonical(feature))
         module = _MODULE_OUTPUT.fullmatch(feature.output)
-        if found or not module or feature.layer not in self.modules:
-            return found
+        if offer or not module or feature.layer not in self.modules:
+            return offer
         item = int(module[2]) if module[2] and module[2].isdigit() else module[2]
         order = self.orders.get(feature.layer, Location.order)
-        return Known(Location(module[1], feature.layer, item, order=order), "", ())
+        return Offer(Location(module[1], feature.layer, item, order=order), "", ())
 
     def explain(self, feature: Feature, owner: str) -> str:
         """Why `feature` was not found, and the nearest name that would be."""
         prefix = self.model_type.replace("-", "_") + "_"
         prefix = prefix if feature.layer.startswith(prefix) else ""
-        found = _LAYER.fullmatch(feature.layer.removeprefix(prefix))
-        depth = self.depth(found[1]) if found else 0
-        if found and depth and not 1 <= int(self.canonical(feature).layer.removeprefix(found[1])) <= depth:
-            number = max(1, depth) if int(found[2]) > 0 else 1
-            close = Feature(f"{prefix}{found[1]}{number}", feature.output)
+        match = _LAYER.fullmatch(feature.layer.removeprefix(prefix))
+        depth = self.depth(match[1]) if match else 0
+        if match and depth and not 1 <= int(self.canonical(feature).layer.removeprefix(match[1])) <= depth:
+            number = max(1, depth) if int(match[2]) > 0 else 1
+            close = Feature(f"{prefix}{match[1]}{number}", feature.output)
             hint = f" Nearest: {close}." if self.find(close) else ""
             return f"{feature}: the {owner} has {depth} layers.{hint}"
-        outputs = [known.output for known in self.known if known.layer == self.canonical(feature).layer]
+        outputs = [name.output for name in self.offers if name.layer == self.canonical(feature).layer]
         if outputs:
             near = nearest(feature.output, outputs)
             notes = f" ({'; '.join(self.notes)})" if feature.output in _ATTENTION_OUTPUTS and self.notes else ""
             return f"{feature}: this layer of the {owner} offers {', '.join(outputs)}.{near}{notes}"
-        names = [str(Feature(prefix + known.layer, known.output)) for known in self.known]
+        names = [str(Feature(prefix + name.layer, name.output)) for name in self.offers]
         paths = [f"{path}.output" for path in self.modules]
         near = nearest(str(feature), names) or nearest(str(feature), paths)
         return f"{feature}: the {owner} has no such feature.{near}"
@@ -195,11 +195,11 @@ def _stacks(output: Any) -> dict[str, Sequence[Tensor]]:
 def _name_hidden_states(names: Catalogue, trace: _Trace, stack: str, states: Sequence[Tensor]) -> None:
     for number, tensor in enumerate(states):
         place = _holder(trace, tensor) or Location("field", item=f"{_STACKS[stack]}[{number}]")
-        known = Known(place, kind_by_rank(tensor), tuple(tensor.shape))
+        offer = Offer(place, kind_by_rank(tensor), tuple(tensor.shape))
         if number:
-            names.known[Feature(f"{stack}{number}", "hidden_states")] = known
+            names.offers[Feature(f"{stack}{number}", "hidden_states")] = offer
         else:
-            names.known[Feature(stack.replace("layer", "embedding_layer"), "embedding")] = known
+            names.offers[Feature(stack.replace("layer", "embedding_layer"), "embedding")] = offer
 
 
 def _name_plain_layers(names: Catalogue, trace: _Trace, model: nn.Module) -> None:
@@ -207,14 +207,14 @@ def _name_plain_layers(names: Catalogue, trace: _Trace, model: nn.Module) -> Non
     modules = dict(model.named_modules())
     runs = [(place, value) for place, value in trace.outputs if isinstance(modules[place.path], _WEIGHTED)]
     for number, (place, value) in enumerate(runs, start=1):
-        names.known[Feature(f"layer{number}", "hidden_states")] = Known(place, "", tuple(value.shape))
+        names.offers[Feature(f"layer{number}", "hidden_states")] = Offer(place, "", tuple(value.shape))
 
 
 def _holder(trace: _Trace, tensor: Tensor) -> Location | None:
     """The last module that gives out `tensor`, else the first that is given it."""
     same = [place for place, value in trace.outputs if _is_same(value, tensor)]
-    given = [place for place, value in trace.inputs if _is_same(value, tensor)]
-    return same[-1] if same else given[0] if given else None
+    inputs = [place for place, value in trace.inputs if _is_same(value, tensor)]
+    return same[-1] if same else inputs[0] if inputs else None
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
@@ -243,7 +243,7 @@ def _add_attention(names: Catalogue, layer: str, prefix: str, place: Location, t
         if output in tensors:
             where = replace(place, item=output) if place.source == "attention" else place
             kind = "attention" if output in attention.MAPS else "heads"
-            names.known[Feature(layer, prefix + output)] = Known(where, kind, tuple(tensors[output].shape))
+            names.offers[Feature(layer, prefix + output)] = Offer(where, kind, tuple(tensors[output].shape))
 
 
 def _dropped_maps(trace: _Trace) -> list[tuple[Location, dict[str, Tensor]]]:
@@ -275,7 +275,7 @@ def _name_fields(names: Catalogue, trace: _Trace, model: nn.Module, inputs: Mapp
             grows = value.dim() == 2 and any(value.shape in (t.shape, (t.numel(), value.shape[1])) for t in lengthy)
             kind = "" if grows else kind_by_rank(value)  # "": seen from two lengths, when it is asked for
             head = _head(trace, model, value) if kind == "tokens" else None
-            names.known[Feature("output", str(key))] = Known(place, kind, tuple(value.shape), head)
+            names.offers[Feature("output", str(key))] = Offer(place, kind, tuple(value.shape), head)
 
 
 def _head(trace: _Trace, model: nn.Module, logits: Tensor) -> Location | None:
@@ -285,7 +285,7 @@ def _head(trace: _Trace, model: nn.Module, logits: Tensor) -> Location | None:
     if place is None or logits.shape[-1] < LARGE_VOCABULARY:
         return None
     head = model.get_submodule(place.path)
-    given = next(value for p, value in trace.inputs if (p.path, p.call) == (place.path, place.call))
-    product = nn.functional.linear(given, head.weight, head.bias)  # type: ignore[arg-type]
+    hidden = next(value for p, value in trace.inputs if (p.path, p.call) == (place.path, place.call))
+    product = nn.functional.linear(hidden, head.weight, head.bias)  # type: ignore[arg-type]
     same = torch.allclose(product, logits, rtol=1e-2, atol=1e-2)  # not where it was changed in place
     return replace(place, source="head") if same else None

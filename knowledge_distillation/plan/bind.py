@@ -51,42 +51,46 @@ def bind(
     """
     entries = loss_model.config.entries if entries is None else tuple(entries)
     problems = [*loss_model.config.problems, *_unknown_teachers(entries, students, teachers)]
-    taught_by = _teacher_probes(teachers, teacher_inputs, entries)
-    learners = _student_probes(students, student_inputs, entries, loss_model.reads_own_loss)
-    for probe in (*learners, *taught_by):
-        same_tokens = probe.inputs.get("input_ids") is learners[0].inputs.get("input_ids")
+    teacher_probes = _probe_teachers(teachers, teacher_inputs, entries)
+    student_probes = _probe_students(students, student_inputs, entries, loss_model.reads_own_loss)
+    for probe in (*student_probes, *teacher_probes):
+        same_tokens = probe.inputs.get("input_ids") is student_probes[0].inputs.get("input_ids")
         check_vocabulary(probe.model, probe.inputs, probe.title, tokenizer if same_tokens else None)
     context = make_context(
         student_inputs[""], merged_inputs(teacher_inputs) or None, predicts_next_token(students[""])
     )
     trained = nn.ModuleList([*students.values(), loss_model])
     with _preserved(students.values(), loss_model), ExitStack() as sources:
-        for probe in (*taught_by, *learners):
+        for probe in (*teacher_probes, *student_probes):
             adaptor = loss_model.teacher_output_adaptor if probe.teacher else loss_model.student_output_adaptor
             probe.source = source_of(probe, adaptor, problems)
             sources.callback(probe.source.close)
-        for probe in (*taught_by, *learners):
+        for probe in (*teacher_probes, *student_probes):
             probe.run()
-        rows, losses = _bind_entries(loss_model, entries, taught_by, learners, context, num_samples, problems)
-        reached = set() if problems else _reached(losses, trained)
-        problems += [] if problems else _frozen_projections(loss_model, entries, reached)
+        rows, losses = _bind_entries(
+            loss_model, entries, teacher_probes, student_probes, context, num_samples, problems
+        )
+        with_gradient = set() if problems else _with_gradient(losses, trained)
+        problems += [] if problems else _frozen_projections(loss_model, entries, with_gradient)
         raise_all(ConfigError, "distill_config", problems)
-        for probe in learners:
-            if any(p.requires_grad and id(p) not in reached for p in probe.model.parameters()):
+        for probe in student_probes:
+            if any(p.requires_grad and id(p) not in with_gradient for p in probe.model.parameters()):
                 probe.model.eval()  # a pass that skips layers at random must not decide what is frozen
-                reached |= _reached(probe.source.features(probe.inputs).values(), probe.model)
-        idle = [p for p in trained.parameters() if p.requires_grad and id(p) not in reached]
-        unreached = [n for n, p in students[""].named_parameters() if p.requires_grad and id(p) not in reached]
-        notes = notes_of([*taught_by, *learners], loss_model, unreached)
+                with_gradient |= _with_gradient(probe.source.features(probe.inputs).values(), probe.model)
+        idle = [p for p in trained.parameters() if p.requires_grad and id(p) not in with_gradient]
+        unreached = [n for n, p in students[""].named_parameters() if p.requires_grad and id(p) not in with_gradient]
+        notes = notes_of([*teacher_probes, *student_probes], loss_model, unreached)
         sources.pop_all()
-    of_students, of_teachers = ({probe.name: probe.source for probe in side} for side in (learners, taught_by))
+    of_students, of_teachers = (
+        {probe.name: probe.source for probe in side} for side in (student_probes, teacher_probes)
+    )
     return Plan(of_students, of_teachers, rows, notes, unreached, idle)
 
 
 # --- every model on the batch ----------------------------------------------------------------------------------------
 
 
-def _teacher_probes(
+def _probe_teachers(
     teachers: Mapping[str, FrozenTeacher], inputs: Mapping[str, Inputs], entries: Sequence[Entry]
 ) -> list[Probe]:
     """Of the teachers that an entry reads."""
@@ -99,7 +103,7 @@ def _teacher_probes(
     return probes
 
 
-def _student_probes(
+def _probe_students(
     students: Mapping[str, nn.Module], inputs: Mapping[str, Inputs], entries: Sequence[Entry], with_labels: bool
 ) -> list[Probe]:
     """Of every student: with the features it learns by, and those by which it teaches itself or a peer."""
@@ -130,20 +134,20 @@ def _preserved(students: Iterable[nn.Module], loss_model: nn.Module) -> Iterator
 def _bind_entries(
     loss_model: MultiLayerBasedDistillationLoss,
     entries: Iterable[Entry],
-    taught_by: Sequence[Probe],
-    learners: Sequence[Probe],
+    teacher_probes: Sequence[Probe],
+    student_probes: Sequence[Probe],
     context: Mapping[str, Any],
     num_samples: int | None,
     problems: Problems,
 ) -> tuple[list[tuple[str, ...]], list[Tensor]]:
     """The row and the loss of every entry that has no problem."""
     rows, losses = [], []
-    student_features = {feature: value for probe in learners for feature, value in probe.features.items()}
+    student_features = {feature: value for probe in student_probes for feature, value in probe.features.items()}
     teacher_features = {feature: value for feature, value in student_features.items() if feature.model}
-    for probe in taught_by:
+    for probe in teacher_probes:
         teacher_features |= probe.features
-    models = {p.name: p.model for p in taught_by} | {p.name or SELF: p.model for p in learners}
-    kinds = {feature: kind for probe in learners for feature, kind in probe.source.kinds.items()}
+    models = {p.name: p.model for p in teacher_probes} | {p.name or SELF: p.model for p in student_probes}
+    kinds = {feature: kind for probe in student_probes for feature, kind in probe.source.kinds.items()}
     flawed = {index for index, _ in loss_model.config.problems}
     loss_model.unbind()
     for entry in entries:
@@ -183,12 +187,12 @@ def _loss_problems(entry: Entry, context: Mapping[str, Any]) -> list[str]:
 
 
 def _frozen_projections(
-    loss_model: MultiLayerBasedDistillationLoss, entries: Iterable[Entry], reached: set[int]
+    loss_model: MultiLayerBasedDistillationLoss, entries: Iterable[Entry], with_gradient: set[int]
 ) -> Iterator[tuple[int, str]]:
     """Projections of the teacher's side that are to be trained, by a loss that gives that side no gradient."""
     for entry in entries:
         parameters = [p for module in loss_model.projections_of(entry, "teacher") for p in module.parameters()]
-        if any(p.requires_grad for p in parameters) and not any(id(p) in reached for p in parameters):
+        if any(p.requires_grad for p in parameters) and not any(id(p) in with_gradient for p in parameters):
             yield (
                 entry.index,
                 f"loss {entry.loss_name} gives its teacher's side no gradient, so teacher_projection would stay as it "
@@ -199,10 +203,10 @@ def _frozen_projections(
 def _unknown_teachers(
     entries: Iterable[Entry], students: Mapping[str, nn.Module], teachers: Mapping[str, FrozenTeacher]
 ) -> Iterator[tuple[int, str]]:
-    known = [*filter(None, (*teachers, *students)), SELF]
+    names = [*filter(None, (*teachers, *students)), SELF]
     for entry in entries:
         for name in dict.fromkeys(feature.model for feature in entry.teacher):
-            if name in known or name in teachers:
+            if name in names or name in teachers:
                 continue
             if not name and not teachers:
                 yield entry.index, "compares with a teacher, and there is no teacher_model"
@@ -211,8 +215,8 @@ def _unknown_teachers(
             elif name == PEER:
                 yield entry.index, "teacher_name peer needs a peer_model"
             else:
-                near = nearest(name, known)
-                yield entry.index, f"teacher_name {name!r} is no teacher here.{near} Known: {', '.join(known)}"
+                near = nearest(name, names)
+                yield entry.index, f"teacher_name {name!r} is no teacher here.{near} Known: {', '.join(names)}"
 
 
 def token_by_token(plan: Plan, entries: Iterable[Entry]) -> list[tuple[int, str]]:
@@ -231,7 +235,7 @@ def token_by_token(plan: Plan, entries: Iterable[Entry]) -> list[tuple[int, str]
     ]
 
 
-def _reached(features: Iterable[Tensor | Deferred], student: nn.Module) -> set[int]:
+def _with_gradient(features: Iterable[Tensor | Deferred], student: nn.Module) -> set[int]:
     """The ids of a model's parameters that a gradient of these tensors reaches."""
     parts = [f.parts.values() if isinstance(f, Deferred) else [f] for f in features]
     total = [tensor.sum() for tensor in chain.from_iterable(parts) if tensor.requires_grad]

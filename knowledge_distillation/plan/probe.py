@@ -80,28 +80,28 @@ def source_of(probe: Probe, adaptor: OutputAdaptor | None, problems: Problems) -
     maps, heads = [], []
     notes = list(names.notes)
     for feature, readers in probe.readers.items():
-        known = names.find(feature)
-        if known is None:
+        offer = names.find(feature)
+        if offer is None:
             problem = _no_own_loss(feature, probe) or names.explain(feature, probe.title)
             problems.append((readers[0].index, problem))
             continue
         try:
-            kind = known.kind or probe_kind(probe.model, known.location, rows)
+            kind = offer.kind or probe_kind(probe.model, offer.location, rows)
         except (ConfigError, KeyError, IndexError, TypeError) as error:
             problems.append((readers[0].index, f"{feature}: {error}"))
             continue
-        places[feature], kinds[feature] = known.location, kind
-        if names.canonical(feature) in names.known:
+        places[feature], kinds[feature] = offer.location, kind
+        if names.canonical(feature) in names.offers:
             canonical[feature] = names.canonical(feature)
         if not all(takes_parts(entry, kind) for entry in readers):
             continue
-        if known.head:
-            places[feature] = known.head
+        if offer.head:
+            places[feature] = offer.head
             heads.append(feature)
             notes.append(
-                f"{feature}: {known.shape[-1]} classes are compared some tokens at a time, and the logits not kept"
+                f"{feature}: {offer.shape[-1]} classes are compared some tokens at a time, and the logits not kept"
             )
-        elif known.location.source == "attention":
+        elif offer.location.source == "attention":
             maps.append(feature)
     capture = Capture(probe.model, places, deferred=maps)
     depth = _depth(names, places, capture.stop_early) if places else "not at all"
@@ -135,14 +135,14 @@ def _depth(names: Catalogue, places: Mapping[Feature, Location], stops_early: bo
     parts = []
     for stack in ("encoder_layer", "decoder_layer", "layer"):
         depth = names.depth(stack)
-        orders = [names.known[Feature(f"{stack}{n}", "hidden_states")].location.order for n in range(1, depth + 1)]
+        orders = [names.offers[Feature(f"{stack}{n}", "hidden_states")].location.order for n in range(1, depth + 1)]
         if depth:
             begun = sum(order <= last for order in orders)
             inside = next((n for n, order in enumerate(orders, 1) if order > last), depth)
             touched = any(
-                known.location.order <= last for f, known in names.known.items() if f.layer == f"{stack}{inside}"
+                offer.location.order <= last for f, offer in names.offers.items() if f.layer == f"{stack}{inside}"
             )
             parts.append(f"{max(begun, inside if touched else begun)} of {depth} {stack.replace('_', ' ')}s")
-    logits = names.known.get(Feature("output", "logits"))
+    logits = names.offers.get(Feature("output", "logits"))
     whole = logits is not None and logits.location.order <= last
     return ", ".join(parts) + (", and the head" if whole else "") if parts else "to the deepest mapped module"

@@ -46,8 +46,8 @@ def row_of(
         loss += " of scores" if entry.student[0].output.endswith("scores") else " of probabilities"
     if entry.args or schedules:
         loss += f"({', '.join(f'{key}={value}' for key, value in {**entry.args, **schedules}.items())})"
-    shown = "\n".join(projections) or "-"
-    return (str(entry.index), *sides, shown, loss, mask, weight, _short(memory, BYTES, " B"))
+    cells = (*sides, "\n".join(projections) or "-", loss, mask, weight)
+    return (str(entry.index), *cells, _short(memory, BYTES, " B"))
 
 
 def notes_of(probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLoss, unreached: list[str]) -> list[str]:
@@ -61,8 +61,8 @@ def notes_of(probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLos
     if list(loss_model.parameters()):
         notes.append(f"projections: {_size_of(loss_model)} parameters, trained and saved beside the student")
     if unreached:
-        shown = ", ".join(unreached[:4]) + (f" and {len(unreached) - 4} more" if len(unreached) > 4 else "")
-        notes.append(f"student: no entry reaches {shown}: frozen for this run")
+        names = ", ".join(unreached[:4]) + (f" and {len(unreached) - 4} more" if len(unreached) > 4 else "")
+        notes.append(f"student: no entry reaches {names}: frozen for this run")
     for bound in loss_model.bound.values():
         method, layout = bound.loss.method, bound.items.layout.name
         if method.two_classes and bound.classes == 2:

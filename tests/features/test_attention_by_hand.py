@@ -71,13 +71,13 @@ def test_dropout_of_parts_and_its_gradient(at_once: int, monkeypatch: pytest.Mon
     """The same values are left out in both directions; the others grow so that the mean is as without."""
     monkeypatch.setattr(map_parts.parts_of, "__defaults__", (at_once,))
     masks = []
-    draw = map_parts._kept
+    draw = map_parts._keep_mask
 
     def remembered(shape: torch.Size, steps: int) -> torch.Tensor:
         masks.append(draw(shape, steps))
         return masks[-1]
 
-    monkeypatch.setattr(map_parts, "_kept", remembered)
+    monkeypatch.setattr(map_parts, "_keep_mask", remembered)
     tensors = [torch.randn(3, 4, 9, 8).bfloat16().requires_grad_() for _ in range(3)]
     found = map_parts.attend(*tensors, dropout=0.25)
     kept = torch.zeros(3, 4, 9, 9).double()
@@ -97,11 +97,11 @@ def test_dropout_of_parts_and_its_gradient(at_once: int, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
 def test_the_share_that_dropout_leaves(dropout: float) -> None:
-    kept = map_parts._kept(torch.Size([7, 301, 333]), round(dropout * 2**16))
+    kept = map_parts._keep_mask(torch.Size([7, 301, 333]), round(dropout * 2**16))
     assert set(kept.unique().tolist()) == {0, 1}
     for share in (kept.double().mean(), *(kept.flatten()[i::8].double().mean() for i in range(8))):
         assert float(share) == pytest.approx(1 - dropout, abs=5e-3)  # 4 standard deviations of an eighth
-    assert not torch.equal(kept, map_parts._kept(kept.shape, round(dropout * 2**16)))
+    assert not torch.equal(kept, map_parts._keep_mask(kept.shape, round(dropout * 2**16)))
 
 
 def test_it_is_used_while_a_student_trains_and_then_the_model_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def feature(name: str) -> Feature:
 
 
 def names_of(model, inputs):
-    return {str(name): known for name, known in catalogue(model, inputs).known.items()}
+    return {str(name): known for name, known in catalogue(model, inputs).offers.items()}
 
 
 # --- the names are the model's own tensors ---------------------------------------------------------
@@ -158,7 +158,7 @@ def test_a_map_held_with_heads_and_batch_in_one_dimension_is_unfolded():
     taken = take(model, inputs, "layer1.attention", "layer1.hidden_states")
     expected = model.eval()(**inputs, output_attentions=True).attentions[0]
     assert_near(taken["layer1.attention"], expected)
-    assert catalogue(model, inputs).known[feature("layer1.attention")].location.source == "input"
+    assert catalogue(model, inputs).offers[feature("layer1.attention")].location.source == "input"
 
 
 # --- query, key, value and scores ------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_aliases(tiny, family, alias, name):
     model = tiny(family)
     names = catalogue(model.model, model.inputs)
     assert str(names.canonical(feature(alias))) == name
-    assert names.find(feature(alias)) is names.known[feature(name)]
+    assert names.find(feature(alias)) is names.offers[feature(name)]
 
 
 def test_module_paths(tiny):

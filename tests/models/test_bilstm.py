@@ -138,7 +138,7 @@ def test_it_is_saved_and_loaded_by_the_auto_classes(tmp_path):
 def test_its_features_have_the_ready_made_names():
     ids, mask = tokens()
     names = catalogue(bilstm(num_hidden_layers=2), {"input_ids": ids, "attention_mask": mask})
-    found = {str(feature): (known.kind, known.shape) for feature, known in names.known.items()}
+    found = {str(feature): (known.kind, known.shape) for feature, known in names.offers.items()}
     assert found == {
         "embedding_layer.embedding": ("tokens", (4, 7, 8)),
         "layer1.hidden_states": ("tokens", (4, 7, 12)),
