@@ -115,12 +115,7 @@ def form_of(
 
 def spans_of(names: Iterable[str], context: Mapping[str, Any]) -> dict[str, Span]:
     """The span of every sample by each of these masks: from the first place that counts to the last."""
-    spans = {}
-    for name in names:
-        mask = mask_of(context, name)
-        assert mask is not None
-        spans[name] = span_of(mask)
-    return spans
+    return {name: span_of(mask_of(context, name)) for name in names}  # type: ignore[arg-type]
 
 
 def span_of(mask: Tensor) -> Span:

@@ -202,7 +202,7 @@ class Store:
         self.claim()
         if not self.writable:
             return self._drop()
-        self._check_room(self._pending_bytes)
+        self.check_room(self._pending_bytes)
         keys, lengths, records = zip(*self._pending, strict=True)
         tensors = {name: torch.cat([record[name] for record in records]) for name in records[0]}
         tensors[_KEYS] = torch.from_numpy(np.stack(keys).view(np.int64))
@@ -233,11 +233,8 @@ class Store:
             total += float(size.sum())
         return int(total)
 
-    def check_room(self, samples_bytes: int) -> None:
-        """Raise where a cache of this size could not be written."""
-        self._check_room(max(0, samples_bytes - self.nbytes), begun=False)
-
-    def _check_room(self, size: int, begun: bool = True) -> None:
+    def check_room(self, size: int, begun: bool = True) -> None:
+        """Raise where so many bytes more cannot be written."""
         about, by_now = ("", " by now") if begun else ("about ", "")
         folder = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         free, total = max(0, shutil.disk_usage(folder).free - SPARE_BYTES), self.nbytes + size

@@ -170,7 +170,7 @@ class CachedTeacher:
             return f"{note}; about {shown(per_sample)} for each sample in {dtype}"
         if set(store.names) <= ({"attention_mask"} if lengths is not None else set()):
             size = store.bytes_of({name: np.asarray(lengths) for name in store.names}, samples)
-            store.check_room(size)
+            store.check_room(max(0, size - store.nbytes), begun=False)
         else:
             size = int(per_sample * samples)
         return f"{note}; about {shown(size)} for {samples:,} samples in {dtype}"

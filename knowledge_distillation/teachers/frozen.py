@@ -1,4 +1,4 @@
-"""Anything that gives the teacher's features of a batch. Frozen by construction."""
+"""A teacher that is frozen by its type, not because someone remembered."""
 
 from __future__ import annotations
 
