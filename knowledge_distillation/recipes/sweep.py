@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,15 +99,15 @@ def sweep(
     Raises:
         ConfigError: the grid is empty, or a run cannot begin.
     """
-    folder, every = Path(output_dir), points(grid, seeds)
-    if len({point.name for point in every}) < len(every):
+    folder, every_point = Path(output_dir), points(grid, seeds)
+    if len({point.name for point in every_point}) < len(every_point):
         raise ConfigError("two points of the grid would have one directory: their values read alike")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; a directory is needed")
     runs, cache = folder / "runs", str(folder / "cache") if share_teacher else None
     runs.mkdir(parents=True, exist_ok=True)
     digest = xxhash.xxh3_64_hexdigest(identity.encode())
-    for point in every:
+    for point in every_point:
         # A lock goes with its process: a run whose process was killed is free again.
         with suppress(Timeout), FileLock(runs / f"{point.name}.lock", timeout=0):
             if _score(runs / point.name, digest) is None:
@@ -167,19 +167,10 @@ def write_results(result: Sweep, markdown: str, picture: str | None) -> None:
     content = {
         "metric": result.metric,
         "greater_is_better": result.greater_is_better,
-        "grid": {key: list(values) for key, values in result.grid.items()},
+        "grid": dict(result.grid),
         "seeds": list(result.seeds),
         "best_student": None if best is None else best.relative_to(result.folder).as_posix(),
-        "rows": [
-            {
-                "values": dict(row.values),
-                "mean": row.mean,
-                "spread": row.spread,
-                "scores": {str(seed): score for seed, score in row.scores.items()},
-                "runs": {str(seed): run for seed, run in row.runs.items()},
-            }
-            for row in result.rows
-        ],
+        "rows": [asdict(row) | {"mean": row.mean, "spread": row.spread} for row in result.rows],
     }
     files = {"results.json": json.dumps(content, indent=2), "results.md": markdown, "heatmap.svg": picture}
     with FileLock(result.folder / "results.lock"):

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from .sweep import Row, Sweep
+from .sweep import Sweep
 
 _SHADES = " ░▒▓█"
 
@@ -32,15 +32,14 @@ def heat_table(result: Sweep) -> Any:
 
     rows, columns = axes_of(result)
     values = heat_of(result)
-    known = [value for line in values for value in line if value is not None]
-    table = Table(
-        title=f"{result.metric}: {_over(rows, columns)}", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0)
-    )
+    scores = [value for line in values for value in line if value is not None]
+    title = f"{result.metric}: {rows} down" + (f", {columns} across" if columns else "")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column(f"{rows} \\ {columns}" if columns else rows, justify="right")
     for value in result.grid[columns] if columns else [""]:
         table.add_column(str(value), justify="right")
     for value, line in zip(result.grid[rows], values, strict=True):
-        table.add_row(str(value), *(_shaded(one, known, result.greater_is_better) for one in line))
+        table.add_row(str(value), *(_shaded(one, scores, result.greater_is_better) for one in line))
     return table
 
 
@@ -98,31 +97,23 @@ def heat_of(result: Sweep) -> list[list[float | None]]:
     return [[best.get((str(value), other)) for other in across] for value in result.grid[rows]]
 
 
-def _over(rows: str, columns: str) -> str:
-    return f"{rows} down, {columns} across" if columns else f"{rows} down"
-
-
-def _shaded(value: float | None, known: Sequence[float], greater: bool) -> str:
+def _shaded(value: float | None, scores: Sequence[float], greater: bool) -> str:
     if value is None:
         return "-"
-    low, high = min(known), max(known)
+    low, high = min(scores), max(scores)
     place = (value - low) / (high - low) if high > low else 1.0
     return f"{value:.4f} {_SHADES[round((place if greater else 1 - place) * (len(_SHADES) - 1))]}"
 
 
 def _columns(result: Sweep) -> list[str]:
-    many = len(result.seeds) > 1
-    return [*result.grid, result.metric, *(["±", *(f"seed {seed}" for seed in result.seeds)] if many else [])]
+    of_seeds = ["±", *(f"seed {seed}" for seed in result.seeds)] if len(result.seeds) > 1 else []
+    return [*result.grid, result.metric, *of_seeds]
 
 
 def _cells(result: Sweep) -> list[list[str]]:
-    return [_line(result, row) for row in result.rows]
-
-
-def _line(result: Sweep, row: Row) -> list[str]:
-    scores = [_shown(row.spread), *(_shown(row.scores.get(seed)) for seed in result.seeds)]
-    return [*map(str, row.values.values()), _shown(row.mean), *(scores if len(result.seeds) > 1 else [])]
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    lines = []
+    for row in result.rows:
+        of_seeds = [row.spread, *(row.scores.get(seed) for seed in result.seeds)] if len(result.seeds) > 1 else []
+        numbers = ["-" if value is None else f"{value:.4f}" for value in [row.mean, *of_seeds]]
+        lines.append([*map(str, row.values.values()), *numbers])
+    return lines

@@ -12,6 +12,8 @@ import yaml
 from runs import HARD, TINY_BERT, bert, glue_folder, recipe, same, weights, written
 
 from knowledge_distillation import ConfigError, parse_config
+from knowledge_distillation.config import parse
+from knowledge_distillation.config.settings import TrainingSettings
 from knowledge_distillation.data.text import train_tokenizer
 from knowledge_distillation.presets import expand
 from knowledge_distillation.recipes.build import LoadedRecipe, load_data
@@ -284,6 +286,17 @@ def test_stages_of_the_recipe_are_those_of_its_entries(tmp_path: Path) -> None:
         ("fast", 2, 1e-3),
         ("slow", 2, 5e-5),
     ]
+
+
+def test_a_recipe_is_parsed_once_on_its_way_to_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items, settings, real_item, real_parse = [], [], parse._parse_item, TrainingSettings.parse
+    monkeypatch.setattr(parse, "_parse_item", lambda index, *rest: items.append(index) or real_item(index, *rest))
+    monkeypatch.setattr(TrainingSettings, "parse", lambda written: settings.append(written) or real_parse(written))
+    ready = loaded(tmp_path)
+    student = ready.student()
+    ready.distiller(student, ready.config(student), None).plan()
+    assert items == list(range(len(recipe(tmp_path)["distill_config"])))
+    assert len(settings) == 2  # those of `training` and those of `finetune`
 
 
 def test_labels_alone(tmp_path: Path) -> None:
