@@ -54,8 +54,8 @@ def bind(
     teacher_probes = _probe_teachers(teachers, teacher_inputs, entries)
     student_probes = _probe_students(students, student_inputs, entries, loss_model.reads_own_loss)
     for probe in (*student_probes, *teacher_probes):
-        same_tokens = probe.inputs.get("input_ids") is student_probes[0].inputs.get("input_ids")
-        check_vocabulary(probe.model, probe.inputs, probe.title, tokenizer if same_tokens else None)
+        tokens = tokenizer if probe.reads_tokens_of(student_probes[0]) else None
+        check_vocabulary(probe.model, probe.inputs, probe.title, tokens)
     context = make_context(
         student_inputs[""], merged_inputs(teacher_inputs) or None, predicts_next_token(students[""])
     )
