@@ -108,8 +108,8 @@ def batch_size(context: Mapping[str, Any], values: Tensor | None = None) -> int:
     if values is not None and values.dim():
         return values.shape[0]
     rows = {key: len(v) for key, v in context.items() if isinstance(v, Tensor) and v.dim()}
-    known = (rows[key] for key in ("labels", "input_ids", "pixel_values", "attention_mask") if key in rows)
-    return next(known, max(rows.values(), default=1))
+    lengths = (rows[key] for key in ("labels", "input_ids", "pixel_values", "attention_mask") if key in rows)
+    return next(lengths, max(rows.values(), default=1))
 
 
 PER_TOKEN = ("tokens", "attention", "heads")  # kinds of features that have values for each token

@@ -53,7 +53,7 @@ def run(
     keys: Tensor | None,
     measure: str,
     epsilon: float,
-    wanted: tuple[bool, ...],
+    needs_grad: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
     """The weighted sum, and its gradients to the student's query and key, where wanted.
 
@@ -93,12 +93,12 @@ def run(
     block = 32 if max(constants["SPACE_S"], constants["SPACE_T"]) * student.query.element_size() > 128 else 64
     constants |= {"ROWS": block, "KEYS": block, "num_stages": 1}
     grid = (triton.cdiv(length, block), batch * heads)
-    _rows_kernel[grid](*sides, rows, values, normalisers, to_query, *sizes, GRADIENT=wanted[0], **constants)
-    if wanted[1]:
+    _rows_kernel[grid](*sides, rows, values, normalisers, to_query, *sizes, GRADIENT=needs_grad[0], **constants)
+    if needs_grad[1]:
         grid = (triton.cdiv(columns, block), batch * heads)
         _keys_kernel[grid](*sides, rows, normalisers, to_key, *sizes, **constants)
         to_key = to_key.unflatten(1, (student.key.shape[1], -1)).sum(2)
-    return values.sum(), to_query if wanted[0] else None, to_key if wanted[1] else None, None
+    return values.sum(), to_query if needs_grad[0] else None, to_key if needs_grad[1] else None, None
 
 
 def _arguments(side: Map, keys: Tensor | None) -> tuple[object, ...]:
@@ -230,8 +230,8 @@ def _rows_kernel(
     centre = tl.zeros([ROWS], tl.float32)
     for start in range(0, columns, KEYS):
         others = start + tl.arange(0, KEYS)
-        known = tl.load(counted + sample * counted_b + others * counted_k, mask=others < columns, other=0) != 0
-        counts = kept[:, None] & known[None, :]
+        key_counts = tl.load(counted + sample * counted_b + others * counted_k, mask=others < columns, other=0) != 0
+        counts = kept[:, None] & key_counts[None, :]
         k = _keys(k_s, which, others, columns, WIDTH_S, SPACE_S, GROUP_S)
         scores, opened = _scores(ours, k, scale_s, mask_s, b_s, h_s, r_s, c_s, sample, head, places, others,
                                  length, columns, SCORES_S, MASK_S, LOWEST_S, PRECISION)  # fmt: skip
@@ -266,8 +266,10 @@ def _rows_kernel(
         gradient = tl.zeros([ROWS, SPACE_S], tl.float32)
         for start in range(0, columns, KEYS):
             others = start + tl.arange(0, KEYS)
-            known = tl.load(counted + sample * counted_b + others * counted_k, mask=others < columns, other=0) != 0
-            counts = kept[:, None] & known[None, :]
+            key_counts = (
+                tl.load(counted + sample * counted_b + others * counted_k, mask=others < columns, other=0) != 0
+            )
+            counts = kept[:, None] & key_counts[None, :]
             k = _keys(k_t, which, others, columns, WIDTH_T, SPACE_T, GROUP_T)
             scores, opened = _scores(theirs, k, scale_t, mask_t, b_t, h_t, r_t, c_t, sample, head, places, others,
                                      length, columns, SCORES_T, MASK_T, LOWEST_T, PRECISION)  # fmt: skip
@@ -298,7 +300,7 @@ def _keys_kernel(
     which = tl.program_id(1)
     sample, head = which // heads, which % heads
     others = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
-    known = tl.load(counted + sample * counted_b + others * counted_k, mask=others < columns, other=0) != 0
+    key_counts = tl.load(counted + sample * counted_b + others * counted_k, mask=others < columns, other=0) != 0
     mine = _keys(k_s, which, others, columns, WIDTH_S, SPACE_S, GROUP_S)
     other = _keys(k_t, which, others, columns, WIDTH_T, SPACE_T, GROUP_T)
     gradient = tl.zeros([KEYS, SPACE_S], tl.float32)
@@ -315,7 +317,7 @@ def _keys_kernel(
         sum_t = tl.load(normalisers + 3 * size + at, mask=there, other=1.0)
         centre = tl.load(normalisers + 4 * size + at, mask=there, other=0.0)
         pull = tl.load(normalisers + 5 * size + at, mask=there, other=0.0)
-        counts = kept[:, None] & known[None, :]
+        counts = kept[:, None] & key_counts[None, :]
         theirs = _queries(q_t, which, places, kept, length, WIDTH_T, SPACE_T)
         scores, opened = _scores(theirs, other, scale_t, mask_t, b_t, h_t, r_t, c_t, sample, head, places, others,
                                  length, columns, SCORES_T, MASK_T, LOWEST_T, PRECISION)  # fmt: skip

@@ -111,8 +111,8 @@ class MarginReLU(nn.Module):
 
 def margins_of(batch_norm: _BatchNorm) -> Tensor:
     """m_c = E[x | x < 0] of the Gaussian that a BatchNorm gives out in each channel, in float64."""
-    given = (getattr(batch_norm, name, None) for name in ("weight", "bias"))
-    weight, mean = (None if tensor is None else tensor.detach().cpu().double() for tensor in given)
+    own = (getattr(batch_norm, name, None) for name in ("weight", "bias"))
+    weight, mean = (None if tensor is None else tensor.detach().cpu().double() for tensor in own)
     sigma = torch.ones(batch_norm.num_features, dtype=torch.float64) if weight is None else weight.abs()
     mean = torch.zeros_like(sigma) if mean is None else mean
     z = mean / sigma.clamp(min=torch.finfo(torch.float64).tiny)
@@ -146,8 +146,8 @@ def batch_norm_of(
     block = f"{layer.rpartition('.')[0]}." if "." in layer else ""
     before = [p for p in list(modules)[: list(modules).index(layer)] if p.startswith(block)]
     for paths in (inside, before):
-        found = {path: modules[path] for path in paths}
-        fitting = {p: m for p, m in found.items() if isinstance(m, _BatchNorm) and m.num_features == channels}
+        chosen = {path: modules[path] for path in paths}
+        fitting = {p: m for p, m in chosen.items() if isinstance(m, _BatchNorm) and m.num_features == channels}
         main = [module for path, module in fitting.items() if not _SHORTCUTS & set(path.split("."))]
         if fitting:
             return (main or list(fitting.values()))[-1]

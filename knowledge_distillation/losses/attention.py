@@ -141,17 +141,17 @@ def qkv_relation(
     return _relation_divergence("qkv_relation", student, teacher, mask).mean(1)
 
 
-def _relation_heads(asked: int | None, most: int, *widths: int) -> int:
+def _relation_heads(heads: int | None, most: int, *widths: int) -> int:
     common = math.gcd(*widths)
-    if asked is None:
+    if heads is None:
         return next(number for number in range(most, 0, -1) if common % number == 0)
-    if not isinstance(asked, int) or asked < 1 or common % asked:
+    if not isinstance(heads, int) or heads < 1 or common % heads:
         fitting = ", ".join(str(number) for number in range(1, common + 1) if common % number == 0)
         raise ConfigError(
             f"loss qkv_relation: relation_heads divides both widths, the student's {widths[0]} and the teacher's "
-            f"{widths[1]}; found {asked!r}. These do: {fitting}"
+            f"{widths[1]}; found {heads!r}. These do: {fitting}"
         )
-    return asked
+    return heads
 
 
 def _relation_divergence(loss: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

@@ -33,12 +33,12 @@ def nst(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Source: Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017.
     """
-    given, target = _channels(student, teacher, mask)
-    (wide, places), other = given.shape[1:], target.shape[1]
+    ours, theirs = _channels(student, teacher, mask)
+    (wide, places), other = ours.shape[1:], theirs.shape[1]
     if places * (wide + other) <= wide**2 + wide * other + other**2:
-        s, t = (side.mT @ side / max(side.shape[1], 1) for side in (unit(given), unit(target)))
+        s, t = (side.mT @ side / max(side.shape[1], 1) for side in (unit(ours), unit(theirs)))
         return (s - t).square().sum((1, 2))
-    ss, tt, st = given @ given.mT, target @ target.mT, given @ target.mT
+    ss, tt, st = ours @ ours.mT, theirs @ theirs.mT, ours @ theirs.mT
     s, t = (1 / lengths_of(gram) for gram in (ss, tt))
     return _likeness(tt, t, t) + _likeness(ss, s, s) - 2 * _likeness(st, s, t)
 
@@ -51,8 +51,8 @@ def _channels(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Te
     if student.dim() == 4:
         size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
         pooled = (s if s.shape[2:] == size else F.adaptive_avg_pool2d(s, size) for s in (student, teacher))
-        given, target = (side.flatten(2) for side in pooled)
-        return given, target
+        ours, theirs = (side.flatten(2) for side in pooled)
+        return ours, theirs
     if student.shape[1] != teacher.shape[1]:
         raise ConfigError(f"nst compares tokens place by place, so lengths are equal: {found}")
     if mask is not None:

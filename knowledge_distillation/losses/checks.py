@@ -8,9 +8,9 @@ from typing import Any
 from ..errors import ConfigError, nearest
 
 
-def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name} is one of {', '.join(known)}; found {value!r}.{nearest(str(value), known)}")
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is one of {', '.join(choices)}; found {value!r}.{nearest(str(value), choices)}")
 
 
 def check_above_0(name: str, value: Any) -> None:

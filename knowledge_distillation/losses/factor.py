@@ -133,14 +133,14 @@ class FactorTransfer(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         check_positions("factor_transfer", student, teacher)
         factor = self.paraphraser.encoder(teacher)
-        given, target = self.translator(student), factor.detach()
+        factor_s, factor_t = self.translator(student), factor.detach()
         if student.dim() == 4:
-            given, target = pooled_alike(given, target)
-        given, target = (F.normalize(_items(f), dim=-1) for f in (given, target))
+            factor_s, factor_t = pooled_alike(factor_s, factor_t)
+        factor_s, factor_t = (F.normalize(_items(f), dim=-1) for f in (factor_s, factor_t))
         if self.norm:
-            value = torch.linalg.vector_norm(given - target, dim=-1)
+            value = torch.linalg.vector_norm(factor_s - factor_t, dim=-1)
         else:
-            value = F.l1_loss(given, target, reduction="none").mean(-1)
+            value = F.l1_loss(factor_s, factor_t, reduction="none").mean(-1)
         if self.paraphraser_weight == 0:
             return value
         return value + self.paraphraser_weight * self.paraphraser.reconstruction_error(factor, teacher)
@@ -158,41 +158,41 @@ def _items(feature: Tensor) -> Tensor:
     return feature.flatten(1) if feature.dim() == 4 else feature
 
 
-def _two_layers(dimensions: int, given: int, inner: int, out: int) -> nn.Sequential:
+def _two_layers(dimensions: int, width: int, inner: int, out: int) -> nn.Sequential:
     if dimensions == 4:
-        first: nn.Module = nn.Conv2d(given, inner, kernel_size=3, padding=1)
+        first: nn.Module = nn.Conv2d(width, inner, kernel_size=3, padding=1)
         return nn.Sequential(first, nn.LeakyReLU(0.1), nn.Conv2d(inner, out, kernel_size=3, padding=1))
-    return nn.Sequential(nn.Linear(given, inner), nn.LeakyReLU(0.1), nn.Linear(inner, out))
+    return nn.Sequential(nn.Linear(width, inner), nn.LeakyReLU(0.1), nn.Linear(inner, out))
 
 
 def _of_entry(name: str, losses: Mapping[str, nn.Module], like: Paraphraser) -> Paraphraser:
     """The paraphraser that an earlier entry trains: the module itself."""
-    found = losses[name] if name in losses else None
-    known = [key for key, module in losses.items() if isinstance(module, Paraphraser)]
-    if not isinstance(found, Paraphraser):
+    module = losses[name] if name in losses else None
+    names = [key for key, one in losses.items() if isinstance(one, Paraphraser)]
+    if not isinstance(module, Paraphraser):
         raise ConfigError(
             f"loss factor_transfer: paraphraser {name!r} is no entry of loss paraphraser before this one."
-            f"{nearest(name, known)} Known: {', '.join(known) or 'none'}"
+            f"{nearest(name, names)} Known: {', '.join(names) or 'none'}"
         )
-    if any(a.shape != b.shape for a, b in zip(found.parameters(), like.parameters(), strict=True)):
+    if any(a.shape != b.shape for a, b in zip(module.parameters(), like.parameters(), strict=True)):
         raise ConfigError(f"loss factor_transfer: paraphraser {name!r} is of another width, kind or rate")
-    return found
+    return module
 
 
 def _weights_of(
     paraphraser: nn.Module, path: str, entry: str | None, saved: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The weights of a paraphraser of these shapes in a file, whatever stands before their names."""
-    wanted = paraphraser.state_dict()
-    first = next(iter(wanted))
+    state = paraphraser.state_dict()
+    first = next(iter(state))
     prefixes = [key.removesuffix(first) for key in saved if key == first or key.endswith(f".{first}")]
     named = [prefix for prefix in prefixes if entry is None or entry in prefix.split(".")]
-    fitting = [p for p in named if all(p + k in saved and saved[p + k].shape == wanted[k].shape for k in wanted)]
+    fitting = [p for p in named if all(p + k in saved and saved[p + k].shape == state[k].shape for k in state)]
     if len(fitting) != 1:
-        shape = tuple(wanted[first].shape)
+        shape = tuple(state[first].shape)
         raise ConfigError(
             f"loss factor_transfer: pretrained {path} holds {len(fitting)} paraphrasers of this shape ({first} "
             f"{shape}){f' named {entry}' if entry else ''}; found {', '.join(prefixes) or 'none'}. "
             "One is needed: name its entry by pretrained_entry, and train it at the same rate"
         )
-    return {key: saved[fitting[0] + key] for key in wanted}
+    return {key: saved[fitting[0] + key] for key in state}

@@ -86,8 +86,8 @@ def fsp(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], squared_froben
     """
     channels = [tuple(feature.shape[1] for feature in side if feature.dim() == 4) for side in (student, teacher)]
     if any(len(side) != 2 for side in (student, teacher, *channels)):
-        found = " and ".join(str([tuple(feature.shape) for feature in side]) for side in (student, teacher))
-        raise ConfigError(f"loss fsp compares two maps of the student with two of the teacher; found {found}")
+        shapes = " and ".join(str([tuple(feature.shape) for feature in side]) for side in (student, teacher))
+        raise ConfigError(f"loss fsp compares two maps of the student with two of the teacher; found {shapes}")
     if channels[0] != channels[1]:
         raise ConfigError(
             f"loss fsp: the student's maps have {channels[0][0]} and {channels[0][1]} channels, the teacher's "

@@ -60,8 +60,8 @@ def similarity_preserving(
 
     Source: Tung and Mori, Similarity-Preserving Knowledge Distillation, 2019.
     """
-    given, target, counted = samples(student, teacher, mask, teacher_mask, pooling)
-    difference = unit(inner_products(given)) - unit(inner_products(target))
+    student_rows, teacher_rows, counted = samples(student, teacher, mask, teacher_mask, pooling)
+    difference = unit(inner_products(student_rows)) - unit(inner_products(teacher_rows))
     return difference.square().sum() / at_least_one(counted.sum().square())
 
 
@@ -97,10 +97,10 @@ def rkd_distance(
     Source: Park et al., Relational Knowledge Distillation, 2019.
     """
     check_choice("average", average, ("all", "pairs"))
-    given, target, counted = samples(student, teacher, mask, teacher_mask, pooling)
+    student_rows, teacher_rows, counted = samples(student, teacher, mask, teacher_mask, pooling)
     number = counted.sum()
     pairs = number * (number - 1)
-    s, t = (distances_of(inner_products(side, counted), counted) for side in (given, target))
+    s, t = (distances_of(inner_products(side, counted), counted) for side in (student_rows, teacher_rows))
     s, t = (distances * inverse_of(distances.sum()) * pairs for distances in (s, t))
     difference = F.smooth_l1_loss(s, t, reduction="sum")
     return difference / at_least_one(pairs if average == "pairs" else number**2)
@@ -140,9 +140,9 @@ def rkd_angle(
     Source: Park et al., Relational Knowledge Distillation, 2019.
     """
     check_choice("average", average, ("all", "triples"))
-    given, target, counted = samples(student, teacher, mask, teacher_mask, pooling)
+    student_rows, teacher_rows, counted = samples(student, teacher, mask, teacher_mask, pooling)
     number = counted.sum()
-    s, t = (inner_products(side, counted) for side in (given, target))
+    s, t = (inner_products(side, counted) for side in (student_rows, teacher_rows))
     sides = (s, inverse_of(distances_of(s, counted)), t, inverse_of(distances_of(t, counted)))
     total = _by_vertex(*sides, distinct=average == "triples")
     distinct = number * (number - 1) * (number - 2)
@@ -189,7 +189,7 @@ def correlation_congruence(
     check_choice("kernel", kernel, KERNELS)
     check_number_above_0("gamma", gamma)
     check_whole("order", order, 1)
-    given, target, counted = samples(student, teacher, mask, teacher_mask, pooling)
+    student_rows, teacher_rows, counted = samples(student, teacher, mask, teacher_mask, pooling)
 
     def correlations(rows: Tensor) -> Tensor:
         cosines = cosines_of(inner_products(rows))
@@ -202,7 +202,9 @@ def correlation_congruence(
             series = 2 * gamma / power * cosines * series + 1
         return math.exp(-2 * gamma) * series
 
-    difference = correlations(given) - correlations(target)  # 0 for a sample that is not there: both sides hold 0
+    difference = correlations(student_rows) - correlations(
+        teacher_rows
+    )  # 0 for a sample that is not there: both sides hold 0
     return difference.square().sum() / at_least_one(counted.sum().square())
 
 
@@ -243,7 +245,7 @@ def pkt(
     """
     check_choice("average", average, ("all", "off_diagonal_sum"))
     check_number_above_0("epsilon", epsilon)
-    given, target, counted = samples(student, teacher, mask, teacher_mask, pooling)
+    student_rows, teacher_rows, counted = samples(student, teacher, mask, teacher_mask, pooling)
     pairs = outer(counted)
     if average == "off_diagonal_sum":
         pairs = pairs - torch.diag(pairs.diagonal())
@@ -252,7 +254,7 @@ def pkt(
         kernel = (1 + cosines_of(inner_products(rows), epsilon)).relu() * pairs  # twice K, which does not change P
         return kernel / unless_zero(kernel.sum(1, keepdim=True))
 
-    p_s, p_t = probabilities(given), probabilities(target)
+    p_s, p_t = probabilities(student_rows), probabilities(teacher_rows)
     divergence = (p_t * ((p_t + epsilon) / (p_s + epsilon)).log()).sum()
     return divergence if average == "off_diagonal_sum" else divergence / at_least_one(pairs.sum())
 

@@ -76,8 +76,8 @@ class ReviewKD(nn.Module):
     def __init__(self, student: Sequence[Tensor], teacher: Sequence[Tensor], *, width: int | None = None) -> None:
         super().__init__()
         if len(student) != len(teacher) or any(feature.dim() != 4 for feature in (*student, *teacher)):
-            found = " and ".join(str([tuple(feature.shape) for feature in side]) for side in (student, teacher))
-            raise ConfigError(f"loss review_kd compares as many maps of the student as of the teacher; found {found}")
+            shapes = " and ".join(str([tuple(feature.shape) for feature in side]) for side in (student, teacher))
+            raise ConfigError(f"loss review_kd compares as many maps of the student as of the teacher; found {shapes}")
         width = min(512, student[-1].shape[1]) if width is None else width
         if width < 1:
             raise ConfigError(f"loss review_kd: width is 1 or more; found {width}")

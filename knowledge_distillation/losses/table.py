@@ -156,8 +156,8 @@ def method_of(name: str, hard: bool = False) -> Method:
     """
     method = next((one for one in METHODS if one.name == name and one.hard == hard), None)
     if method is None:
-        what, known = "loss against the labels" if hard else "loss", list_losses(hard)
-        raise ConfigError(f"unknown {what} {name!r}.{nearest(name, known)} Known: {', '.join(known)}")
+        what, names = "loss against the labels" if hard else "loss", list_losses(hard)
+        raise ConfigError(f"unknown {what} {name!r}.{nearest(name, names)} Known: {', '.join(names)}")
     return method
 
 

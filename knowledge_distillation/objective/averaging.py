@@ -58,16 +58,42 @@ def values_of(
     if items.labelled and "mask" in keywords and masks.rows is not None:
         keywords["mask"] = masks.rows
     padding = items.padding(masks, all_of_it=loss.by_name or "mask" in keywords)
-    given, target = (
+    student_features, teacher_features = (
         tuple(at_least_float32(blanked(feature, bound.kind, padding)) for feature in whole(side))
         for side in (student, teacher)
     )
-    reference = (context.get("labels"),) if bound.entry.hard else target
-    sides = (given, reference) if loss.several else (given[0], reference[0])
-    values = called(loss, loss.function, given[0].device, *sides, **args, **keywords)
+    reference = (context.get("labels"),) if bound.entry.hard else teacher_features
+    sides = (student_features, reference) if loss.several else (student_features[0], reference[0])
+    values = called(loss, loss.function, student_features[0].device, *sides, **args, **keywords)
     if not isinstance(values, Tensor):
         raise ConfigError(f"loss {loss.name} returned {type(values).__name__}; a tensor is needed")
-    return values, layout_of(bound.kind, given[0].shape, values.shape)
+    return values, layout_of(bound.kind, student_features[0].shape, values.shape)
+
+
+def value_of(
+    bound: BoundEntry,
+    student: Any,
+    teacher: Any,
+    context: Mapping[str, Any],
+    args: Mapping[str, Any],
+    counts: Mapping[str, Any] | None,
+) -> Tensor:
+    """The average of an entry's values, by a form that sums on its way where the loss has one for such features.
+
+    Args:
+        counts: entry name -> the number of values to divide by; None averages over this batch alone.
+    """
+    if not isinstance(student[0], Deferred) and bound.loss.summed is None:
+        return average(bound, values_of(bound, student, teacher, context, args)[0], context, counts)
+    rows, keys, number = weights_of(bound, student[0], context, counts)
+    if isinstance(student[0], Deferred):
+        reference = context["labels"] if bound.entry.hard else teacher[0]
+        return (
+            called(bound.loss, bound.loss.fused, student[0].device, student[0], reference, rows, keys, **args) / number
+        )
+    alike = bound.items.masks(context).rows is None and bound.entry.reduction != "sequence_mean"
+    sides = (student[0], *whole(teacher), None if alike else rows, keys)
+    return called(bound.loss, bound.loss.summed, student[0].device, *sides, **args) / number
 
 
 def average(bound: BoundEntry, values: Tensor, context: Mapping[str, Any], counts: Mapping[str, Any] | None) -> Tensor:
@@ -76,24 +102,6 @@ def average(bound: BoundEntry, values: Tensor, context: Mapping[str, Any], count
     if bound.entry.reduction == "sequence_mean":
         return per_sample(values, bound.items.layout, masks).sum() / number
     return total(values, bound.items.layout, masks) / number
-
-
-def fused_average(
-    bound: BoundEntry,
-    student: Deferred | Tensor,
-    teacher: tuple[Any, ...],
-    context: Mapping[str, Any],
-    args: Mapping[str, Any],
-    counts: Mapping[str, Any] | None,
-) -> Tensor:
-    """The average by a function that sums on its way, of what the student's feature is computed from or of it."""
-    rows, keys, number = weights_of(bound, student, context, counts)
-    if isinstance(student, Tensor):
-        alike = bound.items.masks(context).rows is None and bound.entry.reduction != "sequence_mean"
-        sides = (student, *whole(teacher), None if alike else rows, keys)
-        return called(bound.loss, bound.loss.summed, student.device, *sides, **args) / number
-    reference = context["labels"] if bound.entry.hard else teacher[0]
-    return called(bound.loss, bound.loss.fused, student.device, student, reference, rows, keys, **args) / number
 
 
 def weights_of(

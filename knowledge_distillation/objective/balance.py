@@ -46,9 +46,9 @@ class Balance(nn.Module):
                 self.sizes[number] = torch.where(size.isfinite(), after, before)
         of_reference = next((name for name in [*self.on_logits, *self.names] if name in measured), self.names[0])
         reference = self.sizes[self.names.index(of_reference)]
-        known = (self.sizes > 0) & (reference > 0)
+        have_sizes = (self.sizes > 0) & (reference > 0)
         factors = (reference / self.sizes.clamp(min=1e-12)).clamp(1 / _MOST, _MOST)
-        self.factors.copy_(torch.where(known, factors, torch.ones_like(self.sizes)))
+        self.factors.copy_(torch.where(have_sizes, factors, torch.ones_like(self.sizes)))
 
     def values(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The factors of entries under the names they have in a history."""

@@ -92,18 +92,18 @@ def fit_student(modules: Modules, loss: Loss, kind: str, number: int, student: T
 
 
 def _add(
-    modules: Modules, wanted: Projection, key: str, module: nn.Module, like: Tensor, checkpoint: str | None
+    modules: Modules, projection: Projection, key: str, module: nn.Module, like: Tensor, checkpoint: str | None
 ) -> None:
     fresh = key not in modules.projections
     module.to(like.device, at_least_float32(like).dtype).train(modules.training)
-    if wanted.shared and not fresh and _shapes(modules.projections[key]) != _shapes(module):
+    if projection.shared and not fresh and _shapes(modules.projections[key]) != _shapes(module):
         raise ConfigError(
-            f"projection {wanted.shared!r} is shared by features of different widths; share it among equal ones"
+            f"projection {projection.shared!r} is shared by features of different widths; share it among equal ones"
         )
-    module = _kept(modules.projections, key, module)
+    module = _one_of(modules.projections, key, module)
     if checkpoint and fresh:
         load_projection(module, checkpoint, key)
-    module.requires_grad_(wanted.trainable)
+    module.requires_grad_(projection.trainable)
 
 
 def fit_loss(
@@ -136,7 +136,7 @@ def fit_loss(
     except Exception as error:
         raise ConfigError(f"loss {loss.name} cannot be made: {type(error).__name__}: {error}") from error
     module.to(student[0].device, at_least_float32(student[0]).dtype).train(modules.training)
-    return replace(loss, function=_kept(modules.losses, loss.entry.name, module))
+    return replace(loss, function=_one_of(modules.losses, loss.entry.name, module))
 
 
 def _weights_in(loss: Loss, path: str) -> dict[str, Tensor]:
@@ -175,11 +175,11 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
-def _kept(held: nn.ModuleDict, name: str, module: nn.Module) -> nn.Module:
-    """The module held under a name where its shapes are the same, so that one that was trained goes on; or the new."""
-    if name not in held or _shapes(held[name]) != _shapes(module):
-        held[name] = module
-    return held[name]
+def _one_of(modules: nn.ModuleDict, name: str, module: nn.Module) -> nn.Module:
+    """The module there is under a name where its shapes are the same, so that one that was trained goes on."""
+    if name not in modules or _shapes(modules[name]) != _shapes(module):
+        modules[name] = module
+    return modules[name]
 
 
 def _mismatch(kind: str, logits: bool, student: Tensor, teacher: Tensor, pair: str) -> str:

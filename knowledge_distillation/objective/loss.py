@@ -111,16 +111,18 @@ class Loss:
 
     def _schedule_problem(self) -> str | None:
         defaults = {name: p.default for name, p in self.signature.call.items() if name not in FILLED}
-        known = ["weight", *(n for n, value in defaults.items() if isinstance(value, float) or not self.by_name)]
-        unknown = next((name for name in self.entry.schedule if name not in known), None)
+        allowed = ["weight", *(n for n, value in defaults.items() if isinstance(value, float) or not self.by_name)]
+        unknown = next((name for name in self.entry.schedule if name not in allowed), None)
         if unknown is None or self.signature.any_keyword:
             return None
         if unknown in defaults:
             return (
                 f"schedule of {unknown}: a schedule gives real numbers, and loss {self.name} takes "
-                f"{defaults[unknown]!r} there. It can schedule: {', '.join(known)}"
+                f"{defaults[unknown]!r} there. It can schedule: {', '.join(allowed)}"
             )
-        return f"schedule of {unknown}: loss {self.name} takes no such argument at each step.{nearest(unknown, known)}"
+        return (
+            f"schedule of {unknown}: loss {self.name} takes no such argument at each step.{nearest(unknown, allowed)}"
+        )
 
 
 def loss_of(entry: Entry, kind: str | None) -> Loss:

@@ -17,7 +17,7 @@ from ..features.batch_context import batch_size, make_context, mask_keys
 from ..features.deferred import Deferred, HeadLogits, whole
 from ..features.inputs import Inputs
 from ..features.kinds import kind_by_name
-from .averaging import BoundEntry, average, called, fused_average, values_of, weights_of
+from .averaging import BoundEntry, average, called, value_of, values_of, weights_of
 from .balance import Balance
 from .fitting import Modules, fit_labels, fit_loss, fit_student, fit_teacher
 from .fused.vocabulary import Part, head_loss
@@ -98,7 +98,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if not self.bound:
             self.bind_outputs(teacher_output, student_output, teacher_inputs, student_inputs)
             if self.projections:
-                self.bound.clear()
+                self.unbind()
                 self.projections.clear()
                 raise ConfigError(
                     "widths differ, so projections were added: call loss_model.bind_outputs(...) with these arguments "
@@ -188,7 +188,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 with torch.no_grad():
                     values_of(bound, projected, target, context, {**loss.call_args, name: extreme})
         if isinstance(projected[0], Deferred):
-            value = fused_average(bound, projected[0], target, context, loss.call_args, None)
+            value = value_of(bound, projected, target, context, loss.call_args, None)
         else:
             value = average(bound, values, context, None)
         if not torch.isfinite(value.detach()).all():
@@ -203,8 +203,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         """Entry name -> its student features, projected where it has a projection, for every entry that is on."""
         projected = {}
         for entry in (bound.entry for bound, _, _ in self._now(progress)):
-            given = tuple(student[feature] for feature in entry.student)
-            projected[entry.name] = apply_projections(self.projections, entry, given)
+            features = tuple(student[feature] for feature in entry.student)
+            projected[entry.name] = apply_projections(self.projections, entry, features)
         return projected
 
     def terms(
@@ -235,18 +235,14 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
             with torch.autocast(student[name][0].device.type, enabled=False):
                 target = apply_projections(self.projections, bound.entry, target, "teacher")
-            given = student[name][0]
-            if isinstance(given, HeadLogits) and self.balance is None:
-                rows, _, number = weights_of(bound, given, context, counts)
+            feature = student[name][0]
+            if isinstance(feature, HeadLogits) and self.balance is None:
+                rows, _, number = weights_of(bound, feature, context, counts)
                 reference = context["labels"] if bound.entry.hard else target[0]
                 part = Part(bound.loss.function, reference, rows, args, weight / number)
-                heads.setdefault(given, []).append((bound, number, part))
+                heads.setdefault(feature, []).append((bound, number, part))
                 continue
-            if isinstance(given, Deferred) or bound.loss.summed is not None:
-                value = fused_average(bound, given, target, context, args, counts)
-            else:
-                values, _ = values_of(bound, student[name], target, context, args)
-                value = average(bound, values, context, counts)
+            value = value_of(bound, student[name], target, context, args, counts)
             weighted = value * (weight if self.balance is None else weight * self.balance[name])
             loss = weighted if loss is None else loss + weighted
             attached[name] = value
@@ -278,22 +274,22 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         return (not together and [one for one in now if _is_on(*one[:2])]) or now
 
-    def projections_of(self, entry: Entry, *sides_wanted: str) -> list[nn.Module]:
+    def projections_of(self, entry: Entry, *sides: str) -> list[nn.Module]:
         """The projections of an entry, those of its student side first; or those of one side."""
         numbers = {"student": len(entry.student), "teacher": len(entry.teacher)}
-        sides = [(side, numbers[side]) for side in sides_wanted or ("student", "teacher")]
-        keys = [key_of(entry, side, number, features) for side, features in sides for number in range(features)]
+        keys = [
+            key_of(entry, side, number, numbers[side])
+            for side in sides or ("student", "teacher")
+            for number in range(numbers[side])
+        ]
         return [self.projections[key] for key in dict.fromkeys(keys) if key in self.projections]
 
     def learning_rates(self, *entries: Entry) -> dict[int, float]:
         """Id of a parameter -> its learning rate, where its entry has one; of all entries or of some."""
         rates: dict[int, float] = {}
         for entry in entries or self.config.entries:
+            modules = self.projections_of(entry) + [self.losses[name] for name in self.losses if name == entry.name]
             if entry.learning_rate is not None:
-                modules = [
-                    *self.projections_of(entry),
-                    *([self.losses[entry.name]] if entry.name in self.losses else []),
-                ]
                 rates |= {id(p): entry.learning_rate for module in modules for p in module.parameters()}
         return rates
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Exit(nn.Module):
 
     def __init__(self, width: int, classes: int, hidden_size: int | None) -> None:
         super().__init__()
-        self.head = _mlp(width, hidden_size, classes) if hidden_size else nn.Linear(width, classes)
+        self.head = _mlp(nn.Linear, width, hidden_size, classes) if hidden_size else nn.Linear(width, classes)
 
     def forward(self, feature: Tensor) -> Tensor:
         if feature.dim() == 4:
@@ -79,11 +80,11 @@ class Exit(nn.Module):
         return self.head(feature[:, 0] if feature.dim() == 3 else feature)
 
 
-def build_projection(wanted: Projection, kind: str, given: Tensor, other: Tensor | None) -> nn.Module:
+def build_projection(projection: Projection, kind: str, feature: Tensor, other: Tensor | None) -> nn.Module:
     """The projection of a feature of a kind, to the shape of the other side.
 
     Args:
-        given: the probed feature that goes in.
+        feature: the probed feature that goes in.
         other: the probed feature to come near to; None where there is none, and `width` has to be given.
 
     Raises:
@@ -91,65 +92,51 @@ def build_projection(wanted: Projection, kind: str, given: Tensor, other: Tensor
 
     Source: the regressor of Romero et al., FitNets, 2015; the matrix W of Jiao et al., TinyBERT, 2020, eq. 8.
     """
-    build = _BUILDERS.get((wanted.type, kind))
-    if build is None:
-        fitting = sorted({name for name, of in _BUILDERS if of == kind})
+    fitting = sorted(name for name, kinds in _KINDS.items() if kind in kinds)
+    if projection.type not in fitting:
         raise ConfigError(
-            f"projection {wanted.type} does not apply to a feature of kind {kind} {tuple(given.shape)}. "
+            f"projection {projection.type} does not apply to a feature of kind {kind} {tuple(feature.shape)}. "
             f"These do: {', '.join(fitting) or 'none'}"
         )
-    if other is None and wanted.width is None:
-        raise ConfigError(f"projection {wanted.type}: nothing tells its width; give width")
+    if other is None and projection.width is None:
+        raise ConfigError(f"projection {projection.type}: nothing tells its width; give width")
     axis = 1 if kind in ("map", "attention") else -1
-    width = wanted.width or other.shape[axis]  # type: ignore[union-attr]
-    return build(wanted, given, other, given.shape[axis], width)
-
-
-def _linear(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
-    return nn.Linear(width, to)
-
-
-def _mlp(width: int, hidden_size: int, to: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, to))
-
-
-def _conv(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
-    return nn.Conv2d(width, to, kernel_size=1)
-
-
-def _conv_bn(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(width, to, kernel_size=1, bias=False), nn.BatchNorm2d(to))
-
-
-def _conv_mlp(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
-    hidden = wanted.hidden_size or to
-    return nn.Sequential(nn.Conv2d(width, hidden, kernel_size=1), nn.GELU(), nn.Conv2d(hidden, to, kernel_size=1))
-
-
-def _resize(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
+    width = feature.shape[axis]
+    to = projection.width or other.shape[axis]  # type: ignore[union-attr]
+    layer: Any = partial(nn.Conv2d, kernel_size=1) if kind == "map" else nn.Linear
+    if projection.type in ("linear", "conv1x1"):
+        return layer(width, to)  # type: ignore[no-any-return]
+    if projection.type == "mlp":
+        return _mlp(layer, width, projection.hidden_size or to, to)
+    if projection.type == "conv1x1_bn":
+        return nn.Sequential(layer(width, to, bias=False), nn.BatchNorm2d(to))
+    if projection.type == "exit":
+        return Exit(width, to, projection.hidden_size)
+    if kind == "attention":
+        return Heads(width, to)
     if other is None or other.dim() != 4:
-        raise ConfigError("projection resize needs a feature map on the other side, to have its size")
-    return Resize(width, to, (other.shape[2], other.shape[3]))
+        needs = "a feature map on the other side, to have its size"
+        if projection.type == "heads":
+            needs = "queries, keys or values on the other side, to have their heads"
+        raise ConfigError(f"projection {projection.type} needs {needs}")
+    if projection.type == "resize":
+        return Resize(width, to, (other.shape[2], other.shape[3]))
+    return JoinedHeads(feature.shape[1], feature.shape[-1], other.shape[1], other.shape[-1])
 
 
-def _joined_heads(wanted: Projection, given: Tensor, other: Tensor | None, width: int, to: int) -> nn.Module:
-    if other is None or other.dim() != 4:
-        raise ConfigError("projection heads needs queries, keys or values on the other side, to have their heads")
-    return JoinedHeads(given.shape[1], given.shape[-1], other.shape[1], other.shape[-1])
+def _mlp(layer: Callable[[int, int], nn.Module], width: int, hidden_size: int, to: int) -> nn.Module:
+    return nn.Sequential(layer(width, hidden_size), nn.GELU(), layer(hidden_size, to))
 
 
 _POSITIONAL = ("vector", "tokens", "heads")
-_BUILDERS: Mapping[tuple[str, str], Callable[[Projection, Tensor, Tensor | None, int, int], nn.Module]] = {
-    **{("linear", kind): _linear for kind in _POSITIONAL},
-    **{("mlp", kind): lambda w, g, o, n, to: _mlp(n, w.hidden_size or to, to) for kind in _POSITIONAL},
-    **{("exit", kind): lambda w, g, o, n, to: Exit(n, to, w.hidden_size) for kind in ("vector", "tokens", "map")},
-    ("linear", "map"): _conv,
-    ("mlp", "map"): _conv_mlp,
-    ("conv1x1", "map"): _conv,
-    ("conv1x1_bn", "map"): _conv_bn,
-    ("resize", "map"): _resize,
-    ("heads", "attention"): lambda wanted, given, other, width, to: Heads(width, to),
-    ("heads", "heads"): _joined_heads,
+_KINDS: Mapping[str, tuple[str, ...]] = {  # type of a projection -> the kinds of features it applies to
+    "linear": (*_POSITIONAL, "map"),
+    "mlp": (*_POSITIONAL, "map"),
+    "exit": ("vector", "tokens", "map"),
+    "conv1x1": ("map",),
+    "conv1x1_bn": ("map",),
+    "resize": ("map",),
+    "heads": ("attention", "heads"),
 }
 
 
@@ -178,12 +165,12 @@ def load_projection(module: nn.Module, path: str, key: str) -> None:
         raise CheckpointError(f"projection_checkpoint {path}: there is no file {file}")
     with fitting(file.parent, file.stem):
         state = load_file(str(file))
-    held = sorted({name.split(".")[1] for name in state if name.startswith("projections.")})
-    if held and key not in held:
-        holds = f"{nearest(key, held)} It holds: {', '.join(held)}"
+    names = sorted({name.split(".")[1] for name in state if name.startswith("projections.")})
+    if names and key not in names:
+        holds = f"{nearest(key, names)} It holds: {', '.join(names)}"
         raise CheckpointError(f"projection_checkpoint {path} holds no projection {key!r}.{holds}")
     prefix = f"projections.{key}."
-    mine: dict[str, Any] = {n.removeprefix(prefix): t for n, t in state.items() if not held or n.startswith(prefix)}
+    mine: dict[str, Any] = {n.removeprefix(prefix): t for n, t in state.items() if not names or n.startswith(prefix)}
     with fitting(file.parent, f"projection {key!r} in {file.stem}"):
         module.load_state_dict(mine)
 
@@ -195,8 +182,8 @@ def _spread(heads: int, width: int) -> Tensor:
 
 def key_of(entry: Entry, side: str, number: int, features: int) -> str:
     """Under which name a projection is held: the entry's, or one that entries share; numbered where features are."""
-    wanted = entry.projection if side == "student" else entry.teacher_projection
-    key = wanted.shared or (entry.name if side == "student" else f"{entry.name}:teacher")
+    projection = entry.projection if side == "student" else entry.teacher_projection
+    key = projection.shared or (entry.name if side == "student" else f"{entry.name}:teacher")
     return key if features == 1 else f"{key}:{number}"
 
 

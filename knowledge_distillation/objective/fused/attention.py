@@ -129,12 +129,12 @@ class _Sum(torch.autograd.Function):
         keys: Tensor | None,
         measure: Measure,
     ) -> Tensor:
-        rows, wanted = rows.to(torch.promote_types(query.dtype, torch.float32)), ctx.needs_input_grad[:3]
+        rows, needs_grad = rows.to(torch.promote_types(query.dtype, torch.float32)), ctx.needs_input_grad[:3]
         kernels = None if isinstance(teacher, Tensor) else _kernels(student, teacher)
         if kernels is None:
-            value, *gradients = _run(student, teacher, rows, keys, measure, wanted)
+            value, *gradients = _run(student, teacher, rows, keys, measure, needs_grad)
         else:
-            value, *gradients = _run_kernels(kernels, student, teacher, rows, keys, measure, wanted)
+            value, *gradients = _run_kernels(kernels, student, teacher, rows, keys, measure, needs_grad)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [None if part is None else part.dtype for part in (query, key, position_bias)]
         return value
@@ -168,10 +168,10 @@ def _run_kernels(
     rows: Tensor,
     keys: Tensor | None,
     measure: Measure,
-    wanted: tuple[bool, ...],
+    needs_grad: tuple[bool, ...],
 ) -> Any:
     sides = [kernels.Map(m.query, m.key, m.mask, m.causal, float(m.scale), m.scores) for m in (student, teacher)]
-    return kernels.run(*sides, rows, keys, *measure, wanted)
+    return kernels.run(*sides, rows, keys, *measure, needs_grad)
 
 
 @lru_cache(maxsize=16)
@@ -185,11 +185,11 @@ def _are_right(device: torch.device, dtype: torch.dtype) -> bool:
     mask = kept[:, None, None]
     query, key, their_query, their_key = drawn
     student, teacher = AttentionMap(query, key, mask), AttentionMap(their_query, their_key, mask)
-    asked = (student, teacher, kept.float(), kept)
+    sides = (student, teacher, kept.float(), kept)
     try:
         for measure in (Measure("squares_of_probabilities"), Measure("divergence", 1e-12)):
-            plain = _run(*asked, measure, _QUERY_AND_KEY)[:3]
-            fast = _run_kernels(attention_triton, *asked, measure, _QUERY_AND_KEY)[:3]
+            plain = _run(*sides, measure, _QUERY_AND_KEY)[:3]
+            fast = _run_kernels(attention_triton, *sides, measure, _QUERY_AND_KEY)[:3]
             for one, other in zip(plain, fast, strict=True):
                 assert one is not None
                 torch.testing.assert_close(other, one, rtol=2e-2, atol=2e-2 * float(one.abs().max()))
@@ -206,18 +206,18 @@ def _run(
     rows: Tensor,
     keys: Tensor | None,
     measure: Measure,
-    wanted: tuple[bool, ...],
+    needs_grad: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The weighted sum, and its gradients to the student's query, key and position bias, where wanted."""
     compare = _COMPARED[measure.name]
-    ours = _Side(student, rows, keys)
-    theirs = _Given(teacher, rows) if isinstance(teacher, Tensor) else _Side(teacher, rows, keys)
+    ours = _MapByParts(student, rows, keys)
+    theirs = _WholeMap(teacher, rows) if isinstance(teacher, Tensor) else _MapByParts(teacher, rows, keys)
     left_out = None if keys is None else ~keys[:, None, None]
     value = rows.new_zeros(())
     sources = (student.query, ours.key, student.position_bias)
     gradients = [
         torch.zeros(source.shape, dtype=rows.dtype, device=rows.device) if want and source is not None else None
-        for source, want in zip(sources, wanted, strict=True)
+        for source, want in zip(sources, needs_grad, strict=True)
     ]
     for part in parts_of(student.shape, AT_ONCE if rows.device.type == "cpu" else AT_ONCE_ELSEWHERE):
         samples, _, places = part
@@ -226,7 +226,7 @@ def _run(
         weight = rows[samples, None, places]
         values, slope = compare(mine, other, None if left_out is None else left_out[samples], measure.epsilon)
         value += (values * weight).sum()
-        if any(wanted):
+        if any(needs_grad):
             if attends is not None:
                 weight = weight * attends
             ours.pull(part, slope, weight, gradients)
@@ -236,7 +236,7 @@ def _run(
     return value, query, key, bias
 
 
-class _Given:
+class _WholeMap:
     """A map that is there, by parts."""
 
     def __init__(self, tensor: Tensor, rows: Tensor) -> None:
@@ -247,7 +247,7 @@ class _Given:
         return torch.where(counts, self.tensor[part].to(self.rows.dtype), 0.0), None
 
 
-class _Side:
+class _MapByParts:
     """A map by parts, and the way of a slope back."""
 
     def __init__(self, source: AttentionMap, rows: Tensor, keys: Tensor | None) -> None:

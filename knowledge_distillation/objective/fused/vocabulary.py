@@ -132,13 +132,13 @@ def _summed(head: _Head, parts: Sequence[Part], chunk: int | None) -> Tensor:
     size = max(1, min(items, chunk or max(SMALLEST_CHUNK, at_once // classes)))
     workspace = Workspace(size, classes, head.hidden.device)
     weights = [part.weights().to(head.precision)[:, None] for part in parts]
-    kept = torch.stack([weight != 0 for weight in weights]).any(0)
+    mask = torch.stack([weight != 0 for weight in weights]).any(0)
     read, slopes = [_reader(part) for part in parts], [slope_of(part.loss) for part in parts]
     sums = torch.zeros(len(parts), dtype=head.precision, device=head.hidden.device)
     for start in range(0, items, size):
         span = slice(start, min(start + size, items))
         buffer = partial(workspace, rows=span.stop - start, dtype=head.precision)
-        logits = head.logits(span, kept[span], workspace, buffer("student"))
+        logits = head.logits(span, mask[span], workspace, buffer("student"))
         for number, part in enumerate(parts):
             own = logits if number == len(parts) - 1 else buffer("copy").copy_(logits)
             weight = weights[number][span]
@@ -152,40 +152,40 @@ def _summed(head: _Head, parts: Sequence[Part], chunk: int | None) -> Tensor:
                 gradient = torch.mul(slope, weight, out=buffer("gradient"))
             else:
                 gradient.addcmul_(slope, weight)
-        head.add(span, kept[span], gradient, workspace)
+        head.add(span, mask[span], gradient, workspace)
     return sums
 
 
 class _Head:
     """A head: logits of a span of items, and the gradients, of those wanted, by what the logits are computed from."""
 
-    def __init__(self, logits: HeadLogits, wanted: Sequence[bool] = (False, False, False)) -> None:
+    def __init__(self, logits: HeadLogits, needs_grad: Sequence[bool] = (False, False, False)) -> None:
         dtype, hidden, weight, bias = logits.dtype, logits.hidden, logits.weight, logits.bias
         self.hidden, self.weight = hidden.detach().flatten(0, -2), weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.precision = torch.promote_types(dtype, torch.float32)
         own = self.precision if self.hidden.dtype == torch.float16 else self.hidden.dtype
-        self.by_hidden = torch.empty_like(self.hidden, dtype=own) if wanted[0] else None
-        self.by_weight = torch.zeros_like(self.weight, dtype=self.precision) if wanted[1] else None
-        self.by_bias = torch.zeros_like(self.weight[:, 0], dtype=self.precision) if wanted[2] else None
-        self._of_chunk = torch.empty_like(self.weight) if wanted[1] and dtype != self.precision else None
+        self.by_hidden = torch.empty_like(self.hidden, dtype=own) if needs_grad[0] else None
+        self.by_weight = torch.zeros_like(self.weight, dtype=self.precision) if needs_grad[1] else None
+        self.by_bias = torch.zeros_like(self.weight[:, 0], dtype=self.precision) if needs_grad[2] else None
+        self._of_chunk = torch.empty_like(self.weight) if needs_grad[1] and dtype != self.precision else None
         self._largest = self.weight.new_ones(())
-        if dtype == torch.float16 and any(wanted):
+        if dtype == torch.float16 and any(needs_grad):
             self._largest = torch.linalg.vector_norm(self.weight, torch.inf).clamp(min=1)
 
-    def logits(self, span: slice, kept: Tensor, workspace: Workspace, into: Tensor) -> Tensor:
+    def logits(self, span: slice, mask: Tensor, workspace: Workspace, into: Tensor) -> Tensor:
         dtype = self.weight.dtype
         product = into if into.dtype == dtype else workspace("product", len(into), dtype)
         if self.bias is None:
-            torch.mm(self._rows(span, kept), self.weight.T, out=product)
+            torch.mm(self._rows(span, mask), self.weight.T, out=product)
         else:
-            torch.addmm(self.bias, self._rows(span, kept), self.weight.T, out=product)
+            torch.addmm(self.bias, self._rows(span, mask), self.weight.T, out=product)
         return into if product is into else into.copy_(product)
 
-    def add(self, span: slice, kept: Tensor, gradient: Tensor, workspace: Workspace) -> None:
+    def add(self, span: slice, mask: Tensor, gradient: Tensor, workspace: Workspace) -> None:
         if self.by_bias is not None:
             self.by_bias += gradient.sum(0)
-        rows, dtype = self._rows(span, kept), self.weight.dtype
+        rows, dtype = self._rows(span, mask), self.weight.dtype
         if dtype == torch.float16:
             largest = torch.linalg.vector_norm(rows, torch.inf).clamp(min=1)
             rows, scale = rows / largest, _scale(gradient, self._largest)
@@ -205,8 +205,8 @@ class _Head:
             else:
                 self.by_weight += self._of_chunk
 
-    def _rows(self, span: slice, kept: Tensor) -> Tensor:
-        return torch.where(kept, self.hidden[span], 0.0).to(self.weight.dtype)
+    def _rows(self, span: slice, mask: Tensor) -> Tensor:
+        return torch.where(mask, self.hidden[span], 0.0).to(self.weight.dtype)
 
 
 def _scale(gradient: Tensor, weight: Tensor) -> Tensor:
@@ -225,15 +225,15 @@ def _reader(part: Part) -> Read:
     reference = part.reference
     if part.hard:
         labels = reference.flatten()
-        return lambda span, kept, workspace, dtype: labels[span]
+        return lambda span, mask, workspace, dtype: labels[span]
     if isinstance(reference, HeadLogits):
         return _of_head(_Head(reference))
     return _of_top_k(reference) if isinstance(reference, TopKLogits) else _of_logits(*whole([reference]))
 
 
 def _of_head(head: _Head) -> Read:
-    def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
-        return head.logits(span, kept, workspace, workspace("teacher", len(kept), dtype))
+    def read(span: slice, mask: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
+        return head.logits(span, mask, workspace, workspace("teacher", len(mask), dtype))
 
     return read
 
@@ -242,9 +242,9 @@ def _of_top_k(logits: TopKLogits) -> Read:
     values, indices = logits.values.flatten(0, -2), logits.indices.flatten(0, -2)
     rest = logits.rest.flatten()[:, None]
 
-    def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
-        into = workspace("teacher", len(kept), dtype).copy_(torch.where(kept, rest[span], 0.0))
-        return into.scatter_(1, indices[span].long(), torch.where(kept, values[span], 0.0).to(dtype))
+    def read(span: slice, mask: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
+        into = workspace("teacher", len(mask), dtype).copy_(torch.where(mask, rest[span], 0.0))
+        return into.scatter_(1, indices[span].long(), torch.where(mask, values[span], 0.0).to(dtype))
 
     return read
 
@@ -252,7 +252,7 @@ def _of_top_k(logits: TopKLogits) -> Read:
 def _of_logits(logits: Tensor) -> Read:
     logits = logits.detach().flatten(0, -2)
 
-    def read(span: slice, kept: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
-        return workspace("teacher", len(kept), dtype).copy_(logits[span]).masked_fill_(~kept, 0.0)
+    def read(span: slice, mask: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
+        return workspace("teacher", len(mask), dtype).copy_(logits[span]).masked_fill_(~mask, 0.0)
 
     return read
