@@ -88,10 +88,9 @@ class Case:
 def cases(small: bool = False) -> list[Case]:
     lines = {}
     for method in METHODS:
-        for kind, function in method.functions.items():
+        for kind, function in method.functions.items() if method.name != "own_loss" else ():  # nothing computed there
             name = getattr(function, "name_of", function.__name__)
-            if hasattr(naive, name):
-                lines[name, kind] = Case(name, kind, function, small)
+            lines[name, kind] = Case(name, kind, function, small)
     return list(lines.values())
 
 
