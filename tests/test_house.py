@@ -49,6 +49,13 @@ def test_the_page_has_every_room_on_its_floor(package):
     assert table == {room: floors[room] for room in package.rooms}
 
 
+def test_the_files_that_the_page_names_are_there():
+    root = Path(__file__).parents[1]
+    named = re.findall(r"`([\w/]+/[\w/]*(?:\.py)?)`", (root / "docs" / "house.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    assert [name for name in named if not ((root / name).exists() or (house.PACKAGE / name).exists())] == []
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 import reference
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -145,6 +148,26 @@ def test_a_loss_has_a_docstring_a_section_and_a_twin(name):
         )
     assert f"\n## {name}\n" in PAGE, f"docs/losses.md has no section {name}"
     assert callable(getattr(reference, name, None)), f"tests/reference.py has no twin of {name}"
+
+
+def test_the_loss_that_contributing_adds_is_that_of_its_twin_and_of_its_formula():
+    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = [textwrap.dedent(block) for block in re.findall(r"((?:^(?: {8}.*)?\n)+)", page, re.MULTILINE)]
+    loss, twin, formula = (
+        execute(next(block for block in blocks if start in block), name="log_cosh")
+        for start in ("def log_cosh(student: Tensor", "def log_cosh(student, teacher, mask", "torch.log(torch.cosh")
+    )
+    student, teacher = (torch.randn(2, 3, 5, dtype=torch.float64) for _ in range(2))
+    value = loss(student, teacher, scale=0.5)
+    torch.testing.assert_close(value, formula(student, teacher, scale=0.5))
+    assert value.mean().item() == pytest.approx(twin(student.numpy(), teacher.numpy(), scale=0.5), rel=1e-12)
+    assert {"Args:", "Returns:", "Source:"} <= set(re.findall(r"\w+:", inspect.getdoc(loss)))
+
+
+def execute(code, name):
+    own = {"torch": torch, "math": math, "F": F, "Tensor": torch.Tensor, **vars(reference)}
+    exec(code, own)
+    return own[name]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
