@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Optional, get_origin
+from typing import Annotated, Any, NamedTuple, get_origin
 
 import typer
 
@@ -70,10 +70,13 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return decorate
 
 
-def _option(
-    flags: str, help: str, key: str = "", type: Any = Optional[str], default: Any = None, **convert: Any
-) -> Shared:
-    return Shared(Annotated[type, typer.Option(*flags.split(), help=help)], default, key, **convert)
+def _option(flags: str, help: str, key: str, kind: Any = str, **convert: Any) -> Shared:
+    return Shared(Annotated[kind | None, typer.Option(*flags.split(), help=help)], None, key, **convert)
+
+
+def _flag(flag: str, help: str, key: str = "", value: Any = True) -> Shared:
+    """An option that is on or off; where it is on, the key becomes `value`."""
+    return Shared(Annotated[bool, typer.Option(flag, help=help)], False, key, lambda on: value if on else None)
 
 
 def _layers_or_name(student: str | None) -> dict[str, list[int]] | str | None:
@@ -86,44 +89,34 @@ def _layers_or_name(student: str | None) -> dict[str, list[int]] | str | None:
 
 _MODEL = "Directory or hub name."
 _STUDENT = "Directory, hub name, or layers of the teacher to keep: 4,8,12"
+_TASK = "A GLUE task, an image task, or 'embedded'."
 _DATA_DIR = "Folder in GLUE's TSV layout, or of pictures. [GLUE_DATA_DIR, IMAGE_DATA_DIR]"
+_PART = "A fixed random part of the train set."
 _CACHE = "Folder for the teacher's features: each sample runs once."
 _RECIPE = typer.Argument(help="A recipe (YAML); none: options alone.", metavar="RECIPE")
-_SET = "Override any key: --set training.learning_rate=1e-4"
+_SET = typer.Option("--set", help="Override any key: --set training.learning_rate=1e-4")
 
 SHARED = {
-    "recipe": Shared(Annotated[Optional[Path], _RECIPE]),
-    "overrides": _option("--set", _SET, type=list[str], default=[]),
+    "recipe": Shared(Annotated[Path | None, _RECIPE]),
+    "overrides": Shared(Annotated[list[str], _SET], []),
     "teacher": _option("--teacher", _MODEL, "teacher"),
     "model": _option("--model --teacher", _MODEL, "teacher"),
     "student": _option("--student", _STUDENT, "student", convert=_layers_or_name),
-    "task": _option("--task", "A GLUE task, an image task, or 'embedded'.", "task"),
+    "task": _option("--task", _TASK, "task"),
     "data_dir": _option("--data-dir", _DATA_DIR, "data_dir"),
     "method": _option("--method", "A preset: see `distill presets`.", "method"),
-    "alpha": _option("--alpha", "Weight of the soft part, 0 to 1.", "alpha", Optional[float]),
-    "temperature": _option("--temperature", "Of the soft part.", "temperature", Optional[float]),
-    "epochs": _option("--epochs", "training.num_train_epochs", "training.num_train_epochs", Optional[int]),
-    "seed": _option("--seed", "training.seed", "training.seed", Optional[int]),
-    "max_train_samples": _option(
-        "--max-train-samples", "A fixed random part of the train set.", "max_train_samples", Optional[int]
-    ),
+    "alpha": _option("--alpha", "Weight of the soft part, 0 to 1.", "alpha", float),
+    "temperature": _option("--temperature", "Of the soft part.", "temperature", float),
+    "epochs": _option("--epochs", "training.num_train_epochs", "training.num_train_epochs", int),
+    "seed": _option("--seed", "training.seed", "training.seed", int),
+    "max_train_samples": _option("--max-train-samples", _PART, "max_train_samples", int),
     "teacher_cache": _option("--teacher-cache", _CACHE, "training.teacher_cache"),
     "output_dir": _option("--output-dir -o", "Where the run goes.", "output_dir"),
-    "resume": _option("--resume", "Go on from the last checkpoint of the output directory.", type=bool, default=False),
-    "overwrite": _option(
-        "--overwrite",
-        "Replace a run that is in the output directory.",
-        "training.overwrite_output_dir",
-        bool,
-        False,
-        convert=lambda overwrite: overwrite or None,
+    "resume": _flag("--resume", "Go on from the last checkpoint of the output directory."),
+    "overwrite": _flag(
+        "--overwrite", "Replace a run that is in the output directory.", "training.overwrite_output_dir"
     ),
-    "tensorboard": _option(
-        "--tensorboard",
-        "Log to TensorBoard in the output directory.",
-        "training.report_to",
-        bool,
-        False,
-        convert=lambda tensorboard: ["tensorboard"] if tensorboard else None,
+    "tensorboard": _flag(
+        "--tensorboard", "Log to TensorBoard in the output directory.", "training.report_to", ["tensorboard"]
     ),
 }
