@@ -182,9 +182,9 @@ class DistillConfig:
         cohort = ["", *peers]
         entries = []
         for entry in self.entries:
-            taught_by = {feature.model for feature in entry.teacher}
+            teachers = {feature.model for feature in entry.teacher}
             for student in cohort:
-                others = [other for other in cohort if other != student] if PEER in taught_by else [""]
+                others = [other for other in cohort if other != student] if PEER in teachers else [""]
                 for other in others:
                     names = {SELF: student or SELF, PEER: other or SELF}
                     pair = (student or SELF, other or SELF) if len(others) > 1 else filter(None, [student])

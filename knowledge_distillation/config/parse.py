@@ -45,9 +45,9 @@ def parse_config(config: Sequence[Mapping[str, Any]] | DistillConfig | str | Pat
     entries: list[Entry] = []
     problems: list[tuple[int, str]] = []
     for index, item in enumerate(config):
-        found: list[str] = []
-        entries += _parse_item(index, item, found)
-        problems += [(index, text) for text in found]
+        texts: list[str] = []
+        entries += _parse_item(index, item, texts)
+        problems += [(index, text) for text in texts]
     entries = _name_entries(entries)
     names = [entry.name for entry in entries]
     problems += [(e.index, f"name {e.name!r} is used twice") for i, e in enumerate(entries) if e.name in names[:i]]
@@ -211,16 +211,16 @@ def _teacher_names(names: Any, has_teacher: bool, problems: list[str]) -> list[s
 
 def _name_entries(entries: list[Entry]) -> list[Entry]:
     """Give each unnamed entry a short readable name, unique in the config."""
-    taken = {entry.name for entry in entries if entry.name}
+    names = {entry.name for entry in entries if entry.name}
     named = []
     for entry in entries:
         if not entry.name:
             student = "+".join(f"{feature.layer}_{feature.output}" for feature in entry.student)
             stem = f"{entry.loss_name}:{student}".replace(".", "_").replace("/", "_")
             name = next(
-                n for n in itertools.chain([stem], (f"{stem}#{i}" for i in itertools.count(2))) if n not in taken
+                n for n in itertools.chain([stem], (f"{stem}#{i}" for i in itertools.count(2))) if n not in names
             )
-            taken.add(name)
+            names.add(name)
             entry = replace(entry, name=name)
         named.append(entry)
     return named

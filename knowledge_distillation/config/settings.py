@@ -49,12 +49,12 @@ Arguments = Annotated[Mapping[str, Any], BeforeValidator(_arguments), Field(desc
 def _check_optimizer_arguments(arguments: Mapping[str, Any] | None, info: ValidationInfo) -> Any:
     if arguments and "optim" in info.data:
         optim = info.data["optim"]
-        known = OPTIMIZERS[optim]
-        problems = unknown_keys(arguments, known, f"optim {optim} takes no argument {{!r}}", "It takes")
+        types = OPTIMIZERS[optim]
+        problems = unknown_keys(arguments, types, f"optim {optim} takes no argument {{!r}}", "It takes")
         for key, value in arguments.items():
-            wanted = known.get(key, type(value))
-            if type(value) is not wanted and not (wanted is float and type(value) is int):
-                problems.append(f"{key} of optim {optim} is of type {wanted.__name__}; found {value!r}")
+            kind = types.get(key, type(value))
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                problems.append(f"{key} of optim {optim} is of type {kind.__name__}; found {value!r}")
         if problems:
             raise ValueError(*problems)
     return arguments
@@ -79,11 +79,13 @@ def _stages(stages: Any) -> tuple[Any, ...]:
         if not isinstance(stage, Mapping) or not isinstance(stage.get("name"), (str, int)):
             problems.append(f"stages[{number}] is a mapping with a name; found {stage!r}")
             continue
-        own = {key: value for key, value in stage.items() if key != "name"}
-        wrong = unknown_keys(own, _OF_A_STAGE, "{!r} is no setting of a stage")
-        settings, more = read(TrainingSettings, {key: value for key, value in own.items() if key in _OF_A_STAGE})
+        changes = {key: value for key, value in stage.items() if key != "name"}
+        wrong = unknown_keys(changes, _OF_A_STAGE, "{!r} is no setting of a stage")
+        settings, more = read(TrainingSettings, {key: value for key, value in changes.items() if key in _OF_A_STAGE})
         problems += [f"stages[{number}]: {text}" for text in wrong + more]
-        checked.append({key: getattr(settings, key, value) if key in own else value for key, value in stage.items()})
+        checked.append(
+            {key: getattr(settings, key, value) if key in changes else value for key, value in stage.items()}
+        )
     names = [str(stage["name"]) for stage in checked]
     problems += [f"stage {name!r} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     if problems:

@@ -40,6 +40,6 @@ def stages_of(config: DistillConfig, settings: TrainingSettings) -> list[Stage]:
         if not entries:
             near = nearest(name, config.stages)
             raise ConfigError(f"stage {name!r} has no entry: none says stage: {name}.{near}")
-        own = {key: value for key, value in described.get(name, {}).items() if key != "name"}
-        stages.append(Stage(name, entries, replace(settings, **own)))
+        changes = {key: value for key, value in described.get(name, {}).items() if key != "name"}
+        stages.append(Stage(name, entries, replace(settings, **changes)))
     return stages

@@ -64,30 +64,31 @@ def read(kind: type[T], written: Mapping[str, Any], of: str = "") -> tuple[T | N
         texts = getattr(one.get("ctx", {}).get("error"), "args", ())
         if one["type"] == "missing":
             texts = (f"missing key {name!r}",)
-        problems += texts or [f"{name}{of and f' of {of}'} is {_wanted(hints[name], written[name])}"]
+        problems += texts or [f"{name}{of and f' of {of}'} is {_expected(hints[name], written[name])}"]
     rest = {name: value for name, value in written.items() if name not in wrong}
     return (read(kind, rest)[0] if len(rest) < len(written) else None), problems
 
 
 def unknown_keys(
-    written: Iterable[Any], known: Iterable[str], text: str = "unknown key {!r}", known_are: str = "Keys"
+    written: Iterable[Any], names: Iterable[str], text: str = "unknown key {!r}", listed_as: str = "Keys"
 ) -> list[str]:
-    """What is wrong with keys that nobody knows. `known_are` introduces those that there are; nothing leaves them out.
+    """A problem for each key that is not among the names.
 
     Args:
         text: how a problem begins, `{!r}` for the key.
+        listed_as: what introduces the list of names at the end; empty leaves the list out.
     """
-    known = list(known)
-    problems = [f"{text.format(key)}.{nearest(str(key), known)}" for key in written if key not in known]
-    if problems and known_are:
-        problems[-1] += f" {known_are}: {', '.join(known) or 'none'}"
+    names = list(names)
+    problems = [f"{text.format(key)}.{nearest(str(key), names)}" for key in written if key not in names]
+    if problems and listed_as:
+        problems[-1] += f" {listed_as}: {', '.join(names) or 'none'}"
     return problems
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
-def _wanted(hint: Any, found: Any) -> str:
+def _expected(hint: Any, found: Any) -> str:
     """What a field takes, beside what was found."""
     for part in _parts(hint):
         if get_origin(part) is Literal:

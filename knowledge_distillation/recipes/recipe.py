@@ -235,26 +235,26 @@ class Recipe:
 
 
 def load_recipe(
-    path: str | Path | None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+    path: str | Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Read a recipe, its `base:` first, then `key=value` overrides, then values given on the command line.
+    """Read a recipe, its `base:` first, then `key=value` overrides, then values of the command line.
 
-    A setting of `training` that is named there holds for `finetune` too; a `method` that is given takes the place of
+    A setting of `training` that is named there holds for `finetune` too; a `method` that is named takes the place of
     the file's own entries and method.
 
     Args:
         overrides: `training.learning_rate=1e-4`; values are YAML.
-        given: field -> value; None values are left out.
+        values: field -> value; None values are left out.
 
     Raises:
         ConfigError: the file is missing or no valid YAML, or a key is unknown (with the nearest name).
     """
     content = _read(Path(path)) if path is not None else {}
-    given = {key: value for key, value in (given or {}).items() if value is not None}
-    _make_room(content, {override.partition("=")[0] for override in overrides} | set(given), given.get("method"))
+    values = {key: value for key, value in (values or {}).items() if value is not None}
+    _make_room(content, {override.partition("=")[0] for override in overrides} | set(values), values.get("method"))
     for override in overrides:
         _override(content, override)
-    for key, value in given.items():
+    for key, value in values.items():
         _set(content, key.split("."), value)
     recipe, wrong = read(Recipe, content)
     assert recipe is not None  # every field has a default

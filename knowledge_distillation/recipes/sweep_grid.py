@@ -93,9 +93,9 @@ def check_grid(grid: Mapping[str, Sequence[Any]]) -> None:
     for key, values in grid.items():
         if not values:
             raise ConfigError(f"--grid {key} has no value")
-        twice = [value for number, value in enumerate(values) if value in list(values)[:number]]
-        if twice:
-            raise ConfigError(f"--grid {key} has {twice[0]!r} twice")
+        repeats = [value for number, value in enumerate(values) if value in list(values)[:number]]
+        if repeats:
+            raise ConfigError(f"--grid {key} has {repeats[0]!r} twice")
 
 
 def points(grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> list[Point]:
@@ -117,16 +117,16 @@ class RecipeRuns:
     Called as `(values, seed, output_dir, teacher_cache)` it makes the distiller of one run.
 
     Args:
-        path, overrides, given: as for `load_recipe`.
+        path, overrides, values: as for `load_recipe`.
 
     Raises:
         ConfigError: as `load_recipe`.
     """
 
     def __init__(
-        self, path: str | Path | None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+        self, path: str | Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
     ) -> None:
-        self._source = path, overrides, dict(given or {})
+        self._source = path, overrides, dict(values or {})
         self.base = load_recipe(*self._source)
         self._loaded: LoadedRecipe | None = None
         self._evaluators: dict[str, Any] = {}  # one that remembers what the teacher says of the evaluation data
@@ -153,12 +153,12 @@ class RecipeRuns:
         Raises:
             ConfigError: a key or a value that does not fit.
         """
-        path, overrides, given = self._source
-        changed = {name: v for key, value in values.items() for name, v in resolved(self.base, key, value).items()}
+        path, overrides, common = self._source
+        changes = {name: v for key, value in values.items() for name, v in resolved(self.base, key, value).items()}
         if seed is not None:
-            changed["training.seed"] = seed
+            changes["training.seed"] = seed
         try:
-            recipe = load_recipe(path, overrides, {**given, **changed})
+            recipe = load_recipe(path, overrides, {**common, **changes})
         except ConfigError as error:
             raise ConfigError(str(error).replace("--set ", "--grid ")) from error
         if recipe.config is not None:
@@ -219,9 +219,9 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
 
 def _cache_of(folder: str, recipe: Recipe, config: DistillConfig) -> str:
     """The part of a sweep's cache that holds what this config reads of this recipe's teacher."""
-    read = sorted({str(feature) for entry in config.entries for feature in entry.teacher})
-    stored = {key: getattr(recipe.settings, key) for key in _OF_A_CACHE}
-    return str(Path(folder, xxhash.xxh3_64_hexdigest(repr([read, _shared(recipe) | stored]).encode())))
+    features = sorted({str(feature) for entry in config.entries for feature in entry.teacher})
+    settings = {key: getattr(recipe.settings, key) for key in _OF_A_CACHE}
+    return str(Path(folder, xxhash.xxh3_64_hexdigest(repr([features, _shared(recipe) | settings]).encode())))
 
 
 # --- what a key names ------------------------------------------------------------------------------------------------
@@ -236,13 +236,13 @@ def resolved(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
     Raises:
         ConfigError: the key is unknown, says nothing here, or could mean several things.
     """
-    known = [f.name for f in fields(Recipe)]
+    keys = [f.name for f in fields(Recipe)]
     first = key.partition(".")[0]
     if key not in SHORT:
-        if first not in known:
+        if first not in keys:
             raise ConfigError(
-                f"--grid {key}: a recipe has no key {first!r}.{nearest(first, [*known, *SHORT])} Keys: "
-                f"{', '.join(known)}; and for short {', '.join(SHORT)}"
+                f"--grid {key}: a recipe has no key {first!r}.{nearest(first, [*keys, *SHORT])} Keys: "
+                f"{', '.join(keys)}; and for short {', '.join(SHORT)}"
             )
         why = _NO_AXIS.get(key) or _NO_AXIS.get(first)
         if why:
