@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -168,10 +168,10 @@ class DistillConfig:
         """The names of the stages, in the order in which the entries name them."""
         return tuple(dict.fromkeys(stage for entry in self.entries for stage in entry.stage))
 
-    def sound_entries(self, entries: Iterable[Entry] | None = None) -> list[Entry]:
-        """The entries, all or of some, of which no problem is known yet."""
-        flawed = {index for index, _ in self.problems}
-        return [entry for entry in (self.entries if entries is None else entries) if entry.index not in flawed]
+    @property
+    def flawed(self) -> set[int]:
+        """The numbers of the items that have a problem."""
+        return {index for index, _ in self.problems}
 
     def among(self, peers: Sequence[str]) -> DistillConfig:
         """The config of a cohort: every student has all entries, and learns from each of the others what `peer` says.

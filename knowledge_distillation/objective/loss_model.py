@@ -121,10 +121,12 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         self, student: dict[Feature, Tensor], teacher: dict[Feature, Tensor], context: dict[str, Any]
     ) -> None:
         problems = list(self.config.problems)
-        for entry in self.config.sound_entries():
+        for entry in self.config.entries:
             try:
                 see_features(entry, student, teacher)
-                self.bind(entry, student, teacher, kind_by_name(entry.student[0], student[entry.student[0]]), context)
+                if entry.index not in self.config.flawed:
+                    kind = kind_by_name(entry.student[0], student[entry.student[0]])
+                    self.bind(entry, student, teacher, kind, context)
             except ConfigError as error:
                 problems.append((entry.index, str(error)))
         if problems:

@@ -148,7 +148,7 @@ def _bind_entries(
         teacher_features |= probe.features
     models = {p.name: p.model for p in teacher_probes} | {p.name or SELF: p.model for p in student_probes}
     kinds = {feature: kind for probe in student_probes for feature, kind in probe.source.kinds.items()}
-    flawed = {index for index, _ in loss_model.config.problems}
+    flawed = loss_model.config.flawed
     loss_model.unbind()
     for entry in entries:
         missing = not (student_features.keys() >= {*entry.student} and teacher_features.keys() >= {*entry.teacher})

@@ -351,7 +351,7 @@ def test_a_name_used_twice():
 def test_a_wrong_entry_is_told_with_its_number(change, message):
     config = parse_config([HARD_SHORT, {**SHORT, **change}])
     assert len(config.problems) == 1
-    assert [entry.index for entry in config.sound_entries()] == [0]  # the right entry is there
+    assert config.flawed == {1} and config.entries[0].index == 0  # the right entry is there
     with pytest.raises(ConfigError, match=r"^1 problem in distill_config\n  \[1\] .*" + re.escape(message)):
         config.check()
 

@@ -568,6 +568,14 @@ def test_labels_that_do_not_fit_are_named(loss, student, labels, message):
         alone(loss, hard=True)(None, x(student), None, inputs)
 
 
+def test_what_is_wrong_with_an_entrys_keys_and_with_its_features_is_one_error():
+    loss_model = alone("mse", teacher="l.z", wieght=2)
+    with pytest.raises(
+        ConfigError, match=r"2 problems in distill_config\n  \[0\] unknown key 'wieght'.*\n  \[0\] l\.z"
+    ):
+        loss_model(x(T), x(S), INPUTS, INPUTS)
+
+
 def test_every_problem_is_told_at_once_and_the_next_call_does_not_go_on_with_the_rest():
     config = [
         {"teacher": "l.x", "student": "l.x", "loss": "mse"},
