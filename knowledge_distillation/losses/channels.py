@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
+from .feature_map import pooled_alike
 from .samples import lengths_of, unit
 
 
@@ -49,10 +49,8 @@ def _channels(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Te
     if student.dim() != teacher.dim() or student.shape[0] != teacher.shape[0]:
         raise ConfigError(f"nst compares two maps, or two features of tokens, of one batch: {found}")
     if student.dim() == 4:
-        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        pooled = (s if s.shape[2:] == size else F.adaptive_avg_pool2d(s, size) for s in (student, teacher))
-        ours, theirs = (side.flatten(2) for side in pooled)
-        return ours, theirs
+        student, teacher = pooled_alike(student, teacher)
+        return student.flatten(2), teacher.flatten(2)
     if student.shape[1] != teacher.shape[1]:
         raise ConfigError(f"nst compares tokens place by place, so lengths are equal: {found}")
     if mask is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .checks import check_above_0
+from .samples import unit
 
 
 def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor | None = None, mean_all: 
             mask.int().argmax(1),
         )  # of equal ones, the first
         student, teacher = student[batch, first], teacher[batch, first]
-    error = (_unit(student) - _unit(teacher)).square()
+    error = (unit(student) - unit(teacher)).square()
     return error.mean(-1) if mean_all else error.sum(-1)
 
 
@@ -197,11 +198,6 @@ def gram(student: Tensor, teacher: Tensor, mask: Tensor | None = None, channel: 
     difference = torch.bmm(teacher.mT, teacher).baddbmm_(student.mT, student, beta=-1)
     length = student.shape[1] if mask is None else mask.sum(1).clamp(min=1)
     return difference.square().mean((1, 2)) / length**2
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / length.masked_fill(length == 0, torch.inf)
 
 
 def _same_items(loss: str, student: Tensor, teacher: Tensor) -> None:
