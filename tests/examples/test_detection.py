@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from detection import DetectionEvaluator, box_iou, detections, mean_average_precision, predicted_objects
 from scenes import collate_detection, detection_scenes, segmentation_scenes
+from tolerance import near
 from torch import Tensor, nn
 from transformers import YolosConfig, YolosForObjectDetection
 
@@ -55,8 +56,8 @@ def test_the_students_own_loss_is_a_term_and_its_gradient_trains():
     losses = run.train_epoch()
     run.close()
     assert losses == {
-        "loss": pytest.approx(expected.item() / 2, rel=1e-5),
-        "own": pytest.approx(expected.item(), rel=1e-5),
+        "loss": near(expected.item() / 2),
+        "own": near(expected.item()),
     }
     assert not torch.equal(student.bbox_predictor.layers[0].weight, before)
 
@@ -68,7 +69,7 @@ def test_beside_other_entries_and_over_an_accumulated_window():
     run = made(yolos(2, 12), student, [OWN, layer], data, gradient_accumulation_steps=2)
     losses = run.train_epoch()
     run.close()
-    assert losses["own"] == pytest.approx(expected, rel=1e-5)
+    assert losses["own"] == near(expected)
 
 
 def test_no_other_entry_hands_labels_to_a_model():

@@ -10,6 +10,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from tolerance import near
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -134,7 +135,7 @@ def test_a_plain_loop_with_output_adaptors_of_ones_own():
                 + 0.5 * reference.kl_divergence(s, t, temperature=3)
                 + 0.25 * reference.hard_cross_entropy(s, INPUTS["labels"].numpy())
             )
-            assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+            assert loss.item() == near(by_hand)
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -164,7 +165,7 @@ def test_padding_of_the_batch_changes_nothing():
     for inputs in (INPUTS, longer):
         loss_model = MultiLayerBasedDistillationLoss(config)
         losses.append(loss_model(run(teacher, inputs), run(student, inputs), inputs, inputs).item())
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[1] == near(losses[0])
 
 
 def test_hard_entries_need_no_teacher():
@@ -286,7 +287,7 @@ def test_any_callable_is_a_loss(loss, args, expected):
     inputs = {**INPUTS, "sample_weight": WEIGHTS, "texts": ["a", "b", "c"]}
     loss_model = alone(loss, args=args)
     loss_model.bind_outputs(x(T), x(S), inputs, inputs)
-    assert loss_model(x(T), x(S), inputs, inputs).item() == pytest.approx(expected, rel=1e-5)
+    assert loss_model(x(T), x(S), inputs, inputs).item() == near(expected)
 
 
 def test_a_loss_that_is_a_module_trains_and_is_part_of_the_state():
@@ -294,7 +295,7 @@ def test_a_loss_that_is_a_module_trains_and_is_part_of_the_state():
     optimizer = torch.optim.SGD(loss_model.parameters(), lr=0.1)  # its parameters are there before anything is bound
     loss_model(x(T), x(S), INPUTS, INPUTS).backward()
     optimizer.step()
-    assert loss_model.state_dict()["losses.it.weight"].item() == pytest.approx(2 - 0.1 * ABSOLUTE, rel=1e-5)
+    assert loss_model.state_dict()["losses.it.weight"].item() == near(2 - 0.1 * ABSOLUTE)
 
 
 def test_one_value_per_sample_leaves_out_samples_without_tokens():
@@ -304,7 +305,7 @@ def test_one_value_per_sample_leaves_out_samples_without_tokens():
     loss_model = alone(lambda student, teacher: (student - teacher).square().mean((1, 2)))
     expected = (S - T)[[0, 2]].square().mean().item()
     for _ in range(2):  # on the probe, and after it
-        assert loss_model(x(T), x(S), inputs, inputs).item() == pytest.approx(expected, rel=1e-5)
+        assert loss_model(x(T), x(S), inputs, inputs).item() == near(expected)
 
 
 def test_one_value_per_row_of_a_map_masks_rows():
@@ -318,7 +319,7 @@ def test_one_value_per_row_of_a_map_masks_rows():
     ):
         loss_model = alone(loss, **names)
         outputs = {"l": {"attention": t}}, {"l": {"attention": s}}
-        assert loss_model(*outputs, INPUTS, INPUTS).item() == pytest.approx(expected, rel=1e-5)
+        assert loss_model(*outputs, INPUTS, INPUTS).item() == near(expected)
 
 
 def test_one_value_per_pair_of_a_map_masks_rows_and_keys():
@@ -329,7 +330,7 @@ def test_one_value_per_pair_of_a_map_masks_rows_and_keys():
     loss_model = alone(lambda student, teacher: 1 + (student - teacher).abs(), **names)
     for _ in range(2):  # on the probe, and after it
         loss = loss_model({"l": {"attention": t}}, {"l": {"attention": s}}, INPUTS, INPUTS)
-        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        assert loss.item() == near(expected)
 
 
 def test_several_features_a_side_arrive_as_tuples():
@@ -341,9 +342,7 @@ def test_several_features_a_side_arrive_as_tuples():
     loss_model = MultiLayerBasedDistillationLoss([entry], as_it_is, as_it_is)
     other = tokens(3)
     loss = loss_model({"l": {"c": T}}, {"l": {"a": S, "b": other}}, INPUTS, INPUTS)
-    assert loss.item() == pytest.approx(
-        reference.hidden_mse(double((S + other) / 2), double(T), MASK.numpy()), rel=1e-5
-    )
+    assert loss.item() == near(reference.hidden_mse(double((S + other) / 2), double(T), MASK.numpy()))
 
 
 def test_losses_of_ones_own_get_float32_without_autocast_and_a_detached_teacher():
@@ -374,11 +373,11 @@ def test_terms_are_unweighted_and_detached_and_the_loss_is_their_weighted_sum():
     loss_model.bind_outputs(x(T), x(student), INPUTS, INPUTS)
     feature = loss_model.config.entries[0].student[0]
     loss, values, _ = loss_model.terms(loss_model.project({feature: student}), {feature: T}, context)
-    near, direction = values["near"].item(), values["direction"].item()
-    assert near == pytest.approx(reference.hidden_mse(double(S), double(T), MASK.numpy()), rel=1e-5)
-    assert direction == pytest.approx(reference.cos(double(S), double(T), MASK.numpy()), rel=1e-5)
-    assert values["only measured"].item() == near
-    assert loss.item() == pytest.approx(3 * near + 0.5 * direction, rel=1e-6)
+    distance, direction = values["near"].item(), values["direction"].item()
+    assert distance == near(reference.hidden_mse(double(S), double(T), MASK.numpy()))
+    assert direction == near(reference.cos(double(S), double(T), MASK.numpy()))
+    assert values["only measured"].item() == distance
+    assert loss.item() == near(3 * distance + 0.5 * direction)
     assert loss.requires_grad and not any(value.requires_grad for value in values.values())
 
 
@@ -386,7 +385,7 @@ def test_without_a_mask_every_token_of_this_batch_counts():
     loss_model = alone("mse")
     for length in (4, 9):
         s, t = torch.randn(2, B, length, D)
-        assert loss_model(x(t), x(s), None, None).item() == pytest.approx(F.mse_loss(s, t).item(), rel=1e-5)
+        assert loss_model(x(t), x(s), None, None).item() == near(F.mse_loss(s, t).item())
 
 
 def test_a_token_counts_where_both_sides_keep_it():
@@ -397,9 +396,7 @@ def test_a_token_counts_where_both_sides_keep_it():
     assert torch.equal(context["teacher_attention_mask"], teacher_mask)
     loss_model = alone("mse")
     loss = loss_model(x(T), x(S), {**INPUTS, "attention_mask": teacher_mask}, INPUTS)
-    assert loss.item() == pytest.approx(
-        reference.hidden_mse(double(S), double(T), (MASK & teacher_mask).numpy()), rel=1e-5
-    )
+    assert loss.item() == near(reference.hidden_mse(double(S), double(T), (MASK & teacher_mask).numpy()))
 
 
 def test_a_context_knows_every_key_of_both_sides_and_makes_missing_masks():
@@ -417,14 +414,14 @@ def test_labels_of_causal_models_are_shifted():
     loss_model = MultiLayerBasedDistillationLoss(entries, as_it_is, as_it_is, shift_labels=True)
     inputs = {"input_ids": torch.ones_like(labels), "attention_mask": mask, "labels": labels}
     expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).item()
-    assert loss_model(None, x(logits), None, inputs).item() == pytest.approx(expected, rel=1e-6)
+    assert loss_model(None, x(logits), None, inputs).item() == near(expected)
 
 
 @pytest.mark.parametrize("shape", [(B,), (B, 1)], ids=str)
 def test_regression_takes_labels_with_and_without_a_last_dimension(shape):
     predictions, labels = torch.randn(B, 1), torch.randn(B)
     loss = alone("mse", hard=True)(None, x(predictions), None, {"labels": labels.view(shape)})
-    assert loss.item() == pytest.approx(F.mse_loss(predictions[:, 0], labels).item(), rel=1e-6)
+    assert loss.item() == near(F.mse_loss(predictions[:, 0], labels).item())
 
 
 # --- what does not fit -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 from exact import batches, bert
 from runs import distiller
+from tolerance import near
 from torch import Tensor
 
 from knowledge_distillation import parse_config
@@ -82,7 +83,7 @@ def test_a_reduction_is_what_its_name_says(output):
     }
     assert wanted.keys() == set(REDUCTIONS)
     found = {reduction: measured(reduction, output, [batch])[0] for reduction in wanted}
-    assert found == pytest.approx({name: value.item() for name, value in wanted.items()}, rel=1e-5)
+    assert found == near({name: value.item() for name, value in wanted.items()})
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -90,7 +91,7 @@ def test_a_reduction_is_what_its_name_says(output):
 def test_four_accumulated_batches_are_one(reduction, output):
     whole, moved = measured(reduction, output, batches(32, 32))
     parts, moved_too = measured(reduction, output, batches(32, 8), gradient_accumulation_steps=4)
-    assert parts == pytest.approx(whole, rel=1e-6)
+    assert parts == near(whole)
     assert max(float((moved[name] - moved_too[name]).abs().max()) for name in moved) < 1e-12
 
 
@@ -105,7 +106,7 @@ def test_samples_without_a_label_do_not_count_in_a_mean_over_samples():
     labelled = int((batch["labels"] != -100).sum())
     assert 0 < labelled < 6
     assert values["sequence_mean"] == values["batch_mean"] == values["mean"]
-    assert values["sum"] == pytest.approx(labelled * values["mean"], rel=1e-6)
+    assert values["sum"] == near(labelled * values["mean"])
 
 
 def test_the_reduction_of_a_loss_that_averages_by_itself_changes_nothing():

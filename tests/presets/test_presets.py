@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from families import tiny
 from runs import bert, distiller, same, weights
+from tolerance import near
 from training_script import collate, rows
 from watching import Watch
 
@@ -40,7 +41,7 @@ def test_hinton_is_soft_targets_and_labels(alpha: float, temperature: float) -> 
     wanted = alpha * temperature**2 * soft + (1 - alpha) * F.cross_entropy(student, labels)
     loss = MultiLayerBasedDistillationLoss(hinton(alpha, temperature))
     found = loss({"logits": teacher}, {"logits": student}, None, {"labels": labels})
-    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(found) == near(float(wanted))
 
 
 def test_hinton_on_one_real_output_is_squared_errors() -> None:
@@ -48,7 +49,7 @@ def test_hinton_on_one_real_output_is_squared_errors() -> None:
     loss = MultiLayerBasedDistillationLoss(hinton(0.75, regression=True))
     found = loss({"logits": teacher}, {"logits": student}, None, {"labels": labels})
     wanted = 0.75 * F.mse_loss(student, teacher) + 0.25 * F.mse_loss(student[:, 0], labels)
-    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(found) == near(float(wanted))
     entries = layers(bert(num_labels=1), bert(2, num_labels=1))
     assert [entry["loss"] for entry in entries[-2:]] == ["logits_mse", "mse"]
 

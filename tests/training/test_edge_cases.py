@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import transformers as hf
 from families import tiny
 from runs import HARD, HIDDEN, SOFT, TINY_BERT, batches, bert, distill, distiller, same, weights, written
+from tolerance import near
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from training_script import collate, rows
@@ -71,7 +72,7 @@ def test_accumulated_batches_of_two_lengths_without_a_mask_are_averaged_over_all
     )
     wanted = F.kl_div(one, other, reduction="batchmean", log_target=True)
     found = first_loss(SOFT, teacher, student, data, gradient_accumulation_steps=2)
-    assert found == pytest.approx(float(wanted), rel=1e-5)
+    assert found == near(float(wanted))
 
 
 def test_where_no_input_tells_the_length_an_average_over_batches_is_refused() -> None:
@@ -85,7 +86,7 @@ def test_where_no_input_tells_the_length_an_average_over_batches_is_refused() ->
     logits = torch.cat([PairReader(1)(batch["tokens"]).flatten(0, 1) for batch in data]).detach()
     wanted = F.cross_entropy(logits, torch.cat([batch["labels"].flatten() for batch in labelled]))
     found = first_loss(HARD, None, PairReader(1), labelled, gradient_accumulation_steps=2)
-    assert found == pytest.approx(float(wanted), rel=1e-5)  # labels are as long
+    assert found == near(float(wanted))  # labels are as long
 
 
 @pytest.mark.parametrize("length", [1, 3])
@@ -94,7 +95,7 @@ def test_an_input_as_long_as_the_first_batch_by_chance_tells_no_length(length: i
     data = [{"extra": torch.rand(4, length), "tokens": ids} for ids in tokens]
     plain = [{"tokens": ids} for ids in tokens]
     one, other = (distiller(SOFT, Reader(0), Reader(1), train_dataloader=d).train()["loss"] for d in (data, plain))
-    assert one == pytest.approx(other, rel=1e-6)
+    assert one == near(other)
     message = refusal(lambda: first_loss(SOFT, Reader(0), Reader(1), data, gradient_accumulation_steps=2))
     assert "no input has that length" in message
 
@@ -112,7 +113,7 @@ def test_an_input_of_one_row_does_not_count_as_the_batch() -> None:
         return first_loss(SOFT, bert(initializer_range=0.5), bert(2), data, **options)
 
     losses = loss(ids), loss(*ids.split(4))
-    assert losses[0] > 0.01 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] > 0.01 and losses[0] == near(losses[1])
 
 
 def test_scores_of_positions_are_refused_and_logits_are_not() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from runs import batches, distiller, history, same, scores_of, weights
+from tolerance import near
 from transformers import (
     AutoModelForSequenceClassification,
 )
@@ -59,7 +60,7 @@ def test_the_losses_given_to_the_evaluator_are_those_of_the_history(tmp_path: Pa
     evaluator = LongKnown()
     distiller(evaluator=evaluator, output_dir=tmp_path, gradient_accumulation_steps=2).train()
     logged = [line["loss"] for line in history(tmp_path)]
-    assert [float(call["loss_value"]) for call in evaluator.calls] == pytest.approx(logged, rel=1e-6)
+    assert [float(call["loss_value"]) for call in evaluator.calls] == near(logged)
 
 
 def test_the_ready_made_evaluator_logs_means_and_saves_students(

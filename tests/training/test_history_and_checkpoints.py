@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from runs import HARD, SOFT, batches, contents, distiller, history, same, scores_of, steps_of, trained, weights
+from tolerance import near
 from watching import Recorder
 
 from knowledge_distillation import Callback
@@ -34,7 +35,7 @@ def test_the_history_has_every_term_rate_and_score(tmp_path: Path) -> None:
     terms = lines[0]
     assert set(terms) == {"step", "epoch", "loss", "kl_divergence:output_logits", "labels", "learning_rate"}
     weighted = 0.25 * terms["kl_divergence:output_logits"] + 2.0 * terms["labels"]
-    assert terms["loss"] == pytest.approx(weighted, rel=1e-5)
+    assert terms["loss"] == near(weighted)
     assert set(lines[1]) == {"step", "epoch", "eval_accuracy", "eval_teacher_accuracy", "eval_agreement"}
     assert {key: value for key, value in metrics.items() if key.startswith("eval_")} == {
         key: value for key, value in lines[3].items() if key.startswith("eval_")
@@ -49,7 +50,7 @@ def test_logged_losses_are_means_since_the_last_line(tmp_path: Path) -> None:
     three = history(tmp_path / "three")
     assert [line["step"] for line in three] == [3, 6, 7]
     means = [sum(each[:3]) / 3, sum(each[3:6]) / 3, each[6]]
-    assert [line["loss"] for line in three] == pytest.approx(means, rel=1e-6)
+    assert [line["loss"] for line in three] == near(means)
 
 
 def test_checkpoints_come_at_their_steps_and_only_the_last_ones_stay(tmp_path: Path) -> None:

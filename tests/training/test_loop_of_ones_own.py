@@ -6,6 +6,7 @@ import pytest
 import torch
 from runs import batches, distiller, narrow, same, steps_of, trained, weights
 from safetensors.torch import load_file
+from tolerance import near
 
 from knowledge_distillation import ConfigError
 from knowledge_distillation.storage import checkpoint
@@ -21,7 +22,7 @@ def test_ones_own_loop_is_that_of_train() -> None:
     assert whole.train() == means[2]  # the losses of the last epoch
     assert same(result, {**weights(whole.student), **weights(whole.loss_model)})
     assert list(means[0]) == ["loss", "mse:layer1_hidden_states", "kl_divergence:output_logits"]
-    assert means[0]["loss"] == pytest.approx(sum(list(means[0].values())[1:]), rel=1e-5)
+    assert means[0]["loss"] == near(sum(list(means[0].values())[1:]))
     assert means[2]["loss"] < means[0]["loss"]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from runs import HARD, SOFT, VOCABULARY, batches, bert, distiller, same, weights
+from tolerance import near
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
@@ -69,9 +70,9 @@ def test_two_teachers_are_the_weighted_sum_of_their_terms():
     optimizer.step()
     before = weights(first), weights(second)
     run = trained(config, {"first": first, "second": second}, student, train_dataloader=[batch])
-    assert run.losses["one"] == pytest.approx(one.item(), rel=1e-5)
-    assert run.losses["two"] == pytest.approx(two.item(), rel=1e-5)
-    assert run.losses["loss"] == pytest.approx(0.25 * one.item() + 2 * two.item(), rel=1e-5)
+    assert run.losses["one"] == near(one.item())
+    assert run.losses["two"] == near(two.item())
+    assert run.losses["loss"] == near(0.25 * one.item() + 2 * two.item())
     assert close(student, twin)
     assert same(before[0], weights(first)) and same(before[1], weights(second))
 
@@ -89,7 +90,7 @@ def test_one_entry_may_ask_several_teachers_at_once():
         target = (logits(first.eval(), batch) + logits(second.eval(), batch)) / 2
         by_hand = F.mse_loss(logits(student, batch), target).item()
     run = trained(config, {"first": first, "second": second}, student, train_dataloader=[batch])
-    assert run.losses["mean"] == pytest.approx(by_hand, rel=1e-5)
+    assert run.losses["mean"] == near(by_hand)
 
 
 def test_each_teacher_gets_what_its_own_forward_takes_and_is_named_in_the_plan():
@@ -176,7 +177,7 @@ def test_be_your_own_teacher():
         loss = loss + F.cross_entropy(scores, batch["labels"]) + kl(scores, output.logits.detach(), 3)
     loss.backward()
     sgd(twin, exits).step()
-    assert run.train()["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert run.train()["loss"] == near(loss.item())
     assert close(student, twin) and close(run.loss_model.projections, exits)
 
 
@@ -213,7 +214,7 @@ def test_two_peers_are_deep_mutual_learning():
     run = trained(MUTUAL, None, student, peer_model=peer, train_dataloader=data, callbacks=[Log()])
     assert close(student, twins[0]) and close(peer, twins[1])
     assert not close(student, bert(2, seed=3), 1e-3) and not close(peer, bert(1, width=8, seed=4), 1e-3)
-    assert logged == pytest.approx(by_hand, rel=1e-5)
+    assert logged == near(by_hand)
     assert {"hard", "hard@peer", "mutual", "mutual@peer"} <= set(run.losses)
 
 
