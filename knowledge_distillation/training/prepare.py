@@ -19,7 +19,7 @@ from ..features import attention
 from ..features.batch_context import batch_size
 from ..plan.bind import bind, token_by_token
 from ..plan.plan import Plan
-from ..teachers.teachers import open_teachers
+from ..teachers.teachers import Teachers, open_teachers
 from .accelerate import half_precision
 from .batch import adapt, make_batch, on_device
 from .channels_last import channels_last, follow_layout
@@ -49,12 +49,12 @@ def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
         students, teachers = on_device(run, inputs)
         sides = (run.students, run.teachers, students, teachers)
         plan = bind(run.loss_model, *sides, entries, run.num_samples, run.processing_class)
-    if run.data_adaptor is two_token_streams:
-        raise_all(ConfigError, "distill_config", token_by_token(plan, entries))
     run.undo.callback(plan.close)
     try:
+        if run.data_adaptor is two_token_streams:
+            raise_all(ConfigError, "distill_config", token_by_token(plan, entries))
         for model in filter(attention.pays, models_in(run, torch.bfloat16)):
-            run.undo.callback(attention.use(model))  # type: ignore[arg-type]
+            run.undo.callback(attention.use(model))
         for model in models_in(run, torch.bfloat16, torch.float16):
             run.undo.callback(channels_last(model))
         if cached:
@@ -159,6 +159,7 @@ def close(run: Run) -> None:
         run.undo.close()
     finally:
         run.plan = run.module = None
+        run.stage_teachers = Teachers({}, {})
 
 
 def models_in(run: Run, *types: torch.dtype) -> list[nn.Module]:

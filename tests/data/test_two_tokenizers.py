@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from families import hooks_left_on
 from runs import HARD, SOFT, TINY_BERT, bert, distill, same, weights, written
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
@@ -234,3 +235,16 @@ def test_what_does_not_go_with_a_students_tokenizer_is_said(tmp_path, changes, m
     narrow = {"student": {**TINY_BERT, "num_hidden_layers": 1}, "student_tokenizer": "words"}
     done = distill("check", written(tmp_path, **{**narrow, **changes}))
     assert done.exit_code == 2 and message in done.output
+
+
+def test_a_refused_entry_on_tokens_leaves_no_hook():
+    teacher, small = bert(2), bert(1, seed=1)
+    ids, mask = torch.randint(1, 20, (2, 5)), torch.ones(2, 5, dtype=torch.long)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1])}
+    batch |= {"student_input_ids": ids.flip(1), "student_attention_mask": mask}
+    entry = {"teacher": "layer2.hidden_states", "student": "layer1.hidden_states", "loss": "mse"}
+    options: dict[str, Any] = {"train_dataloader": [batch], "train_data_adaptor": two_token_streams}
+    distiller = KnowledgeDistiller(teacher, small, [entry], **options, disable_tqdm=True)
+    with pytest.raises(ConfigError, match="read different tokens"):
+        distiller.plan()
+    assert hooks_left_on(distiller.teacher.model) == hooks_left_on(small) == []
