@@ -166,8 +166,8 @@ def test_measuring_gradients_changes_no_step_but_the_factors():
     [
         ({"balance": "gradnorm"}, "balance is one of none, relative_scale, gradient_norm; found 'gradnorm'."),
         ({"balance": "gradnorm"}, "Nearest: gradient_norm."),
-        ({"balance": True}, "balance is of type str; found True"),
-        ({"balance_steps": 0}, "balance_steps is 1 or more; found 0"),
+        ({"balance": True}, "balance is one of none, relative_scale, gradient_norm; found True."),
+        ({"balance_steps": 0}, "balance_steps is a whole number of 1 or more; found 0"),
     ],
 )
 def test_wrong_settings(settings, said):
