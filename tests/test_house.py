@@ -40,6 +40,13 @@ def test_rooms_and_floors_are_few(package):
     assert len(house.FLOORS) <= 9
 
 
+def test_the_tests_lie_as_the_rooms_do(package):
+    folders = {
+        path.relative_to(Path(__file__).parent).parts[0] for path in Path(__file__).parent.glob("*/**/test_*.py")
+    }
+    assert folders <= {*package.rooms, "examples"}
+
+
 def test_the_page_has_every_room_on_its_floor(package):
     page = (Path(__file__).parents[1] / "docs" / "house.md").read_text(encoding="utf-8")
     table = {
