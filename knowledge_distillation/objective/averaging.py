@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class BoundEntry:
     classes: int
     samples: int
 
-    @property
+    @cached_property
     def entry(self) -> Entry:
         return self.loss.entry
 

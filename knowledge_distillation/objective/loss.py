@@ -39,35 +39,35 @@ class Loss:
     fused: Callable[..., Any] | None
     summed: Callable[..., Any] | None
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.entry.loss_name
 
-    @property
+    @cached_property
     def by_name(self) -> bool:
         """Whether the entry gives it by name: a callable sees to its shapes and arguments itself."""
         return isinstance(self.entry.loss, str)
 
-    @property
+    @cached_property
     def several(self) -> bool:
         """Whether each side is a tuple."""
         return self.entry.many or self.method.several
 
-    @property
+    @cached_property
     def own_shapes(self) -> bool:
         return not self.by_name or self.method.own_shapes
 
-    @property
+    @cached_property
     def needs_labels(self) -> bool:
         labels = self.signature.call.get("labels")
         return labels is not None and labels.default is labels.empty
 
-    @property
+    @cached_property
     def labelled(self) -> bool:
         """Whether items labelled -100 do not count."""
         return self.entry.loss != "own_loss" and (self.entry.hard or self.needs_labels)
 
-    @property
+    @cached_property
     def compares_labels(self) -> bool:
         """Whether the labels have to fit the student's feature."""
         if self.entry.loss == "own_loss":  # the model looked at them itself

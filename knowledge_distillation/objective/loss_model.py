@@ -83,6 +83,15 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if balanced:
             self.balance = Balance(self.config.entries)
 
+    @property
+    def progress(self) -> float:
+        """Was where schedules are; it is an argument of every call now."""
+        raise ConfigError("progress is an argument of the call: loss_model(..., progress=0.5)")
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        raise ConfigError(f"progress is an argument of the call: loss_model(..., progress={value})")
+
     # --- alone, in anybody's loop --------------------------------------------------------------------------------
 
     def forward(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ class Items:
             return Masks(masks.rows)
         return Masks(masks.rows if masks.rows is not None and masks.rows.dim() == 1 else None)
 
-    @property
+    @cached_property
     def _has_rows(self) -> bool:
         return self.layout.name in ("tokens", "rows", "pairs")
 
