@@ -198,7 +198,7 @@ def evaluate(
         tokenizer = loaded.student_tokenizer or loaded.tokenizer
         student = build_model(model, recipe, tokenizer, loaded.seed)
         distiller = loaded.distiller(student, None, None)
-        distiller.run.teachers = {"": FrozenTeacher(loaded.teacher)}
+        distiller.teachers = {"": FrozenTeacher(loaded.teacher)}
     say(f"{task}: {len(loaded.data['validation'])} rows")
     print_metrics(distiller.evaluate())
 

@@ -156,7 +156,7 @@ class LoadedRecipe:
             output_dir=output_dir,
             args=args,
         )
-        run.run.recipe = recipe.made_of(finetune)
+        run.recipe = recipe.made_of(finetune)
         return run
 
 

@@ -63,8 +63,8 @@ class KnowledgeDistiller:
         num_epoch: the older name of `num_train_epochs`.
         **settings: the fields of `TrainingSettings`.
 
-    What the run holds is there under its name: `progress`, `student`, `teachers`, `loss_model`, `accelerator`,
-    `optimizer` and the others of `Run`.
+    What the run holds is read and set under its name: `progress`, `student`, `teachers`, `loss_model`, `accelerator`,
+    `evaluator`, `optimizer` and the others of `Run`.
 
     Raises:
         ConfigError, DataError, CheckpointError: before the first step and before anything is written.
@@ -170,6 +170,12 @@ class KnowledgeDistiller:
         if name == "run":
             raise AttributeError(name)
         return getattr(self.run, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "run" and hasattr(self.run, name):
+            setattr(self.run, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def plan(self) -> Plan:
         """Bind the config to all models on the first batch, and check everything; `print` it to read it."""

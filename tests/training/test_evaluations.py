@@ -142,3 +142,12 @@ def test_evaluations_come_at_their_steps_once_and_at_the_end(tmp_path: Path) -> 
         distiller(**settings).train()
         assert [line["step"] for line in history(out) if "eval_accuracy" in line] == wanted
         assert (out / "student" / "model.safetensors").exists()
+
+
+def test_what_is_set_on_the_distiller_is_set_for_its_run() -> None:
+    run = distiller(dev_dataloader=batches(1), num_train_epochs=1)
+    run.evaluator = lambda student, teacher, dataloader, accelerator: {"mine": float(len(dataloader))}
+    run.dev_dataloader = batches(3)
+    run.note = "of the caller's own"
+    assert run.evaluate() == {"mine": 3.0} and run.train()["eval_mine"] == 3.0
+    assert run.note == "of the caller's own" and not hasattr(run.run, "note")
