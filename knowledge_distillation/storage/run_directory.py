@@ -22,8 +22,6 @@ _FREE = (
     "report_to",
     "disable_tqdm",
     "overwrite_output_dir",
-    "teacher_stream",  # settings of earlier versions, which changed no value
-    "torch_compile",
 )
 
 
@@ -71,7 +69,7 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
         return [
             line
             for key in dict.fromkeys([*old, *new])
-            if key not in _FREE and (key != "recipe" or (key in old and key in new))  # from Python there is none
+            if key not in _FREE and (key in old and key in new or not _may_lack(where, key))
             for line in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
         ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
@@ -79,6 +77,11 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
             line for i, pair in enumerate(zip(old, new, strict=True)) for line in _differences(*pair, f"{where}[{i}]")
         ]
     return [] if old == new else [f"{where}: it has {_short(old)}, asked is {_short(new)}"]
+
+
+def _may_lack(where: str, key: str) -> bool:
+    """Whether one of two runs may lack a key: a run from Python has no recipe, another version other settings."""
+    return where == "settings" or key == "recipe"
 
 
 def _short(value: Any) -> str:

@@ -36,7 +36,7 @@ def evaluate_and_keep_best(run: Run) -> None:
     """Measure the student, once at a step; write it where it is the best so far."""
     if run.evaluator is None or decides_itself(run) or run.progress.evaluated == run.progress.step:
         return
-    run.see_finite()
+    run.stop_if_not_finite()
     run.progress.evaluated = run.progress.step
     metrics = evaluate(run)
     run.metrics = {f"eval_{name}": value for name, value in metrics.items()}

@@ -35,7 +35,7 @@ def save(run: Run, directory: Path | None = None) -> None:
     directory = directory or run.output_dir
     if directory is None:
         return
-    run.see_finite()
+    run.stop_if_not_finite()
     run.stage_teachers.flush()
     run.call("on_save", write(run, directory))
     run.accelerator.wait_for_everyone()

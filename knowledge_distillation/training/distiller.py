@@ -216,7 +216,7 @@ class KnowledgeDistiller:
         run.open_trackers()
         while run.stage_is_over and not run.progress.stopped and run.has_next_stage:
             enter_stage(run, run.progress.stage + 1)
-        return {} if run.finished else loop.train_epoch(run, managed=False)
+        return {} if run.out_of_steps else loop.train_epoch(run, managed=False)
 
     def evaluate(self) -> dict[str, float]:
         """The evaluator's metrics of the student as it is now.

@@ -18,8 +18,8 @@ def train(run: Run) -> dict[str, float]:
     losses: dict[str, float] = {}
     try:
         run.call("on_train_begin")
-        for number in range(run.progress.stage, len(run.stages)):
-            enter_stage(run, number)
+        for stage_number in range(run.progress.stage, len(run.stages)):
+            enter_stage(run, stage_number)
             while not run.stage_is_over:
                 losses = train_epoch(run)
                 if run.stage_is_over or not run.settings.eval_steps:
@@ -34,13 +34,13 @@ def train(run: Run) -> dict[str, float]:
         try:
             run.call("on_train_end")
         finally:
-            for tracker in run.accelerator.trackers:  # the processes go on together: a run may be measured now
+            for tracker in run.accelerator.trackers:  # end_training() would part the processes as well
                 tracker.finish()
     return losses
 
 
 def train_epoch(run: Run, managed: bool = True) -> dict[str, float]:
-    """The rest of the present epoch. A managed one evaluates and saves as the settings say."""
+    """The rest of the present epoch. `managed`: evaluate and save as the settings say."""
     run.module.train()
     run.stage_teachers.begin_epoch()
     progress, whole = run.progress, run.progress.batches == 0
@@ -51,28 +51,28 @@ def train_epoch(run: Run, managed: bool = True) -> dict[str, float]:
         mean.add(values)
         run.advance(len(window))
         after_step(run, values, managed)
-        if run.finished:
+        if run.out_of_steps:
             break
     else:
         progress.epoch, progress.batches = progress.epoch + 1, 0
         progress.fraction = float(progress.epoch)
         run.stage_teachers.end_epoch(run.accelerator, whole=whole)
         run.agree_to_stop()
-    if run.finished and not progress.stopped and run.has_next_stage:
-        progress.end_epoch()
+    if run.out_of_steps and not progress.stopped and run.has_next_stage:
+        progress.close_broken_epoch()
     run.log_means()
     return mean.read(run.accelerator)
 
 
 def after_step(run: Run, values: dict[str, Tensor], managed: bool) -> None:
     """What is due after a step."""
-    number, settings = run.progress.step, run.settings
+    step_number, settings = run.progress.step, run.settings
     run.since_log.add(values)
     run.call("on_step_end")
-    if number % settings.logging_steps == 0:
+    if step_number % settings.logging_steps == 0:
         run.log_means()
     ask_evaluator(run, values["loss"])
-    if managed and settings.eval_steps and number % settings.eval_steps == 0:
+    if managed and settings.eval_steps and step_number % settings.eval_steps == 0:
         evaluate_and_keep_best(run)
-    if managed and settings.save_steps and number % settings.save_steps == 0 and not run.finished:
+    if managed and settings.save_steps and step_number % settings.save_steps == 0 and not run.out_of_steps:
         checkpoints.save(run)

@@ -15,8 +15,8 @@ class Progress:
 
     `step`: optimizer steps done; `epoch`: epochs done; `batches`: batches of the present epoch done on this process;
     `fraction`: epochs done, with the part of the present one; `best`: the best primary metric so far; `evaluated`: the
-    step of the last evaluation; `stopped`: a callback ended the run; `stage`: the number of the present stage, which
-    began after `stage_steps` steps and `stage_epochs` epochs.
+    step of the last evaluation; `stopped`: a callback ended the run; `stage`: the number of the present stage;
+    `stage_steps`, `stage_epochs`: the steps and epochs done when it began.
     """
 
     step: int = 0
@@ -30,7 +30,7 @@ class Progress:
     stage_steps: int = 0
     stage_epochs: int = 0
 
-    def end_epoch(self) -> None:
+    def close_broken_epoch(self) -> None:
         """A stage ends: its last epoch, broken off, counts as done, so that the next begins with one of its own."""
         if self.batches:
             self.epoch, self.batches = self.epoch + 1, 0

@@ -88,7 +88,7 @@ class Run:
         return self.stages[self.progress.stage]
 
     @property
-    def stage_steps(self) -> int:
+    def steps_in_stage(self) -> int:
         """The steps that the present stage has made."""
         return self.progress.step - self.progress.stage_steps
 
@@ -111,18 +111,18 @@ class Run:
 
     @property
     def stage_progress(self) -> float:
-        """How much of the present stage is done, from 0 to 1."""
-        return self.stage_steps / self.total_steps if self.total_steps else 0.0
+        """How much of the present stage is done, from 0 to 1: where schedules are."""
+        return self.steps_in_stage / self.total_steps if self.total_steps else 0.0
 
     @property
-    def finished(self) -> bool:
-        """Whether the present stage makes no further step."""
-        return self.progress.stopped or 0 < self.stage.settings.max_steps <= self.stage_steps
+    def out_of_steps(self) -> bool:
+        """Whether the present stage makes no further step: it was stopped, or has made its `max_steps`."""
+        return self.progress.stopped or 0 < self.stage.settings.max_steps <= self.steps_in_stage
 
     @property
     def stage_is_over(self) -> bool:
         epochs = self.progress.epoch - self.progress.stage_epochs
-        return self.finished or epochs >= self.stage.settings.num_train_epochs
+        return self.out_of_steps or epochs >= self.stage.settings.num_train_epochs
 
     @property
     def has_next_stage(self) -> bool:
@@ -174,7 +174,7 @@ class Run:
             self.accelerator.log(values, step=self.progress.step)
             self.call("on_log", values)
 
-    def see_finite(self) -> None:
+    def stop_if_not_finite(self) -> None:
         """Before anything is measured or kept: a loss that is no number is logged now, and the guard ends the run."""
         loss = self.since_log.sums.get("loss")
         if loss is not None and not torch.isfinite(self.accelerator.reduce(loss, "sum")):

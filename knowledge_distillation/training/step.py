@@ -41,19 +41,19 @@ def step(run: Run, window: Sequence[Batch]) -> dict[str, Tensor]:
     """One optimizer step on an accumulation window. Returns this process's share of the loss and of every term."""
     accelerator = run.accelerator
     counts, progress = count_items(run, window), run.stage_progress
-    batches = take_part(run, window)
+    batches = fill_up(run, window)
     values: dict[str, Tensor] = {}
-    sizes: dict[str, Tensor] = {}
-    for number, batch in enumerate(batches, start=1):
-        with nullcontext() if number == len(batches) else accelerator.no_sync(run.module):
-            teacher_features = run.stage_teachers.start(batch.teachers, batch.teachers_on_cpu)
+    term_sizes: dict[str, Tensor] = {}
+    for batch_number, batch in enumerate(batches, start=1):
+        with nullcontext() if batch_number == len(batches) else accelerator.no_sync(run.module):
+            wait_for_teachers = run.stage_teachers.start(batch.teachers, batch.teachers_on_cpu)
             projected, student_features = run.module(batch.students, progress)
-            features = {**student_features, **teacher_features()}
+            features = {**student_features, **wait_for_teachers()}
             terms = run.loss_model.terms(projected, features, batch.context, counts, progress)
-            if number == 1 and measures_gradients(run):
+            if batch_number == 1 and measures_gradients(run):
                 parameters = nn.ModuleList(run.students.values()).parameters()
-                sizes = gradient_norms(terms.attached, [p for p in parameters if p.requires_grad])
-            share = 1.0 if number <= len(window) else 0.0
+                term_sizes = gradient_norms(terms.attached, [p for p in parameters if p.requires_grad])
+            share = 1.0 if batch_number <= len(window) else 0.0
             # Gradients are averaged over processes and counts are summed over them: the sum is what is wanted.
             factor = share * accelerator.num_processes
             accelerator.backward(terms.loss if factor == 1 else terms.loss * factor)
@@ -66,7 +66,7 @@ def step(run: Run, window: Sequence[Batch]) -> dict[str, Tensor]:
     run.scheduler.step()
     run.optimizer.zero_grad()
     run.idle_batch = batches[-1]
-    return values | rebalance(run, sizes or {name: v for name, v in values.items() if name != "loss"})
+    return values | rebalance(run, term_sizes or {name: v for name, v in values.items() if name != "loss"})
 
 
 def count_items(run: Run, window: Sequence[Batch]) -> dict[str, Any] | None:
@@ -82,26 +82,26 @@ def count_items(run: Run, window: Sequence[Batch]) -> dict[str, Any] | None:
     return dict(zip(sums, reduced, strict=True))
 
 
-def take_part(run: Run, window: Sequence[Batch]) -> list[Batch]:
+def fill_up(run: Run, window: Sequence[Batch]) -> list[Batch]:
     """The batches of a window, filled up where other processes have more: those beyond it count for nothing."""
     batches = list(window) or [run.idle_batch]
-    if run.accelerator.num_processes > 1 and run.loss_model.losses:  # a memory may ask the other processes
+    if run.accelerator.num_processes > 1 and run.loss_model.losses:  # CRD's memory gathers from all processes
         batches += [run.idle_batch] * (run.settings.gradient_accumulation_steps - len(batches))
     return batches
 
 
 def measures_gradients(run: Run) -> bool:
     """Whether terms are balanced by their gradients, and this is a step at which these are measured."""
-    return run.settings.balance == "gradient_norm" and run.stage_steps % run.settings.balance_steps == 0
+    return run.settings.balance == "gradient_norm" and run.steps_in_stage % run.settings.balance_steps == 0
 
 
-def rebalance(run: Run, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rebalance(run: Run, term_sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take in the sizes of this step's terms; this process's share of the factors it had, for the history."""
     balance = run.loss_model.balance
     if balance is None:
         return {}
     factors = balance.values(run.loss_model.bound)
-    if sizes and (run.settings.balance != "gradient_norm" or measures_gradients(run)):
-        summed = run.accelerator.reduce(torch.stack([size.float() for size in sizes.values()]), "sum")
-        balance.update(dict(zip(sizes, summed, strict=True)))
+    if term_sizes and (run.settings.balance != "gradient_norm" or measures_gradients(run)):
+        summed = run.accelerator.reduce(torch.stack([size.float() for size in term_sizes.values()]), "sum")
+        balance.update(dict(zip(term_sizes, summed, strict=True)))
     return {name: factor / run.accelerator.num_processes for name, factor in factors.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,16 @@ def test_files_that_are_no_run_are_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="it holds student but no run.json"):
         distiller(output_dir=tmp_path).train(resume_from_checkpoint=True)
     assert contents(tmp_path) == {}
+
+
+def test_a_run_of_another_version_may_have_other_settings(tmp_path: Path) -> None:
+    finished(tmp_path, num_train_epochs=1)
+    written = json.loads((tmp_path / "run.json").read_text())
+    del written["settings"]["balance_steps"]  # newer than that run
+    written["settings"]["torch_compile"] = False  # not there any more
+    (tmp_path / "run.json").write_text(json.dumps(written))
+    again = distiller(output_dir=tmp_path, num_train_epochs=2)
+    again.train(resume_from_checkpoint=True)
+    assert again.progress.epoch == 2
+    with pytest.raises(CheckpointError, match="settings.warmup_ratio: it has 0.1, asked is 0.2"):
+        distiller(output_dir=tmp_path, num_train_epochs=3, warmup_ratio=0.2).train(resume_from_checkpoint=True)
