@@ -16,7 +16,7 @@ from knowledge_distillation.features.batch_context import make_context
 from knowledge_distillation.losses import get_loss
 from knowledge_distillation.losses.arguments import signature_of
 from knowledge_distillation.losses.labels import label_mse
-from knowledge_distillation.losses.table import METHODS, Method, method_of
+from knowledge_distillation.losses.table import LOSSES, LossSpec, spec_of
 from knowledge_distillation.objective.loss_model import MultiLayerBasedDistillationLoss, Terms
 
 FEATURES = [Feature(f"layer{n}", "feature") for n in (1, 2, 3, 4)]
@@ -55,8 +55,8 @@ class Case:
         return get_loss(self.name, self.kind, self.hard)
 
     @property
-    def method(self) -> Method:
-        return method_of(self.name, self.hard)
+    def method(self) -> LossSpec:
+        return spec_of(self.name, self.hard)
 
     @property
     def has_length(self) -> bool:
@@ -195,7 +195,7 @@ class Batch:
 
 CASES = [
     Case(method.name, kind, method.hard)
-    for method in METHODS
+    for method in LOSSES
     for kind in method.functions
     if kind != "scalar"  # what a model computed itself: nothing is compared, masked or averaged
 ]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from knowledge_distillation import KnowledgeDistiller, student_from_teacher
 from knowledge_distillation.cli.commands import app
 from knowledge_distillation.data.text import train_tokenizer
-from knowledge_distillation.storage import checkpoint
+from knowledge_distillation.storage import checkpoint_files
 
 VOCABULARY = 40
 SOFT = [{"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"}]
@@ -95,7 +95,7 @@ def trained(run: KnowledgeDistiller) -> dict[str, Tensor]:
 
 def steps_of(folder: Path) -> list[int]:
     """The steps that a folder has checkpoints of."""
-    return [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(folder)]
+    return [int(path.name.removeprefix("step-")) for path in checkpoint_files.checkpoints(folder)]
 
 
 def history(folder: Path) -> list[dict[str, float]]:

@@ -88,7 +88,7 @@ def check(options: RecipeOptions) -> None:
 @takes(*RECIPE, "seed", "max_train_samples", "teacher_cache")
 def cache(options: RecipeOptions) -> None:
     """Fill a recipe's teacher cache ahead of time, or go on with one: the teacher runs once over the training data."""
-    from ..teachers.cache_store import shown
+    from ..teachers.cache_store import format_bytes
 
     _, _, distiller = _distillation(options.recipe())
     for note in distiller.plan().notes:
@@ -96,7 +96,7 @@ def cache(options: RecipeOptions) -> None:
             say(note)
     for folder, samples in distiller.cache_teachers().items():
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
-        say(f"{folder}: {samples:,} samples, {shown(size)}")
+        say(f"{folder}: {samples:,} samples, {format_bytes(size)}")
 
 
 @app.command()

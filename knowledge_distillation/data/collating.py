@@ -33,7 +33,7 @@ def default_collator(processing_class: Any, row: Any) -> Collator:
 
 
 @dataclass(frozen=True)
-class ToEdge:
+class PadToBucket:
     """Pads each batch to the next of `edges(…, multiple, longest)`, so that batches come in few shapes.
 
     Labels, which have a length of their own for models with a decoder, are padded to the same one.

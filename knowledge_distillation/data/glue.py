@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, nearest
-from .parts import check_counts, sample
+from .subsets import check_counts, sample
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, nearest
-from .parts import held_out
-from .pictures import Part
+from .pictures import ImageSplit
+from .subsets import held_out
 
 SPLITS = {
     "train": ("train", "training"),
@@ -25,7 +25,7 @@ _LAYOUTS = "a folder of pictures for each class, or files named label_number.jpg
 ByClass = dict[str, list[Path]]
 
 
-def list_folder(root: Path) -> tuple[dict[str, Part], tuple[str, ...]]:
+def list_folder(root: Path) -> tuple[dict[str, ImageSplit], tuple[str, ...]]:
     """The splits of a folder, `train` and `validation` and where there is one `test`; and the names of the classes.
 
     Classes are those of the training part, in the order of their names, or of their numbers where all are numbers.
@@ -110,16 +110,18 @@ def _check_classes(folder: Path, by_class: ByClass, classes: Sequence[str]) -> N
         raise DataError(f"class folder {folder / unknown[0]} is of no class of the training part.{near}")
 
 
-def _part(by_class: ByClass, classes: Sequence[str]) -> Part:
+def _part(by_class: ByClass, classes: Sequence[str]) -> ImageSplit:
     pairs = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, ())]
-    return Part([path for path, _ in pairs], np.array([label for _, label in pairs], dtype=np.int64))
+    return ImageSplit([path for path, _ in pairs], np.array([label for _, label in pairs], dtype=np.int64))
 
 
-def _divided(whole: Part, root: Path) -> tuple[Part, Part]:
+def _divided(whole: ImageSplit, root: Path) -> tuple[ImageSplit, ImageSplit]:
     validation_rows, train_rows = held_out(whole.labels, _HELD_OUT)
     if not len(validation_rows):
         raise DataError(
             f"{root} holds too few pictures of each class to hold some out: give a folder val beside train"
         )
-    parts = (Part([whole.sources[i] for i in rows], whole.labels[rows]) for rows in (train_rows, validation_rows))
+    parts = (
+        ImageSplit([whole.sources[i] for i in rows], whole.labels[rows]) for rows in (train_rows, validation_rows)
+    )
     return next(parts), next(parts)

@@ -20,8 +20,8 @@ from ..errors import ConfigError, DataError, nearest
 from .augmentation import Augmentation
 from .image_folder import list_folder
 from .image_format import ImageFormat
-from .parts import check_counts, held_out, sample
-from .pictures import ImageRows, Part, measured, need_pillow
+from .pictures import ImageRows, ImageSplit, mean_and_deviation, need_pillow
+from .subsets import check_counts, held_out, sample
 
 FOLDER, DIGITS = "image_folder", "digits"
 LARGEST_BY_ITSELF = 224  # pixels a side that a folder's pictures get where nobody says
@@ -122,7 +122,7 @@ def load_images(
     if not (mean and std):
         mean, std = image_task.mean, image_task.std
     if not (mean and std):
-        mean, std = measured(parts["train"], numbers["train"], size, image_task.channels)
+        mean, std = mean_and_deviation(parts["train"], numbers["train"], size, image_task.channels)
     form = ImageFormat(size, image_task.channels, tuple(mean), tuple(std), classes)
     training = Augmentation.parse(augment, image_task.augmentation(size))
     return {
@@ -131,7 +131,7 @@ def load_images(
     }
 
 
-def _parts(task: ImageTask, data_dir: Any) -> tuple[dict[str, Part], tuple[str, ...]]:
+def _parts(task: ImageTask, data_dir: Any) -> tuple[dict[str, ImageSplit], tuple[str, ...]]:
     if task.name == DIGITS:
         return _digits()
     data_dir = data_dir or (None if task.name == FOLDER else os.environ.get("IMAGE_DATA_DIR"))
@@ -147,7 +147,7 @@ def _parts(task: ImageTask, data_dir: Any) -> tuple[dict[str, Part], tuple[str, 
     return list_folder(next((place for place in reversed(places) if place.is_dir()), root))
 
 
-def _from_npz(path: Path) -> tuple[dict[str, Part], tuple[str, ...]]:
+def _from_npz(path: Path) -> tuple[dict[str, ImageSplit], tuple[str, ...]]:
     """JPEG files end to end: picture i of split S is `S_jpeg[S_offsets[i]:S_offsets[i + 1]]`, its label `S_labels[i]`.
 
     `class_names` holds the names of the classes; the splits are `train` and `test`.
@@ -174,11 +174,11 @@ def _from_npz(path: Path) -> tuple[dict[str, Part], tuple[str, ...]]:
                 f"{len(labels)} labels; expected rising numbers within the bytes, one more than there are labels"
             )
         files = [jpeg[start:end] for start, end in pairwise(offsets)]
-        parts[split] = Part(files, labels, f"{path}, {name} picture")
+        parts[split] = ImageSplit(files, labels, f"{path}, {name} picture")
     return parts, tuple(map(str, arrays["class_names"]))
 
 
-def _digits() -> tuple[dict[str, Part], tuple[str, ...]]:
+def _digits() -> tuple[dict[str, ImageSplit], tuple[str, ...]]:
     """1,797 grey digits of 8 x 8 pixels, a fifth of each class held out."""
     try:
         from sklearn.datasets import load_digits
@@ -190,13 +190,13 @@ def _digits() -> tuple[dict[str, Part], tuple[str, ...]]:
     grey = (loaded.images * (255 / 16)).round().astype(np.uint8)
     validation_rows, train_rows = held_out(loaded.target, 5)
     parts = {
-        split: Part(grey[rows], loaded.target[rows], "digit")
+        split: ImageSplit(grey[rows], loaded.target[rows], "digit")
         for split, rows in (("train", train_rows), ("validation", validation_rows))
     }
     return parts, tuple(map(str, loaded.target_names))
 
 
-def _from_hub(task: ImageTask) -> tuple[dict[str, Part], tuple[str, ...]]:
+def _from_hub(task: ImageTask) -> tuple[dict[str, ImageSplit], tuple[str, ...]]:
     import datasets
 
     try:
@@ -208,13 +208,13 @@ def _from_hub(task: ImageTask) -> tuple[dict[str, Part], tuple[str, ...]]:
         ) from error
     picture, label = task.columns
     parts = {
-        split: Part(splits[name][picture], np.asarray(splits[name][label][:]), f"{task.hub}, {name} row")
+        split: ImageSplit(splits[name][picture], np.asarray(splits[name][label][:]), f"{task.hub}, {name} row")
         for split, name in (("train", "train"), ("validation", task.evaluated))
     }
     return parts, tuple(splits["train"].features[label].names)
 
 
-def _check_labels(task: ImageTask, parts: dict[str, Part], classes: tuple[str, ...]) -> None:
+def _check_labels(task: ImageTask, parts: dict[str, ImageSplit], classes: tuple[str, ...]) -> None:
     if task.num_labels is not None and len(classes) != task.num_labels:
         raise DataError(f"{task.name} has {task.num_labels} classes; found {len(classes)}: {', '.join(classes[:12])}")
     for split, part in parts.items():
@@ -224,6 +224,6 @@ def _check_labels(task: ImageTask, parts: dict[str, Part], classes: tuple[str, .
         if len(wrong):
             first = int(wrong[0])
             raise DataError(
-                f"{part.called(first)}: label {part.labels[first]} is out of range: there are {len(classes)} classes, "
-                f"0 to {len(classes) - 1}"
+                f"{part.title_of(first)}: label {part.labels[first]} is out of range: there are {len(classes)} "
+                f"classes, 0 to {len(classes) - 1}"
             )

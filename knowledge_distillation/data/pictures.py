@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ..errors import ConfigError, DataError
 from .augmentation import Augmentation, ImageCollator
 from .image_format import ImageFormat
-from .parts import Places
+from .subsets import Places
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,7 @@ _MEASURED = 2000  # pictures of which mean and deviation are taken
 
 
 @dataclass(frozen=True)
-class Part:
+class ImageSplit:
     """One split before it is decoded.
 
     Args:
@@ -39,7 +39,7 @@ class Part:
     labels: npt.NDArray[np.integer]
     name: str = ""
 
-    def called(self, number: int) -> str:
+    def title_of(self, number: int) -> str:
         """How messages call a picture."""
         return f"{self.name} {number}" if self.name else str(self.sources[number])
 
@@ -57,7 +57,7 @@ class Part:
             with _opened(self.sources[number]) as image:
                 return look(image)
         except Exception as error:  # a broken file has errors of its own in every format
-            raise DataError(f"{self.called(number)} cannot be read as a picture: {error}") from error
+            raise DataError(f"{self.title_of(number)} cannot be read as a picture: {error}") from error
 
 
 def _opened(source: Any) -> Image:
@@ -92,7 +92,7 @@ class ImageRows(Dataset[Any]):
     """
 
     def __init__(
-        self, part: Part, numbers: Places, form: ImageFormat, augmentation: Augmentation | None = None
+        self, part: ImageSplit, numbers: Places, form: ImageFormat, augmentation: Augmentation | None = None
     ) -> None:
         self.part, self.numbers, self.form, self.augmentation = part, numbers, form, augmentation
         self.labels = part.labels[numbers]
@@ -118,7 +118,9 @@ class ImageRows(Dataset[Any]):
         return {"pixel_values": pixels, "labels": int(self.labels[index])}
 
 
-def measured(part: Part, numbers: Places, size: int, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_deviation(
+    part: ImageSplit, numbers: Places, size: int, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of values in [0, 1], over a fixed part of the pictures."""
     step = max(1, len(numbers) // _MEASURED)
     pixels = np.stack([part.pixels(int(number), size, channels) for number in numbers[::step]])

@@ -30,7 +30,7 @@ from ..features.inputs import (
 )
 from ..features.preserve import resting
 from ..losses.labels import IGNORED_LABEL
-from ..storage import checkpoint
+from ..storage import checkpoint_files
 from .glue_metrics import ComputeMetrics, pearson
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class MultiLayerBasedDistillationEvaluator:
             logger.info("epoch %d  step %d  loss %.6f", epoch, step, self._sum.item() / self._steps)
             self._sum, self._steps = None, 0
         if self.save_dir is not None and self.save_step and step % self.save_step == 0:
-            checkpoint.save_student(self.save_dir / f"epoch_{epoch}_step_{step}", student_model)
+            checkpoint_files.save_student(self.save_dir / f"epoch_{epoch}_step_{step}", student_model)
 
 
 def _mask_of(logits: Tensor, inputs: Mapping[str, Any]) -> Tensor | None:

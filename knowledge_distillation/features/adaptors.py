@@ -91,7 +91,7 @@ class AdaptedOutput:
     ) -> None:
         self.model, self.adaptor, self.wanted = model, adaptor, tuple(wanted)
         self.flags: dict[str, Any] = {}
-        self._restore = attention.use(model)
+        self._restore = attention.switch_on(model)
         self._settle(probe, who)
 
     def __call__(self, inputs: Inputs) -> dict[Feature, Tensor]:

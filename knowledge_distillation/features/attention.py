@@ -95,7 +95,7 @@ def sdpa_with_maps(
     return result
 
 
-def pays(model: nn.Module) -> bool:
+def is_faster(model: nn.Module) -> bool:
     """Whether a model that computes in bf16 where it is gains by this implementation, without any tap."""
     device = next((p.device.type for p in model.parameters()), "")
     if device != "cpu" or not offers_interface(model):
@@ -150,7 +150,7 @@ def offers_interface(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation() and model._supports_sdpa
 
 
-def use(model: nn.Module) -> Callable[[], None]:
+def switch_on(model: nn.Module) -> Callable[[], None]:
     """Switch a model that offers the interface to this implementation.
 
     Returns what puts the model's own setting back, once the last user is done.

@@ -73,7 +73,7 @@ class Capture:
         self._calls: Counter[Hashable] = Counter()
         self._undo = ExitStack()
         if any(place.source == "attention" for place in self._hooked.values()):
-            self._undo.callback(attention.use(model))
+            self._undo.callback(attention.switch_on(model))
         for path, source in dict.fromkeys((place.path, place.source) for place in self._hooked.values()):
             places = {key: at for key, at in self._hooked.items() if (at.path, at.source) == (path, source)}
             self._undo.callback(self._hook(model.get_submodule(path), source, places, deferred))

@@ -175,7 +175,7 @@ def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> _Trace:
         trace.attentions.append((place_of("attention", module), dict(tensors)))
 
     with ExitStack() as stack:
-        stack.callback(attention.use(model))
+        stack.callback(attention.switch_on(model))
         stack.enter_context(attention.observe(frozenset(attention.MAPS), attend))
         for module, path in paths.items():
             if path:

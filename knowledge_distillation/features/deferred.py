@@ -166,7 +166,7 @@ class TopKLogits(Deferred):
             found = [cls.of(replace(logits, hidden=one[None]).tensor(), k) for one in logits.hidden]
             values, indices, rest = (torch.cat([one.parts[n] for one in found]) for n in ("values", "indices", "rest"))
             return cls(values, indices, rest, classes)
-        (logits,) = whole([logits])
+        (logits,) = materialized([logits])
         values, indices = logits.topk(k, dim=-1)
         others = logits.to(torch.promote_types(logits.dtype, torch.float32)).scatter(-1, indices, float("-inf"))
         return cls(values, indices, others.logsumexp(-1) - math.log(classes - k), classes)
@@ -184,7 +184,7 @@ class TopKLogits(Deferred):
         return logits.scatter_(-1, self.indices.long(), self.values.to(logits.dtype))
 
 
-def whole(features: Iterable[Tensor | Deferred]) -> tuple[Tensor, ...]:
+def materialized(features: Iterable[Tensor | Deferred]) -> tuple[Tensor, ...]:
     """Every feature as the tensor it is."""
     return tuple(feature.tensor() if isinstance(feature, Deferred) else feature for feature in features)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .feature_map import pooled_alike
-from .samples import lengths_of, unit
+from .samples import norms_of, unit
 
 
 def nst(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -39,7 +39,7 @@ def nst(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
         s, t = (side.mT @ side / max(side.shape[1], 1) for side in (unit(ours), unit(theirs)))
         return (s - t).square().sum((1, 2))
     ss, tt, st = ours @ ours.mT, theirs @ theirs.mT, ours @ theirs.mT
-    s, t = (1 / lengths_of(gram) for gram in (ss, tt))
+    s, t = (1 / norms_of(gram) for gram in (ss, tt))
     return _likeness(tt, t, t) + _likeness(ss, s, s) - 2 * _likeness(st, s, t)
 
 

@@ -90,14 +90,14 @@ def inner_products(rows: Tensor, counted: Tensor | None = None) -> Tensor:
     return _Gram.apply(rows, weights)  # type: ignore[no-untyped-call]
 
 
-def lengths_of(gram: Tensor) -> Tensor:
+def norms_of(gram: Tensor) -> Tensor:
     """(…, batch) lengths of the rows; what is divided by one is 0 where it is 0, and so is its derivative."""
     return unless_zero(gram.diagonal(dim1=-2, dim2=-1)).sqrt()
 
 
 def cosines_of(gram: Tensor, epsilon: float = 0.0) -> Tensor:
     """(batch, batch); those with a row of length 0 are 0."""
-    lengths = lengths_of(gram) + epsilon
+    lengths = norms_of(gram) + epsilon
     return gram / lengths[:, None] / lengths
 
 

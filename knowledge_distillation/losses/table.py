@@ -28,7 +28,7 @@ LossFunction = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Method:
+class LossSpec:
     """A name of a loss, and what is particular to the method.
 
     Args:
@@ -56,7 +56,7 @@ class Method:
     two_classes: str = ""
 
 
-_ATTENTION, _LOGITS, _DIRECTIONS = ("attention",), ("vector", "tokens"), ("vector", "tokens", "heads")
+_ATTENTION, _VECTORS_OR_TOKENS, _DIRECTIONS = ("attention",), ("vector", "tokens"), ("vector", "tokens", "heads")
 _PLANES, _SAMPLES = ("map", "tokens"), ("vector", "tokens", "map")
 _MSE = {"vector": hidden_mse, "tokens": hidden_mse, "heads": hidden_mse, "map": hidden_mse, "attention": attention_mse}
 
@@ -66,104 +66,106 @@ def _for(kinds: Iterable[str], function: LossFunction) -> Mapping[str, LossFunct
     return dict.fromkeys(kinds, function)
 
 
-METHODS = (
-    Method("mse", _MSE),
-    Method("mse_with_mask", _MSE),
-    Method("hidden_mse", _for(_SAMPLES, hidden_mse)),
-    Method("logits_mse", _for(_LOGITS, logits_mse), logits=True),
-    Method("attention_mse", _for(_ATTENTION, attention_mse)),
-    Method("attention_mse_with_mask", _for(_ATTENTION, attention_mse)),
-    Method("cos", _for(_DIRECTIONS, cos)),
-    Method("cross_entropy", _for(_LOGITS, soft_cross_entropy), logits=True),
-    Method("soft_cross_entropy", _for(_LOGITS, soft_cross_entropy), logits=True),
-    Method("kl_divergence", _for(_LOGITS, kl_divergence), logits=True),
+LOSSES = (
+    LossSpec("mse", _MSE),
+    LossSpec("mse_with_mask", _MSE),
+    LossSpec("hidden_mse", _for(_SAMPLES, hidden_mse)),
+    LossSpec("logits_mse", _for(_VECTORS_OR_TOKENS, logits_mse), logits=True),
+    LossSpec("attention_mse", _for(_ATTENTION, attention_mse)),
+    LossSpec("attention_mse_with_mask", _for(_ATTENTION, attention_mse)),
+    LossSpec("cos", _for(_DIRECTIONS, cos)),
+    LossSpec("cross_entropy", _for(_VECTORS_OR_TOKENS, soft_cross_entropy), logits=True),
+    LossSpec("soft_cross_entropy", _for(_VECTORS_OR_TOKENS, soft_cross_entropy), logits=True),
+    LossSpec("kl_divergence", _for(_VECTORS_OR_TOKENS, kl_divergence), logits=True),
     # against the labels
-    Method("cross_entropy", _for(_LOGITS, hard_cross_entropy), hard=True),
-    Method("mse", {"vector": label_mse}, hard=True),
-    Method("own_loss", {"scalar": own_loss}, hard=True),
+    LossSpec("cross_entropy", _for(_VECTORS_OR_TOKENS, hard_cross_entropy), hard=True),
+    LossSpec("mse", {"vector": label_mse}, hard=True),
+    LossSpec("own_loss", {"scalar": own_loss}, hard=True),
     # transformers
-    Method("hidden_cosine", _for(_DIRECTIONS, hidden_cosine)),
-    Method("pkd", _for(_LOGITS, pkd)),
-    Method("mobilebert_feature", _for(_LOGITS, mobilebert_feature)),
-    Method("mobilebert_attention", _for(_ATTENTION, attention_kl), probabilities=True),
-    Method("attention_kl", _for(_ATTENTION, attention_kl), probabilities=True),
-    Method("attention_cross_entropy", _for(_ATTENTION, attention_cross_entropy), probabilities=True),
-    Method("value_relation", {"heads": value_relation}, own_shapes=True),
-    Method("qkv_relation", _for(("heads", "tokens"), qkv_relation), own_shapes=True),
-    Method("cka", _for(_LOGITS, cka), own_shapes=True),
-    Method("gram", {"tokens": gram}, own_shapes=True),
-    Method("bert_emd", _for(("tokens", "attention"), BertEMD), own_shapes=True, several=True),
+    LossSpec("hidden_cosine", _for(_DIRECTIONS, hidden_cosine)),
+    LossSpec("pkd", _for(_VECTORS_OR_TOKENS, pkd)),
+    LossSpec("mobilebert_feature", _for(_VECTORS_OR_TOKENS, mobilebert_feature)),
+    LossSpec("mobilebert_attention", _for(_ATTENTION, attention_kl), probabilities=True),
+    LossSpec("attention_kl", _for(_ATTENTION, attention_kl), probabilities=True),
+    LossSpec("attention_cross_entropy", _for(_ATTENTION, attention_cross_entropy), probabilities=True),
+    LossSpec("value_relation", {"heads": value_relation}, own_shapes=True),
+    LossSpec("qkv_relation", _for(("heads", "tokens"), qkv_relation), own_shapes=True),
+    LossSpec("cka", _for(_VECTORS_OR_TOKENS, cka), own_shapes=True),
+    LossSpec("gram", {"tokens": gram}, own_shapes=True),
+    LossSpec("bert_emd", _for(("tokens", "attention"), BertEMD), own_shapes=True, several=True),
     # logits
-    Method("reverse_kl", _for(_LOGITS, reverse_kl), logits=True),
-    Method("js_divergence", _for(_LOGITS, js_divergence), logits=True),
-    Method("skewed_kl", _for(_LOGITS, skewed_kl), logits=True),
-    Method("skewed_reverse_kl", _for(_LOGITS, skewed_reverse_kl), logits=True),
-    Method("total_variation", _for(_LOGITS, total_variation), logits=True),
-    Method(
+    LossSpec("reverse_kl", _for(_VECTORS_OR_TOKENS, reverse_kl), logits=True),
+    LossSpec("js_divergence", _for(_VECTORS_OR_TOKENS, js_divergence), logits=True),
+    LossSpec("skewed_kl", _for(_VECTORS_OR_TOKENS, skewed_kl), logits=True),
+    LossSpec("skewed_reverse_kl", _for(_VECTORS_OR_TOKENS, skewed_reverse_kl), logits=True),
+    LossSpec("total_variation", _for(_VECTORS_OR_TOKENS, total_variation), logits=True),
+    LossSpec(
         "dkd",
-        _for(_LOGITS, dkd),
+        _for(_VECTORS_OR_TOKENS, dkd),
         logits=True,
         two_classes="one other class leaves nothing to decouple, and the loss is alpha times kl_divergence",
     ),
-    Method(
+    LossSpec(
         "dist",
-        _for(_LOGITS, dist),
+        _for(_VECTORS_OR_TOKENS, dist),
         logits=True,
         two_classes="the correlation of an item's two probabilities is always 1 or -1, so only gamma's part teaches",
     ),
-    Method(
+    LossSpec(
         "logit_standardization",
-        _for(_LOGITS, logit_standardization),
+        _for(_VECTORS_OR_TOKENS, logit_standardization),
         logits=True,
         two_classes="standardised logits are constants, so it is label smoothing of the teacher's class",
     ),
-    Method("objectness_scaled", {"tokens": objectness_scaled}, logits=True),
-    Method("ensemble_cross_entropy", _for(_LOGITS, ensemble_cross_entropy), own_shapes=True, several=True),
-    Method("ensemble_kl", _for(_LOGITS, ensemble_kl), own_shapes=True, several=True),
-    Method("adversarial", _for(_LOGITS, Adversarial), own_shapes=True, several=True),
+    LossSpec("objectness_scaled", {"tokens": objectness_scaled}, logits=True),
+    LossSpec(
+        "ensemble_cross_entropy", _for(_VECTORS_OR_TOKENS, ensemble_cross_entropy), own_shapes=True, several=True
+    ),
+    LossSpec("ensemble_kl", _for(_VECTORS_OR_TOKENS, ensemble_kl), own_shapes=True, several=True),
+    LossSpec("adversarial", _for(_VECTORS_OR_TOKENS, Adversarial), own_shapes=True, several=True),
     # relations
-    Method("similarity_preserving", _for(_SAMPLES, similarity_preserving), own_shapes=True, among_samples=True),
-    Method("rkd_distance", _for(_SAMPLES, rkd_distance), own_shapes=True, among_samples=True),
-    Method("rkd_angle", _for(_SAMPLES, rkd_angle), own_shapes=True, among_samples=True),
-    Method("correlation_congruence", _for(_SAMPLES, correlation_congruence), own_shapes=True, among_samples=True),
-    Method("pkt", _for(_SAMPLES, pkt), own_shapes=True, among_samples=True),
-    Method("nst", _for(_PLANES, nst), own_shapes=True),
-    Method("crd", _for(_SAMPLES, CRD), own_shapes=True),
+    LossSpec("similarity_preserving", _for(_SAMPLES, similarity_preserving), own_shapes=True, among_samples=True),
+    LossSpec("rkd_distance", _for(_SAMPLES, rkd_distance), own_shapes=True, among_samples=True),
+    LossSpec("rkd_angle", _for(_SAMPLES, rkd_angle), own_shapes=True, among_samples=True),
+    LossSpec("correlation_congruence", _for(_SAMPLES, correlation_congruence), own_shapes=True, among_samples=True),
+    LossSpec("pkt", _for(_SAMPLES, pkt), own_shapes=True, among_samples=True),
+    LossSpec("nst", _for(_PLANES, nst), own_shapes=True),
+    LossSpec("crd", _for(_SAMPLES, CRD), own_shapes=True),
     # feature maps
-    Method("fitnet_hint", _for(_SAMPLES, fitnet_hint)),
-    Method("attention_transfer", _for(_PLANES, attention_transfer), own_shapes=True),
-    Method("paraphraser", _for(_SAMPLES, Paraphraser), own_shapes=True),
-    Method("factor_transfer", _for(_SAMPLES, FactorTransfer), own_shapes=True),
-    Method("activation_boundary", _for(_SAMPLES, activation_boundary)),
-    Method("margin_relu", {"map": MarginReLU}),
-    Method("fsp", {"map": fsp}, own_shapes=True, several=True),
-    Method("channel_wise", _for(_PLANES, channel_wise)),
-    Method("variational_information", _for(_SAMPLES, VariationalInformation), own_shapes=True),
-    Method("review_kd", {"map": ReviewKD}, own_shapes=True, several=True),
+    LossSpec("fitnet_hint", _for(_SAMPLES, fitnet_hint)),
+    LossSpec("attention_transfer", _for(_PLANES, attention_transfer), own_shapes=True),
+    LossSpec("paraphraser", _for(_SAMPLES, Paraphraser), own_shapes=True),
+    LossSpec("factor_transfer", _for(_SAMPLES, FactorTransfer), own_shapes=True),
+    LossSpec("activation_boundary", _for(_SAMPLES, activation_boundary)),
+    LossSpec("margin_relu", {"map": MarginReLU}),
+    LossSpec("fsp", {"map": fsp}, own_shapes=True, several=True),
+    LossSpec("channel_wise", _for(_PLANES, channel_wise)),
+    LossSpec("variational_information", _for(_SAMPLES, VariationalInformation), own_shapes=True),
+    LossSpec("review_kd", {"map": ReviewKD}, own_shapes=True, several=True),
 )
 
 
 def list_losses(hard: bool = False) -> list[str]:
     """The names an entry may give: of losses against the teacher, or (`hard`) against the labels."""
-    return sorted(method.name for method in METHODS if method.hard == hard)
+    return sorted(method.name for method in LOSSES if method.hard == hard)
 
 
-def method_of(name: str, hard: bool = False) -> Method:
+def spec_of(name: str, hard: bool = False) -> LossSpec:
     """The method of a name.
 
     Raises:
         ConfigError: the name is unknown.
     """
-    method = next((one for one in METHODS if one.name == name and one.hard == hard), None)
+    method = next((one for one in LOSSES if one.name == name and one.hard == hard), None)
     if method is None:
         what, names = "loss against the labels" if hard else "loss", list_losses(hard)
         raise ConfigError(f"unknown {what} {name!r}.{nearest(name, names)} Known: {', '.join(names)}")
     return method
 
 
-def method_behind(function: LossFunction) -> Method | None:
+def spec_behind(function: LossFunction) -> LossSpec | None:
     """The method of a function of the table, by whatever way it was given; None for anybody's own."""
-    return next((method for method in METHODS if function in method.functions.values()), None)
+    return next((method for method in LOSSES if function in method.functions.values()), None)
 
 
 def get_loss(name: str, kind: str | None = None, hard: bool = False) -> LossFunction:
@@ -172,10 +174,10 @@ def get_loss(name: str, kind: str | None = None, hard: bool = False) -> LossFunc
     Raises:
         ConfigError: the name is unknown, or the loss does not apply to the kind.
     """
-    functions = method_of(name, hard).functions
+    functions = spec_of(name, hard).functions
     if kind is None:
         return functions.get("tokens") or next(iter(functions.values()))
     if kind not in functions:
-        fitting = sorted(one.name for one in METHODS if one.hard == hard and kind in one.functions)
+        fitting = sorted(one.name for one in LOSSES if one.hard == hard and kind in one.functions)
         raise ConfigError(f"loss {name} does not apply to a feature of kind {kind}. These do: {', '.join(fitting)}")
     return functions[kind]

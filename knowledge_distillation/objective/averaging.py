@@ -13,9 +13,9 @@ from torch import Tensor
 from ..config.entry import Entry
 from ..errors import ConfigError
 from ..features.batch_context import batch_size, keeps_all, mask_of
-from ..features.deferred import Deferred, whole
+from ..features.deferred import Deferred, materialized
 from .loss import Loss
-from .masking import Items, Layout, Masks, blanked, layout_of, per_sample, total
+from .masking import Items, Layout, Masks, layout_of, per_sample, total, zero_padding
 from .projections import at_least_float32
 
 
@@ -52,7 +52,7 @@ def values_of(
     if isinstance(student[0], Deferred):  # its values are never there at once: their shape has to do
         compared = (student[0], context["labels"] if bound.entry.hard else teacher[0])
         shapes = [torch.empty(side.shape, dtype=side.dtype, device="meta") for side in compared]
-        values = called(loss, loss.function, torch.device("cpu"), *shapes, **args)
+        values = call_loss(loss, loss.function, torch.device("cpu"), *shapes, **args)
         return values, layout_of(bound.kind, student[0].shape, values.shape)
     masks = items.masks(context)
     keywords = {name: context.get(name) for name in bound.context_keys} | _mask_words(bound, context)
@@ -60,12 +60,12 @@ def values_of(
         keywords["mask"] = masks.rows
     padding = items.padding(masks, all_of_it=loss.by_name or "mask" in keywords)
     student_features, teacher_features = (
-        tuple(at_least_float32(blanked(feature, bound.kind, padding)) for feature in whole(side))
+        tuple(at_least_float32(zero_padding(feature, bound.kind, padding)) for feature in materialized(side))
         for side in (student, teacher)
     )
     reference = (context.get("labels"),) if bound.entry.hard else teacher_features
     sides = (student_features, reference) if loss.several else (student_features[0], reference[0])
-    values = called(loss, loss.function, student_features[0].device, *sides, **args, **keywords)
+    values = call_loss(loss, loss.function, student_features[0].device, *sides, **args, **keywords)
     if not isinstance(values, Tensor):
         raise ConfigError(f"loss {loss.name} returned {type(values).__name__}; a tensor is needed")
     return values, layout_of(bound.kind, student_features[0].shape, values.shape)
@@ -90,11 +90,12 @@ def value_of(
     if isinstance(student[0], Deferred):
         reference = context["labels"] if bound.entry.hard else teacher[0]
         return (
-            called(bound.loss, bound.loss.fused, student[0].device, student[0], reference, rows, keys, **args) / number
+            call_loss(bound.loss, bound.loss.fused, student[0].device, student[0], reference, rows, keys, **args)
+            / number
         )
     alike = bound.items.masks(context).rows is None and bound.entry.reduction != "sequence_mean"
-    sides = (student[0], *whole(teacher), None if alike else rows, keys)
-    return called(bound.loss, bound.loss.summed, student[0].device, *sides, **args) / number
+    sides = (student[0], *materialized(teacher), None if alike else rows, keys)
+    return call_loss(bound.loss, bound.loss.summed, student[0].device, *sides, **args) / number
 
 
 def average(bound: BoundEntry, values: Tensor, context: Mapping[str, Any], counts: Mapping[str, Any] | None) -> Tensor:
@@ -115,7 +116,7 @@ def weights_of(
     return bound.items.weights(context, masks, student.shape, like), keys, number
 
 
-def called(loss: Loss, function: Callable[..., Any] | None, device: torch.device, *sides: Any, **args: Any) -> Any:
+def call_loss(loss: Loss, function: Callable[..., Any] | None, device: torch.device, *sides: Any, **args: Any) -> Any:
     """What a form of a loss gives, with autocast off; an error it raises says whose it is."""
     assert function is not None
     with torch.autocast(device.type, enabled=False):

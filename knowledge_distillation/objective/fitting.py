@@ -56,7 +56,7 @@ def fit_student(modules: Modules, loss: Loss, kind: str, number: int, student: T
     entry, projection = loss.entry, loss.entry.projection
     free = loss.own_shapes or teacher is None
     axis = 1 if kind == "map" else -1
-    of_logits = loss.method.logits or loss.name == "logits_mse"
+    of_logits = loss.spec.logits or loss.name == "logits_mse"
     logits = entry.student[0].output == "logits" or of_logits
     logits = logits and entry.student[0].output != "hidden_states"  # whatever is made of it, it is a layer
     pair = f"{entry.student[number]} {tuple(student.shape)}"
@@ -130,7 +130,7 @@ def fit_loss(
     args = {k: v for k, v in {**offered, **loss.entry.args}.items() if k in parameters}
     sides = [tuple(at_least_float32(t).detach() for t in side) for side in (student, teacher)]
     try:
-        module = loss.function(*(sides if loss.method.several else [side[0] for side in sides]), **args)
+        module = loss.function(*(sides if loss.spec.several else [side[0] for side in sides]), **args)
     except DistillationError:
         raise
     except Exception as error:

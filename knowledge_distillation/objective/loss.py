@@ -12,10 +12,10 @@ from torch import nn
 from ..config.entry import Entry
 from ..errors import ConfigError, nearest
 from ..losses.arguments import FILLED, MASKS, Signature, check_arguments, signature_of
-from ..losses.table import Method, get_loss, method_behind, method_of
-from .fused.table import BEYOND_ONE_ITEM, FUSED, SUMMED
+from ..losses.table import LossSpec, get_loss, spec_behind, spec_of
+from .fused.forms import BEYOND_ONE_ITEM, FUSED, SUMMED
 
-_OF_THE_USER = Method("", {})
+_OF_THE_USER = LossSpec("", {})
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Loss:
     Args:
         entry: whose loss it is.
         function: a function, a module, or the class of a module until that is built.
-        method: its line in the table of names, in whatever way the function was given; an empty one for a user's code.
+        spec: its line in the table of names, in whatever way the function was given; an empty one for a user's code.
         signature: what it takes beyond its two sides.
         fused: the form that works from what a feature is computed from; None where there is none, or the entry's
             arguments or projections need the feature itself.
@@ -34,7 +34,7 @@ class Loss:
 
     entry: Entry
     function: Callable[..., Any]
-    method: Method
+    spec: LossSpec
     signature: Signature
     fused: Callable[..., Any] | None
     summed: Callable[..., Any] | None
@@ -51,11 +51,11 @@ class Loss:
     @cached_property
     def several(self) -> bool:
         """Whether each side is a tuple."""
-        return self.entry.many or self.method.several
+        return self.entry.many or self.spec.several
 
     @cached_property
     def own_shapes(self) -> bool:
-        return not self.by_name or self.method.own_shapes
+        return not self.by_name or self.spec.own_shapes
 
     @cached_property
     def needs_labels(self) -> bool:
@@ -86,10 +86,10 @@ class Loss:
     def check(self, context: Iterable[str]) -> None:
         """Raise a ConfigError where the loss cannot be called as the entry says, with these keywords of the batch."""
         entry = self.entry
-        if entry.many and self.by_name and not self.method.several:
+        if entry.many and self.by_name and not self.spec.several:
             raise ConfigError(f"loss {self.name} compares one feature with one: it takes no list of features")
         scores = next((str(f) for f in entry.student + entry.teacher if f.output.endswith("attention_scores")), None)
-        if self.method.probabilities and scores:
+        if self.spec.probabilities and scores:
             near = scores.removesuffix("_scores")
             raise ConfigError(f"loss {self.name} compares probabilities, and {scores} are scores. Nearest: {near}")
         problem = self.argument_problem(context) or self._schedule_problem()
@@ -132,14 +132,14 @@ def loss_of(entry: Entry, kind: str | None) -> Loss:
         ConfigError: its name is unknown, or it does not apply to the kind.
     """
     if isinstance(entry.loss, str):
-        function, method = get_loss(entry.loss, kind, entry.hard), method_of(entry.loss, entry.hard)
+        function, spec = get_loss(entry.loss, kind, entry.hard), spec_of(entry.loss, entry.hard)
     else:
         function = entry.loss
-        method = method_behind(type(function) if isinstance(function, nn.Module) else function) or _OF_THE_USER
+        spec = spec_behind(type(function) if isinstance(function, nn.Module) else function) or _OF_THE_USER
     projected = {entry.projection.type, entry.teacher_projection.type} - {"auto", "none"}
     whole = callable(entry.loss) or entry.many or projected or BEYOND_ONE_ITEM & {*entry.args, *entry.schedule}
     summed = SUMMED.get(function) if kind in ("tokens", "heads", "attention") else None
-    return Loss(entry, function, method, signature_of(function), None if whole else FUSED.get(function), summed)
+    return Loss(entry, function, spec, signature_of(function), None if whole else FUSED.get(function), summed)
 
 
 def takes_parts(entry: Entry, kind: str) -> bool:

@@ -14,13 +14,13 @@ from ..config.parse import parse_config
 from ..errors import ConfigError, raise_all
 from ..features.adaptors import OutputAdaptor
 from ..features.batch_context import batch_size, make_context, mask_keys
-from ..features.deferred import Deferred, HeadLogits, whole
+from ..features.deferred import Deferred, HeadLogits, materialized
 from ..features.inputs import Inputs
 from ..features.kinds import kind_by_name
-from .averaging import BoundEntry, average, called, value_of, values_of, weights_of
+from .averaging import BoundEntry, average, call_loss, value_of, values_of, weights_of
 from .balance import Balance
 from .fitting import Modules, fit_labels, fit_loss, fit_student, fit_teacher
-from .fused.vocabulary import Part, head_loss
+from .fused.vocabulary import HeadTerm, head_loss
 from .loss import keywords_of, loss_of
 from .masking import Items, sizes_of
 from .outputs import features_of_outputs, see_features
@@ -177,7 +177,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         kind_of_loss = kind_after(entry.projection, kind)
         loss = loss_of(entry, kind_of_loss)
         if loss.fused is None:
-            own, target = whole(own), whole(target)
+            own, target = materialized(own), materialized(target)
         loss.check([*context, *([] if num_samples is None else ["num_samples"])])
         modules = Modules(self.projections, self.losses, self.training)
         target = fit_teacher(modules, entry, kind, own, target)
@@ -239,7 +239,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if not self.bound:
             raise ConfigError("no entry is bound")
         attached, loss = {}, None
-        heads: dict[HeadLogits, list[tuple[BoundEntry, Any, Part]]] = {}
+        heads: dict[HeadLogits, list[tuple[BoundEntry, Any, HeadTerm]]] = {}
         now = self._now(progress)
         for bound, weight, args in now:
             name = bound.entry.name
@@ -250,7 +250,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             if isinstance(feature, HeadLogits) and self.balance is None:
                 rows, _, number = weights_of(bound, feature, context, counts)
                 reference = context["labels"] if bound.entry.hard else target[0]
-                part = Part(bound.loss.function, reference, rows, args, weight / number)
+                part = HeadTerm(bound.loss.function, reference, rows, args, weight / number)
                 heads.setdefault(feature, []).append((bound, number, part))
                 continue
             value = value_of(bound, student[name], target, context, args, counts)
@@ -259,7 +259,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             attached[name] = value
         for logits, entries in heads.items():  # one pass over a head for all that look at its logits
             parts = [part for _, _, part in entries]
-            weighted, sums = called(entries[0][0].loss, head_loss, logits.device, logits, parts)
+            weighted, sums = call_loss(entries[0][0].loss, head_loss, logits.device, logits, parts)
             loss = weighted if loss is None else loss + weighted
             for (bound, number, _), summed in zip(entries, sums, strict=True):
                 attached[bound.entry.name] = summed / number

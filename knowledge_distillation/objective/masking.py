@@ -163,7 +163,7 @@ def layout_of(kind: str, feature: torch.Size, values: torch.Size) -> Layout:
     )
 
 
-def kept(layout: Layout, masks: Masks) -> Tensor | None:
+def mask_of_layout(layout: Layout, masks: Masks) -> Tensor | None:
     """The boolean mask of the items of a layout, broadcastable to its leading dimensions; None keeps all.
 
     A sample counts where any of its tokens does.
@@ -181,7 +181,7 @@ def kept(layout: Layout, masks: Masks) -> Tensor | None:
     return pairs if keys is None else pairs & keys.bool()[:, None, None]
 
 
-def blanked(feature: Tensor, kind: str, masks: Masks) -> Tensor:
+def zero_padding(feature: Tensor, kind: str, masks: Masks) -> Tensor:
     """The feature with 0 in its padding, so that what stands there, even inf, reaches no value and no gradient.
 
     Masking the values of a loss is not enough for that: 0 times the derivative of an infinite value is not a number.
@@ -205,7 +205,7 @@ def blanked(feature: Tensor, kind: str, masks: Masks) -> Tensor:
 
 def total(values: Tensor, layout: Layout, masks: Masks) -> Tensor:
     """Sum of the values that count; a value that does not count has no gradient, whatever it is."""
-    mask = None if layout.name == "batch" else kept(layout, masks)
+    mask = None if layout.name == "batch" else mask_of_layout(layout, masks)
     if mask is None:
         return values.sum()
     mask = mask[(...,) + (None,) * (values.dim() - mask.dim())]
@@ -216,7 +216,7 @@ def per_sample(values: Tensor, layout: Layout, masks: Masks) -> Tensor:
     """The mean of each sample's values that count; 0 where it has none."""
     if layout.name == "batch":
         return values
-    mask = kept(layout, masks)
+    mask = mask_of_layout(layout, masks)
     if mask is None:
         return values.reshape(len(values), -1).mean(1)
     mask = mask[(...,) + (None,) * (values.dim() - mask.dim())].expand_as(values)
@@ -259,7 +259,7 @@ def count(layout: Layout, masks: Masks, batch: int, rows: int = 1, keys: int = 1
     if layout.name == "batch":
         return 1
     if layout.name == "samples":
-        mask = kept(layout, masks)
+        mask = mask_of_layout(layout, masks)
         return (batch if mask is None else mask.sum()) * layout.factor
     if layout.name in ("tokens", "rows"):
         if masks.rows is None:

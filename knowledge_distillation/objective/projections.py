@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..config.entry import Entry, Projection
 from ..errors import CheckpointError, ConfigError, nearest
-from ..features.deferred import whole
-from ..storage.checkpoint import fitting, latest
+from ..features.deferred import materialized
+from ..storage.checkpoint_files import checkpoint_errors, latest
 
 
 class Heads(nn.Module):
@@ -92,11 +92,11 @@ def build_projection(projection: Projection, kind: str, feature: Tensor, other: 
 
     Source: the regressor of Romero et al., FitNets, 2015; the matrix W of Jiao et al., TinyBERT, 2020, eq. 8.
     """
-    fitting = sorted(name for name, kinds in _KINDS.items() if kind in kinds)
-    if projection.type not in fitting:
+    checkpoint_errors = sorted(name for name, kinds in _KINDS.items() if kind in kinds)
+    if projection.type not in checkpoint_errors:
         raise ConfigError(
             f"projection {projection.type} does not apply to a feature of kind {kind} {tuple(feature.shape)}. "
-            f"These do: {', '.join(fitting) or 'none'}"
+            f"These do: {', '.join(checkpoint_errors) or 'none'}"
         )
     if other is None and projection.width is None:
         raise ConfigError(f"projection {projection.type}: nothing tells its width; give width")
@@ -163,7 +163,7 @@ def load_projection(module: nn.Module, path: str, key: str) -> None:
     file = projections_file(path)
     if not file.is_file():
         raise CheckpointError(f"projection_checkpoint {path}: there is no file {file}")
-    with fitting(file.parent, file.stem):
+    with checkpoint_errors(file.parent, file.stem):
         state = load_file(str(file))
     names = sorted({name.split(".")[1] for name in state if name.startswith("projections.")})
     if names and key not in names:
@@ -171,7 +171,7 @@ def load_projection(module: nn.Module, path: str, key: str) -> None:
         raise CheckpointError(f"projection_checkpoint {path} holds no projection {key!r}.{holds}")
     prefix = f"projections.{key}."
     mine: dict[str, Any] = {n.removeprefix(prefix): t for n, t in state.items() if not names or n.startswith(prefix)}
-    with fitting(file.parent, f"projection {key!r} in {file.stem}"):
+    with checkpoint_errors(file.parent, f"projection {key!r} in {file.stem}"):
         module.load_state_dict(mine)
 
 
@@ -193,7 +193,7 @@ def apply_projections(
     """One side's features of an entry, through the projections it has there."""
     keys = [key_of(entry, side, number, len(tensors)) for number in range(len(tensors))]
     return tuple(
-        projections[key](at_least_float32(*whole([tensor]))) if key in projections else tensor
+        projections[key](at_least_float32(*materialized([tensor]))) if key in projections else tensor
         for key, tensor in zip(keys, tensors, strict=True)
     )
 

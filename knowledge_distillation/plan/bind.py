@@ -21,8 +21,8 @@ from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from ..objective.projections import kind_after
 from ..teachers.frozen import FrozenTeacher
 from .plan import Plan
+from .printed import notes_of, row_of
 from .probe import Probe, Problems, readers_of, source_of
-from .rows import notes_of, row_of
 
 
 def bind(

@@ -1,5 +1,8 @@
 """Published methods and layer mappings: each gives the `distill_config` list that says it."""
 
+from .by_name import METHODS as METHODS
+from .by_name import expand as expand
+from .by_name import list_presets as list_presets
 from .layer_search import search as search
 from .mapping import last as last
 from .mapping import skip as skip
@@ -26,6 +29,3 @@ from .stage_methods import factor_transfer as factor_transfer
 from .stage_methods import fitnet as fitnet
 from .stage_methods import ofd as ofd
 from .stage_methods import similarity_preserving as similarity_preserving
-from .table import METHODS as METHODS
-from .table import expand as expand
-from .table import list_presets as list_presets

@@ -22,7 +22,7 @@ _RECTIFIERS = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass(frozen=True)
-class Stage:
+class ModelStage:
     """The end of a stage.
 
     Args:
@@ -48,7 +48,7 @@ class Stage:
         return f"{self.activation}.input" if self.activation else self.after
 
 
-def paired_stages(teacher: Any, student: Any) -> list[tuple[Stage, Stage]]:
+def paired_stages(teacher: Any, student: Any) -> list[tuple[ModelStage, ModelStage]]:
     """The stages of two models, or of their configs, paired from the last to the first, in their order.
 
     Stages are the last layers at each size of maps. A model whose layers all have one size has as many stages as the
@@ -72,14 +72,14 @@ def paired_stages(teacher: Any, student: Any) -> list[tuple[Stage, Stage]]:
     return list(zip(ends[0][-number:], ends[1][-number:], strict=True))
 
 
-def _ends(layers: Sequence[Stage]) -> list[Stage]:
+def _ends(layers: Sequence[ModelStage]) -> list[ModelStage]:
     following = [*layers[1:], None]
     return [
         layer for layer, next_one in zip(layers, following, strict=True) if not next_one or next_one.size != layer.size
     ]
 
 
-def _layers(config: Any, size: Any) -> list[Stage]:
+def _layers(config: Any, size: Any) -> list[ModelStage]:
     """Every layer of a model."""
     register()
     if type(config) in AutoModelForImageClassification._model_mapping:
@@ -87,10 +87,10 @@ def _layers(config: Any, size: Any) -> list[Stage]:
     depth = getattr(config, "num_hidden_layers", None)
     if getattr(config, "is_encoder_decoder", False) or not isinstance(depth, int):
         raise ConfigError(f"the layers of {type(config).__name__} cannot be told: write the entries out")
-    return [Stage(number) for number in range(1, depth + 1)]
+    return [ModelStage(number) for number in range(1, depth + 1)]
 
 
-def _of_images(config: Any, size: Any) -> list[Stage]:
+def _of_images(config: Any, size: Any) -> list[ModelStage]:
     height, width = (size, size) if isinstance(size, int) else size
     outputs: list[tuple[str, Tensor]] = []  # of its ReLUs, by path
     try:
@@ -108,11 +108,11 @@ def _of_images(config: Any, size: Any) -> list[Stage]:
     return [_stage(number, state, outputs, model) for number, state in enumerate(states, start=1)]
 
 
-def _stage(number: int, state: Tensor, outputs: Sequence[tuple[str, Tensor]], model: nn.Module) -> Stage:
+def _stage(number: int, state: Tensor, outputs: Sequence[tuple[str, Tensor]], model: nn.Module) -> ModelStage:
     path = next((path for path, output in outputs if output is state), "")
     size = tuple(state.shape[2:]) if state.dim() == 4 else None
     try:
         normalised = bool(path) and batch_norm_of(model, [Feature(path, "input")], state.shape[1]) is not None
     except ConfigError:
         normalised = False
-    return Stage(number, size, path, normalised)
+    return ModelStage(number, size, path, normalised)

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .mapping import config_of
 from .methods import hinton
 from .soft_targets import is_regression, weighted
-from .stage_ends import Stage, paired_stages
+from .stage_ends import ModelStage, paired_stages
 
 
 def similarity_preserving(
@@ -127,7 +127,7 @@ def ofd(teacher: Any, student: Any, weight: float = 1e-3, alpha: float = 0.0, te
 
 
 def _entry(
-    stages: tuple[Stage, Stage], loss: str, weight: float, before: bool = False, resize: bool = False
+    stages: tuple[ModelStage, ModelStage], loss: str, weight: float, before: bool = False, resize: bool = False
 ) -> dict[str, Any]:
     """The student's stage from the teacher's.
 

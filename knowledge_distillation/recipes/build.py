@@ -14,7 +14,7 @@ from ..data.glue import load_glue
 from ..data.image_format import saved_format
 from ..data.images import load_images
 from ..errors import ConfigError
-from ..presets import table
+from ..presets import by_name as preset_table
 from ..presets.layer_search import Proposal, search
 from .build_models import build_model, from_pretrained
 from .recipe import EMBEDDED, Recipe
@@ -93,11 +93,11 @@ class LoadedRecipe:
             return recipe.config
         options = recipe.method_options()
         if options.get("mapping") == "search":
-            proposal = self.searched(student)
+            proposal = self.search_mapping(student)
             self.why, options["mapping"] = proposal.why, proposal.pairs
-        return parse_config(table.expand(recipe.method_name, self.teacher, student, **options))
+        return parse_config(preset_table.expand(recipe.method_name, self.teacher, student, **options))
 
-    def searched(self, student: Any, batches: int = 4) -> Proposal:
+    def search_mapping(self, student: Any, batches: int = 4) -> Proposal:
         """A layer mapping by similarity, on a few batches of the training data."""
         from torch.utils.data import DataLoader
         from transformers import DataCollatorWithPadding
@@ -156,7 +156,7 @@ class LoadedRecipe:
             output_dir=output_dir,
             args=args,
         )
-        run.recipe = recipe.made_of(finetune)
+        run.recipe = recipe.identity(finetune)
         return run
 
 

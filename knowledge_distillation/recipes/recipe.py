@@ -18,7 +18,7 @@ from ..data.augmentation import Augmentation
 from ..data.glue import GLUE_TASKS, GlueTask, find_task
 from ..data.images import IMAGE_TASKS, ImageTask
 from ..errors import ConfigError, nearest
-from ..presets import table
+from ..presets import by_name as preset_table
 from ..presets.mapping import STRATEGIES, check_mapping
 
 EMBEDDED = "embedded"
@@ -159,7 +159,7 @@ class Recipe:
         options = {key: getattr(self, key) for key in _OF_METHODS}
         return {**{key: value for key, value in options.items() if value is not None}, **self.method_args}
 
-    def made_of(self, finetune: bool) -> dict[str, Any]:
+    def identity(self, finetune: bool) -> dict[str, Any]:
         """The data and the models that it describes, without places on disk: what no continuation of a run changes."""
         data = ("task", "max_train_samples", "max_eval_samples", "image_size", "augment", "max_length")
         models = {side: getattr(self, side) for side in (("teacher",) if finetune else ("teacher", "student"))}
@@ -208,10 +208,10 @@ class Recipe:
         return [*of_keys, *problems]
 
     def _check_method(self) -> None:
-        table.check_name(self.method_name)
+        preset_table.check_name(self.method_name)
         if self.own_entries() is None:
             options = self.method_options()
-            table.check_options(self.method_name, options)
+            preset_table.check_options(self.method_name, options)
             if "mapping" in options:
                 check_mapping(options["mapping"], [*STRATEGIES, "search"])
         elif self.method is not None:
@@ -272,7 +272,7 @@ def _make_room(content: dict[str, Any], named: set[str], method: Any) -> None:
                 content["finetune"].pop(key, None)
     if isinstance(method, str):
         others = [] if content.get("method") == method else ["method_args"]
-        takes = table.options_of(method) if method in table.METHODS else _OF_METHODS
+        takes = preset_table.options_of(method) if method in preset_table.METHODS else _OF_METHODS
         for key in ["distill_config", *others, *(key for key in _OF_METHODS if key not in takes)]:
             content.pop(key, None)
 

@@ -15,7 +15,7 @@ import xxhash
 from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, DistillationError
-from ..storage.checkpoint import write_text
+from ..storage.checkpoint_files import write_text
 from .sweep_grid import Point, is_greater_better, points
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ..config.entry import DistillConfig
 from ..errors import ConfigError, nearest
 from ..losses.arguments import signature_of
 from ..losses.table import get_loss
-from ..presets import table
+from ..presets import by_name as preset_table
 from .recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def resolved(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
 
 def _of_method(recipe: Recipe, key: str, value: Any) -> dict[str, Any]:
     method = recipe.method_name
-    takes = table.options_of(method)
+    takes = preset_table.options_of(method)
     if key not in takes and not (key == "weight" and "alpha" in takes):
         raise ConfigError(f"--grid {key}: method {method} takes no {key}. It takes: {', '.join(takes) or 'nothing'}")
     if key == "weight":

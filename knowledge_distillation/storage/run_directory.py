@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .checkpoint import read_json, write_text
+from .checkpoint_files import read_json, write_text
 
 _CONTENTS = ("run.json", "history.jsonl", "student", "peers", "checkpoints")
 # What may differ between a run and its continuation without making it another run.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config.entry import Feature
 from ..features.batch_context import mask_keys, mask_of
-from ..features.deferred import Deferred, TopKLogits, whole
+from ..features.deferred import Deferred, TopKLogits, materialized
 
 
 class Span(NamedTuple):
@@ -53,7 +53,7 @@ class Form:
     def encode(self, feature: Tensor | Deferred, spans: Mapping[str, Span]) -> dict[str, Tensor]:
         """The stored parts of a batch, on the feature's device, with 0 outside its samples."""
         if self.top_k is None:
-            (tensor,) = whole([feature])
+            (tensor,) = materialized([feature])
             return self._rounded(blanked_outside(tensor, self.dims, spans))
         likeliest = TopKLogits.of(feature, self.top_k)
         parts = {**self._rounded(likeliest.values), "classes": likeliest.indices.int(), "rest": likeliest.rest.float()}

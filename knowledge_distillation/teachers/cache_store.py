@@ -240,10 +240,11 @@ class Store:
         free, total = max(0, shutil.disk_usage(folder).free - SPARE_BYTES), self.nbytes + size
         if self.limit is not None and total > self.limit:
             raise self._full(
-                f"teacher_cache_limit is {shown(self.limit)}, and {about}{shown(total)} are needed{by_now}"
+                f"teacher_cache_limit is {format_bytes(self.limit)}, and {about}{format_bytes(total)} "
+                f"are needed{by_now}"
             )
         if size > free:
-            raise self._full(f"the disk has {shown(free)} to spare, and {about}{shown(size)} are needed")
+            raise self._full(f"the disk has {format_bytes(free)} to spare, and {about}{format_bytes(size)} are needed")
 
     def _full(self, why: str) -> CacheError:
         return CacheError(
@@ -361,7 +362,7 @@ def window(dims: Sequence[int | str], spans: Mapping[str, Span], sample: int) ->
     )
 
 
-def shown(size: float) -> str:
+def format_bytes(size: float) -> str:
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

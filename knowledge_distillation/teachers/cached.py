@@ -21,7 +21,7 @@ from ..features.inputs import forward_inputs
 from ..features.source import Source
 from .cache_format import Span, form_of, spans_of, tensor_name
 from .cache_keys import Identity, sample_keys
-from .cache_store import Store, shown
+from .cache_store import Store, format_bytes
 from .frozen import FrozenTeacher
 
 Features = dict[Feature, Tensor | Deferred]
@@ -160,20 +160,20 @@ class CachedTeacher:
         """
         store = self.store
         dtype = next(iter(store.forms.values())).dtype
-        note = f"teacher cache {store.folder}: holds {len(store):,} samples, {shown(store.nbytes)}"
+        note = f"teacher cache {store.folder}: holds {len(store):,} samples, {format_bytes(store.nbytes)}"
         if store.complete:
             return f"{note} in {dtype}"
         rows = batch_size(context)
         spans = spans_of(store.names, context)
         per_sample = store.bytes_of({name: span.length for name, span in spans.items()}, rows) / rows
         if samples is None:
-            return f"{note}; about {shown(per_sample)} for each sample in {dtype}"
+            return f"{note}; about {format_bytes(per_sample)} for each sample in {dtype}"
         if set(store.names) <= ({"attention_mask"} if lengths is not None else set()):
             size = store.bytes_of({name: np.asarray(lengths) for name in store.names}, samples)
             store.check_room(max(0, size - store.nbytes), begun=False)
         else:
             size = int(per_sample * samples)
-        return f"{note}; about {shown(size)} for {samples:,} samples in {dtype}"
+        return f"{note}; about {format_bytes(size)} for {samples:,} samples in {dtype}"
 
     def _look_up(self, on_cpu: CpuInputs) -> _LookUp:
         spans = spans_of(self.store.names, on_cpu.context)

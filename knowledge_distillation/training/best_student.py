@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..data.loading import TrainBatches
+from ..data.train_batches import TrainBatches
 from ..errors import ConfigError, DataError, nearest
 from ..evaluation.evaluators import TaskEvaluator
 from ..features.preserve import modes_kept, preserved, resting
@@ -94,7 +94,7 @@ def check_evaluation(run: Run) -> None:
         return
     batches = TrainBatches(data, run.settings.seed, run.accelerator, "evaluation")
     first = batches.first()
-    if not batches.most(len(first)):
+    if not batches.max_over_processes(len(first)):
         raise DataError("the evaluation data is empty: it has no batch")
     if metric and isinstance(run.evaluator, TaskEvaluator):
         with preserved(run.student):

@@ -12,10 +12,10 @@ from torch import nn
 from ..config.entry import Projection
 from ..config.schedules import Schedule
 from ..errors import CheckpointError
-from ..storage import checkpoint, run_directory
+from ..storage import checkpoint_files, run_directory
 from ..storage.random_state import random_state, set_random_state
 from .progress import Progress
-from .roles import labelled
+from .roles import titled
 from .run import Run
 
 
@@ -26,7 +26,7 @@ def save_students(run: Run, directory: Path, peers: bool = True, student: bool =
         models |= {f"peers/{name}": model for name, model in run.peers.items()}
     for name, model in models.items():
         if run.accelerator.is_main_process:
-            checkpoint.save_student(directory / name, model, run.processing_class)
+            checkpoint_files.save_student(directory / name, model, run.processing_class)
         run.accelerator.wait_for_everyone()
 
 
@@ -44,7 +44,7 @@ def save(run: Run, directory: Path | None = None) -> None:
 def write(run: Run, directory: Path) -> Path | None:
     """All it takes to go on exactly. Returns the checkpoint on the main process."""
     accelerator, main = run.accelerator, run.accelerator.is_main_process
-    writer = checkpoint.Writer(directory, run.progress.step)
+    writer = checkpoint_files.Writer(directory, run.progress.step)
     if main:
         writer.begin()
     accelerator.wait_for_everyone()
@@ -68,8 +68,8 @@ def read_stage(run: Run, folder: Path) -> int:
     Raises:
         CheckpointError: the run has none of that number.
     """
-    with checkpoint.fitting(folder, "progress"):
-        stage = Progress(**checkpoint.read_tree(folder, "progress")["progress"]).stage
+    with checkpoint_files.checkpoint_errors(folder, "progress"):
+        stage = Progress(**checkpoint_files.read_tree(folder, "progress")["progress"]).stage
     if stage >= len(run.stages):
         raise CheckpointError(f"{folder} is of stage {stage + 1}, and this run has {len(run.stages)}")
     return stage
@@ -84,34 +84,34 @@ def read(
 ) -> None:
     """Read parts of an earlier run into a prepared one; what is None stays as it is."""
     if student is not None:
-        checkpoint.read_student(student, run.student)
+        checkpoint_files.read_student(student, run.student)
         for name, peer in run.peers.items():
-            checkpoint.read_module(checkpoint.latest(student), f"peer-{name}", peer)
+            checkpoint_files.read_module(checkpoint_files.latest(student), f"peer-{name}", peer)
     if projections is not None:
-        checkpoint.read_module(checkpoint.latest(projections), "projections", run.loss_model)
+        checkpoint_files.read_module(checkpoint_files.latest(projections), "projections", run.loss_model)
     if optimizer is not None:
-        folder = checkpoint.latest(optimizer)
-        states = checkpoint.read_tree(folder, "optimizer")
-        with checkpoint.fitting(folder, "optimizer"):
+        folder = checkpoint_files.latest(optimizer)
+        states = checkpoint_files.read_tree(folder, "optimizer")
+        with checkpoint_files.checkpoint_errors(folder, "optimizer"):
             for name, part in stateful_parts(run).items():
                 if part is not None and states[name] is not None:
                     part.load_state_dict(states[name])
     if progress is not None:
-        read_progress(run, checkpoint.latest(progress))
+        read_progress(run, checkpoint_files.latest(progress))
 
 
 def read_progress(run: Run, folder: Path) -> None:
     """The place in the training, what callbacks know of it, and this process's random states."""
-    state = checkpoint.read_tree(folder, "progress")
-    with checkpoint.fitting(folder, "progress"):
+    state = checkpoint_files.read_tree(folder, "progress")
+    with checkpoint_files.checkpoint_errors(folder, "progress"):
         for callback in run.callbacks:
             own = next((state for name, state in state["callbacks"] if name == type(callback).__name__), None)
             if own:
                 callback.load_state_dict(own)
         run.progress, run.metrics = Progress(**state["progress"]), state["metrics"]
     part = f"random-{run.accelerator.process_index}"
-    random = checkpoint.read_tree(folder, part)
-    with checkpoint.fitting(folder, part):
+    random = checkpoint_files.read_tree(folder, part)
+    with checkpoint_files.checkpoint_errors(folder, part):
         set_random_state(random["random"])
     run.batches.restore(random["generators"], run.progress.batches)
 
@@ -161,8 +161,8 @@ def identity(run: Run) -> dict[str, Any]:
         }
         for entry in run.loss_model.config.entries
     ]
-    models: dict[str, Any] = {"student": run.student, "teacher": None, **labelled(run.students, "peer")}
-    models |= labelled({name: teacher.model for name, teacher in run.teachers.items()}, "teacher")
+    models: dict[str, Any] = {"student": run.student, "teacher": None, **titled(run.students, "peer")}
+    models |= titled({name: teacher.model for name, teacher in run.teachers.items()}, "teacher")
     written: dict[str, Any] = {
         "distill_config": entries,
         # Where a cache lies does not matter to what is learnt; that its values are the stored ones does.

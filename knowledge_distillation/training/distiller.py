@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 
 from ..config.settings import TrainingSettings
 from ..config.stages import stages_of
-from ..data.loading import TrainBatches, choose, loader_of
+from ..data.train_batches import TrainBatches, check_one_source, loader_of
 from ..errors import CheckpointError, ConfigError
 from ..evaluation.evaluators import TaskEvaluator
 from ..features.inputs import same_inputs
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from ..plan.plan import Plan
-from ..storage import checkpoint
+from ..storage import checkpoint_files
 from ..teachers.frozen import FrozenTeacher
 from . import checkpoints, loop
 from .accelerate import make_accelerator, teacher_dtype
@@ -121,8 +121,8 @@ class KnowledgeDistiller:
         output_dir = None if output_dir is None else Path(output_dir)
         accelerator = make_accelerator(args, device, output_dir)
 
-        choose(train_dataloader, train_dataset, "train")
-        choose(dev_dataloader, eval_dataset, "dev")
+        check_one_source(train_dataloader, train_dataset, "train")
+        check_one_source(dev_dataloader, eval_dataset, "dev")
         if train_dataset is not None:
             indexed = loss_model.asks_for("sample_index")
             train_dataloader = loader_of(
@@ -268,7 +268,7 @@ class KnowledgeDistiller:
         quiet = run.settings.disable_tqdm or not run.accelerator.is_main_process
         total = run.steps_per_epoch * run.settings.gradient_accumulation_steps
         windows = run.batches.windows(0, 1)
-        with run.batches.unmoved():
+        with run.batches.generators_kept():
             for window in tqdm(windows, "teacher cache", total or None, leave=False, disable=quiet, unit="batch"):
                 for raw in window:
                     batch = make_batch(run, adapt(run, raw))
@@ -313,7 +313,7 @@ class KnowledgeDistiller:
         """
         run = self.run
         parts = [None if part is None else Path(part) for part in (student, projections, optimizer, progress)]
-        staged = [checkpoint.latest(part) for part in (parts[3], parts[2]) if part is not None]
+        staged = [checkpoint_files.latest(part) for part in (parts[3], parts[2]) if part is not None]
         if staged:  # the stage says which entries there are, and so which parameters
             stage = checkpoints.read_stage(run, staged[0])
             leave_stage(run, unless=stage)
@@ -326,6 +326,6 @@ class KnowledgeDistiller:
         """Make the output directory this run's own, or go on from what it holds."""
         identity = checkpoints.check_directory(self.run, bool(resume))
         folder = Path(resume) if isinstance(resume, (str, Path)) else directory
-        if resume and (checkpoint.checkpoints(folder) or folder != directory):
+        if resume and (checkpoint_files.checkpoints(folder) or folder != directory):
             self.load_state(student=folder, projections=folder, optimizer=folder, progress=folder)
         checkpoints.claim_directory(self.run, identity, bool(resume))

@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from ..config.entry import Entry
-from ..data.loading import seeded
+from ..data.train_batches import seeded
 from ..data.two_tokenizers import two_token_streams
 from ..errors import ConfigError, raise_all
 from ..features import attention
@@ -53,8 +53,8 @@ def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
     try:
         if run.data_adaptor is two_token_streams:
             raise_all(ConfigError, "distill_config", token_by_token(plan, entries))
-        for model in filter(attention.pays, models_in(run, torch.bfloat16)):
-            run.undo.callback(attention.use(model))
+        for model in filter(attention.is_faster, models_in(run, torch.bfloat16)):
+            run.undo.callback(attention.switch_on(model))
         for model in models_in(run, torch.bfloat16, torch.float16):
             run.undo.callback(channels_last(model))
         if cached:

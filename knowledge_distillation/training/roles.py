@@ -24,7 +24,7 @@ def models_by_role(student: Any, teacher: Any, peer: Any) -> tuple[Models, Model
         raise ConfigError("student_model is missing")
     teachers = _by_name("teacher_model", teacher, "", (SELF, PEER))
     peers = _by_name("peer_model", peer, PEER, (SELF,))
-    models = {"student_model": student, **labelled(teachers, "teacher_model"), **labelled(peers, "peer_model")}
+    models = {"student_model": student, **titled(teachers, "teacher_model"), **titled(peers, "peer_model")}
     for name, model in models.items():
         if hasattr(model, "_orig_mod"):
             raise ConfigError(
@@ -45,7 +45,7 @@ def models_by_role(student: Any, teacher: Any, peer: Any) -> tuple[Models, Model
     return teachers, peers
 
 
-def labelled(models: Mapping[str, Any], what: str) -> dict[str, Any]:
+def titled(models: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Models under what they are and their names, for messages; the student is left out."""
     return {f"{what} {name}".strip(): model for name, model in models.items() if name or what.startswith("teacher")}
 

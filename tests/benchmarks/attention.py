@@ -26,7 +26,7 @@ from knowledge_distillation import KnowledgeDistiller
 from knowledge_distillation.features import attention
 from knowledge_distillation.features.deferred import AttentionMap
 from knowledge_distillation.losses.attention import attention_cross_entropy, attention_kl, attention_mse
-from knowledge_distillation.objective.fused.table import FUSED
+from knowledge_distillation.objective.fused.forms import FUSED
 from knowledge_distillation.training.prepare import prepare
 from knowledge_distillation.training.step import step
 

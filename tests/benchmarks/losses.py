@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from knowledge_distillation.losses.labels import hard_cross_entropy, label_mse
-from knowledge_distillation.losses.table import METHODS, method_behind
+from knowledge_distillation.losses.table import LOSSES, spec_behind
 
 Shapes = dict[str, tuple[int, ...]]
 FULL: Shapes = {
@@ -87,7 +87,7 @@ class Case:
 
 def cases(small: bool = False) -> list[Case]:
     lines = {}
-    for method in METHODS:
+    for method in LOSSES:
         for kind, function in method.functions.items() if method.name != "own_loss" else ():  # nothing computed there
             name = getattr(function, "name_of", function.__name__)
             lines[name, kind] = Case(name, kind, function, small)
@@ -116,7 +116,7 @@ def sides(case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32) -
 
     def features(number: int) -> list[Tensor]:
         made = [torch.randn(case.shape, dtype=dtype, device=device) for _ in range(number)]
-        if method_behind(case.function).probabilities:
+        if spec_behind(case.function).probabilities:
             return [one.softmax(-1) for one in made]
         # more or less of one direction: wide samples of random ones are all equally far from each other
         shares = 2 * torch.rand(number, case.shape[0], *[1] * (len(case.shape) - 1), dtype=dtype, device=device)

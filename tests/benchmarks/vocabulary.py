@@ -29,7 +29,7 @@ from torch import Tensor
 from knowledge_distillation.features.deferred import HeadLogits, TopKLogits
 from knowledge_distillation.losses import get_loss
 from knowledge_distillation.losses.labels import hard_cross_entropy
-from knowledge_distillation.objective.fused.vocabulary import Part, head_loss
+from knowledge_distillation.objective.fused.vocabulary import HeadTerm, head_loss
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def sides(options: argparse.Namespace, loss: Any, dtype: torch.dtype, device: st
     rows = torch.ones(1, options.tokens, device=device)
 
     def chunked() -> Tensor:
-        parts = [Part(loss, teacher, rows)]
-        parts += [Part(hard_cross_entropy, labels, rows)] if options.hard else []
+        parts = [HeadTerm(loss, teacher, rows)]
+        parts += [HeadTerm(hard_cross_entropy, labels, rows)] if options.hard else []
         return head_loss(HeadLogits(*leaves, precision=dtype), parts)[0]
 
     def plain() -> Tensor:

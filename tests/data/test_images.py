@@ -17,7 +17,7 @@ from knowledge_distillation import ConfigError, DataError
 from knowledge_distillation.data import images, load_images
 from knowledge_distillation.data.augmentation import Augmentation, ImageCollator
 from knowledge_distillation.data.image_format import saved_format
-from knowledge_distillation.data.pictures import ImageRows, Part, squared
+from knowledge_distillation.data.pictures import ImageRows, ImageSplit, squared
 
 
 def picture(label: int, number: int, size: tuple[int, int] = (10, 8)) -> Image.Image:
@@ -309,7 +309,7 @@ def rows_of(number: int, reads: list[int], size: int = 4) -> ImageRows:
             reads.append(i)
             return super().__getitem__(i)
 
-    part = Part(Sources(picture(0, i, (size, size)) for i in range(number)), np.arange(number) % 2, "picture")
+    part = ImageSplit(Sources(picture(0, i, (size, size)) for i in range(number)), np.arange(number) % 2, "picture")
     form = images.ImageFormat(size, 3, (0.5,) * 3, (0.25,) * 3, ("a", "b"))
     return ImageRows(part, np.arange(number), form)
 

@@ -14,7 +14,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from knowledge_distillation import Callback
 from knowledge_distillation.data import tokenize, train_tokenizer
-from knowledge_distillation.data.collating import ToEdge
+from knowledge_distillation.data.collating import PadToBucket
 from knowledge_distillation.data.token_budget import TokenBudgetBatchSampler, edges
 from knowledge_distillation.errors import ConfigError, DataError
 
@@ -186,9 +186,9 @@ def test_a_run_pads_to_edges_with_and_without_a_budget(sentences):
 def test_labels_longer_than_the_inputs_are_padded_with_them(sentences):
     collator = DataCollatorForSeq2Seq(sentences["processing_class"])
     rows = [{"input_ids": [5] * n, "attention_mask": [1] * n, "labels": [6] * m} for n, m in ((3, 9), (5, 2))]
-    batch = ToEdge(collator, 4, 5)(rows)
+    batch = PadToBucket(collator, 4, 5)(rows)
     assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == dict.fromkeys(batch, (2, 9))
-    batch = ToEdge(collator, 4, 50)(rows)
+    batch = PadToBucket(collator, 4, 50)(rows)
     assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == dict.fromkeys(batch, (2, 12))
     assert (batch["labels"] != -100).sum(1).tolist() == [9, 2] and batch["attention_mask"].sum(1).tolist() == [3, 5]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from knowledge_distillation import ConfigError, MultiLayerBasedDistillationLoss
 from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.losses.factor import FactorTransfer, Paraphraser
-from knowledge_distillation.storage.checkpoint import checkpoints
+from knowledge_distillation.storage.checkpoint_files import checkpoints
 
 
 def random(*shape, seed=0):

@@ -26,7 +26,7 @@ from knowledge_distillation.losses.logits import (
     soft_cross_entropy,
     temperature_per_sample,
 )
-from knowledge_distillation.losses.table import method_of
+from knowledge_distillation.losses.table import spec_of
 
 LABELS = torch.tensor([0, 6, -100, 3, 3, 1])
 
@@ -293,4 +293,4 @@ def test_wrong_arguments_are_answered_with_what_would_do(call, message):
 
 
 def test_logits_mse_is_a_function_of_its_own():
-    assert set(method_of("logits_mse").functions.values()) == {logits_mse}
+    assert set(spec_of("logits_mse").functions.values()) == {logits_mse}

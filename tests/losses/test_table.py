@@ -21,7 +21,7 @@ from knowledge_distillation.losses.attention import attention_mse
 from knowledge_distillation.losses.hidden import hidden_mse
 from knowledge_distillation.losses.labels import hard_cross_entropy
 from knowledge_distillation.losses.logits import kl_divergence, soft_cross_entropy
-from knowledge_distillation.losses.table import METHODS, method_of
+from knowledge_distillation.losses.table import LOSSES, spec_of
 
 
 def name_of(function):
@@ -30,12 +30,12 @@ def name_of(function):
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
-FUNCTIONS = {name_of(f): f for method in METHODS for f in method.functions.values()}
+FUNCTIONS = {name_of(f): f for method in LOSSES for f in method.functions.values()}
 TEXTBOOK = ("hard_cross_entropy", "label_mse", "own_loss")  # nobody's method, so without a source
 
 
 def test_the_names_are_listed_in_order():
-    soft = [method.name for method in METHODS if not method.hard]
+    soft = [method.name for method in LOSSES if not method.hard]
     assert list_losses() == sorted(soft) == sorted(set(soft)) and "kl_divergence" in list_losses()
     assert list_losses(hard=True) == ["cross_entropy", "mse", "own_loss"]
 
@@ -190,10 +190,10 @@ def test_the_page_lists_every_name_with_its_kinds_and_functions(hard):
     listed = {
         name: (set(re.findall(r"\w+", kinds)), set(re.findall(r"\w+", functions))) for name, kinds, functions in rows
     }
-    table = {method.name: method.functions for method in METHODS if method.hard == hard}
+    table = {method.name: method.functions for method in LOSSES if method.hard == hard}
     assert listed == {name: (set(kinds), {name_of(f) for f in kinds.values()}) for name, kinds in table.items()}
 
 
 @pytest.mark.parametrize("name", list_losses())
 def test_every_listed_name_has_its_loss(name):
-    assert callable(get_loss(name)) and get_loss(name) in method_of(name).functions.values()
+    assert callable(get_loss(name)) and get_loss(name) in spec_of(name).functions.values()

@@ -21,7 +21,7 @@ from knowledge_distillation.models import (
     WideResNetForImageClassification,
     register,
 )
-from knowledge_distillation.presets.stage_ends import Stage, paired_stages
+from knowledge_distillation.presets.stage_ends import ModelStage, paired_stages
 
 register()
 KINDS = {
@@ -197,7 +197,7 @@ MAPS = {
 }
 
 
-def layers_of(pairs: list[tuple[Stage, Stage]]) -> list[tuple[int, int]]:
+def layers_of(pairs: list[tuple[ModelStage, ModelStage]]) -> list[tuple[int, int]]:
     return [(one.layer, other.layer) for one, other in pairs]
 
 

@@ -130,9 +130,9 @@ def named(monkeypatch):
     """Put a function into the table of names."""
 
     def put(name, function, **particulars):
-        method = table.Method(name, dict.fromkeys(("vector", "tokens", "attention"), function), **particulars)
-        others = tuple(one for one in table.METHODS if one.name != name)
-        monkeypatch.setattr(table, "METHODS", (*others, method))
+        method = table.LossSpec(name, dict.fromkeys(("vector", "tokens", "attention"), function), **particulars)
+        others = tuple(one for one in table.LOSSES if one.name != name)
+        monkeypatch.setattr(table, "LOSSES", (*others, method))
 
     return put
 

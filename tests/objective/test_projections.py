@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from knowledge_distillation import CheckpointError, ConfigError, parse_config
 from knowledge_distillation.config.entry import PROJECTIONS, Projection
 from knowledge_distillation.objective.projections import build_projection
-from knowledge_distillation.storage.checkpoint import latest
+from knowledge_distillation.storage.checkpoint_files import latest
 
 STATES = {"teacher": "layer2.hidden_states", "student": "layer1.hidden_states", "loss": "mse", "name": "states"}
 MAPS = {"teacher": "layer2.attention", "student": "layer1.attention", "loss": "mse", "name": "maps"}

@@ -19,7 +19,7 @@ from knowledge_distillation import ConfigError, MultiLayerBasedDistillationLoss,
 from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.losses.activation import batch_norm_of
 from knowledge_distillation.presets import METHODS, expand, hinton, layers, list_presets
-from knowledge_distillation.presets.table import check_options
+from knowledge_distillation.presets.by_name import check_options
 
 LABELS = ("labels", "output.logits", "cross_entropy", 1.0)
 TWELVE, THREE = bert(12, width=8).config, bert(3, width=8).config
@@ -105,7 +105,7 @@ def test_a_student_deeper_than_its_teacher_is_refused() -> None:
 
 
 def told(entries: list[dict[str, Any]]) -> dict[str, list[tuple[str, str, str, float]]]:
-    """Stage -> what its entries say: teacher feature, student feature, loss, weight."""
+    """ModelStage -> what its entries say: teacher feature, student feature, loss, weight."""
     stages: dict[str, list[tuple[str, str, str, float]]] = {}
     for entry in parse_config(entries).check().entries:
         teacher = "+".join(map(str, entry.teacher)) or "labels"

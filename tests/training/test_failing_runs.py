@@ -12,7 +12,7 @@ from runs import batches, contents, distiller
 
 from knowledge_distillation import Callback, ConfigError, DataError, DistillationError
 from knowledge_distillation.evaluation.evaluators import TaskEvaluator
-from knowledge_distillation.storage.checkpoint import checkpoints
+from knowledge_distillation.storage.checkpoint_files import checkpoints
 
 LOGITS = {"teacher": "output.logits", "student": "output.logits"}
 

@@ -10,7 +10,7 @@ from tolerance import near
 from watching import Recorder
 
 from knowledge_distillation import Callback
-from knowledge_distillation.storage import checkpoint
+from knowledge_distillation.storage import checkpoint_files as files
 
 
 def test_the_history_has_every_term_rate_and_score(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it_whole(
     class Break(Callback):
         def on_step_end(self, distiller):
             if distiller.progress.step == 4:
-                for owner, name in ((checkpoint, "save_file"), (checkpoint, "save_model"), (os, "replace")):
+                for owner, name in ((files, "save_file"), (files, "save_model"), (os, "replace")):
                     monkeypatch.setattr(owner, name, shared(getattr(owner, name)))
 
     def shared(function: Any) -> Any:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tolerance import near
 
 from knowledge_distillation import ConfigError
-from knowledge_distillation.storage import checkpoint
+from knowledge_distillation.storage import checkpoint_files
 from knowledge_distillation.training.prepare import prepare
 
 
@@ -92,7 +92,7 @@ def test_a_student_is_loaded_from_a_run_a_checkpoint_or_a_student_directory(tmp_
     begun = distiller(**narrow())
     begun.train_epoch()
     begun.save(tmp_path)
-    for folder in (tmp_path, tmp_path / "student", checkpoint.checkpoints(tmp_path)[0]):
+    for folder in (tmp_path, tmp_path / "student", checkpoint_files.checkpoints(tmp_path)[0]):
         later = distiller(**narrow())
         assert not same(weights(begun.student), weights(later.student))
         later.load_state(student=folder)
@@ -115,7 +115,7 @@ def test_saving_after_a_run_keeps_the_trained_projections_and_the_optimizer(tmp_
     run.train()
     projections, rate = weights(run.loss_model), run.scheduler.get_last_lr()
     run.save(tmp_path)
-    saved = load_file(checkpoint.checkpoints(tmp_path)[0] / "projections.safetensors")
+    saved = load_file(checkpoint_files.checkpoints(tmp_path)[0] / "projections.safetensors")
     assert same({name: saved[name] for name in projections}, projections)
     later = distiller(**narrow())
     later.load_state(optimizer=tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from runs import HARD, HIDDEN, SOFT, batches, bert, contents, distiller
 
 from knowledge_distillation import CheckpointError
-from knowledge_distillation.storage.checkpoint import checkpoints
+from knowledge_distillation.storage.checkpoint_files import checkpoints
 
 
 def finished(folder: Path, **options: Any) -> dict[str, bytes]:

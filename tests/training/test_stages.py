@@ -17,7 +17,7 @@ from watching import Watch
 from knowledge_distillation import Callback, CheckpointError, ConfigError, parse_config, student_from_teacher
 from knowledge_distillation.config.settings import TrainingSettings
 from knowledge_distillation.config.stages import stages_of
-from knowledge_distillation.storage.checkpoint import read_tree
+from knowledge_distillation.storage.checkpoint_files import read_tree
 
 HIDDEN = {
     "teacher": "layer{2,3}.hidden_states",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...features.deferred import HeadLogits, TopKLogits, whole
+from ...features.deferred import HeadLogits, TopKLogits, materialized
 from ...losses.classes import logit_standardization
 from ...losses.divergences import js_divergence, reverse_kl, skewed_kl, skewed_reverse_kl, total_variation
 from ...losses.labels import IGNORED_LABEL, hard_cross_entropy
@@ -47,7 +47,7 @@ Read = Callable[[slice, Tensor, Workspace, torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
-class Part:
+class HeadTerm:
     """One loss on the student's logits.
 
     Args:
@@ -73,7 +73,7 @@ class Part:
         return rows.flatten()
 
 
-def head_loss(student: HeadLogits, parts: Sequence[Part], chunk: int | None = None) -> tuple[Tensor, Tensor]:
+def head_loss(student: HeadLogits, parts: Sequence[HeadTerm], chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """The sum over items of weight times value, of all parts together in one pass over the student's head.
 
     Args:
@@ -89,7 +89,7 @@ def head_loss(student: HeadLogits, parts: Sequence[Part], chunk: int | None = No
 
 def _fused(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def fused(student: HeadLogits, reference: Any, rows: Tensor, keys: Tensor | None, **args: Any) -> Tensor:
-        return head_loss(student, [Part(loss, reference, rows, args)])[0]
+        return head_loss(student, [HeadTerm(loss, reference, rows, args)])[0]
 
     return fused
 
@@ -125,7 +125,7 @@ class _HeadLoss(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def _summed(head: _Head, parts: Sequence[Part], chunk: int | None) -> Tensor:
+def _summed(head: _Head, parts: Sequence[HeadTerm], chunk: int | None) -> Tensor:
     """The sum of each part; the gradients of their own sum go to the head."""
     items, classes = len(head.hidden), len(head.weight)
     at_once = ELEMENTS.get(head.hidden.device.type, ELEMENTS_ELSEWHERE)
@@ -221,14 +221,14 @@ def _scale(gradient: Tensor, weight: Tensor) -> Tensor:
 # --- the reference of a span of items ------------------------------------------------------------------------------
 
 
-def _reader(part: Part) -> Read:
+def _reader(part: HeadTerm) -> Read:
     reference = part.reference
     if part.hard:
         labels = reference.flatten()
         return lambda span, mask, workspace, dtype: labels[span]
     if isinstance(reference, HeadLogits):
         return _of_head(_Head(reference))
-    return _of_top_k(reference) if isinstance(reference, TopKLogits) else _of_logits(*whole([reference]))
+    return _of_top_k(reference) if isinstance(reference, TopKLogits) else _of_logits(*materialized([reference]))
 
 
 def _of_head(head: _Head) -> Read:

@@ -12,7 +12,7 @@ from knowledge_distillation.features.deferred import HeadLogits, TopKLogits
 from knowledge_distillation.losses.divergences import reverse_kl
 from knowledge_distillation.losses.labels import hard_cross_entropy
 from knowledge_distillation.losses.logits import kl_divergence, soft_cross_entropy
-from knowledge_distillation.objective.fused.vocabulary import FUSED_WITH_HEAD, Part, head_loss
+from knowledge_distillation.objective.fused.vocabulary import FUSED_WITH_HEAD, HeadTerm, head_loss
 
 SOFT = [loss for loss in FUSED_WITH_HEAD if loss is not hard_cross_entropy]
 
@@ -27,7 +27,7 @@ def student(batch: int = 2, length: int = 5, width: int = 4, classes: int = 11, 
     return [one.requires_grad_() for one in made]
 
 
-def dense(leaves: list[torch.Tensor], parts: list[Part]) -> torch.Tensor:
+def dense(leaves: list[torch.Tensor], parts: list[HeadTerm]) -> torch.Tensor:
     logits = torch.nn.functional.linear(*leaves)
     value = logits.new_zeros(())
     for part in parts:
@@ -36,7 +36,7 @@ def dense(leaves: list[torch.Tensor], parts: list[Part]) -> torch.Tensor:
     return value
 
 
-def assert_same(leaves: list[torch.Tensor], parts: list[Part], chunk: int | None, tolerance: float) -> None:
+def assert_same(leaves: list[torch.Tensor], parts: list[HeadTerm], chunk: int | None, tolerance: float) -> None:
     results = []
     for value in (head_loss(HeadLogits(*leaves), parts, chunk)[0], dense(leaves, parts)):
         results.append([value.detach(), *torch.autograd.grad(value * 0.7, leaves)])
@@ -51,7 +51,7 @@ def test_values_and_gradients_are_those_of_the_dense_logits(loss, form):
     torch.manual_seed(0)
     teacher = HeadLogits(states(2, 5, 6), states(11, 6) / 2)
     reference = {"head": teacher, "logits": teacher.tensor(), "top-k": TopKLogits.of(teacher.tensor(), 3)}[form]
-    assert_same(student(), [Part(loss, reference, torch.rand(2, 5))], chunk=3, tolerance=1e-12)
+    assert_same(student(), [HeadTerm(loss, reference, torch.rand(2, 5))], chunk=3, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("loss", [kl_divergence, soft_cross_entropy, hard_cross_entropy], ids=lambda f: f.__name__)
@@ -65,7 +65,9 @@ def test_float32_agrees_to_a_millionth(loss):
     results = []
     for compute, dtype in ((head_loss, torch.float32), (None, torch.float64)):
         own = [one.to(dtype).requires_grad_() for one in leaves]
-        parts = [Part(loss, reference.to(dtype) if reference.is_floating_point() else reference, torch.ones(4, 16))]
+        parts = [
+            HeadTerm(loss, reference.to(dtype) if reference.is_floating_point() else reference, torch.ones(4, 16))
+        ]
         value = dense(own, parts) if compute is None else compute(HeadLogits(*own), parts, 10)[0]
         results.append([value.detach(), *torch.autograd.grad(value, own)])
     for found, expected, most in zip(*results, (1e-6, 3e-6, 3e-6, 3e-6), strict=True):
@@ -90,8 +92,8 @@ def test_any_shape_mask_and_arguments(shape, classes, chunk, loss, temperature, 
     rows = torch.rand(batch, length) * (torch.rand(batch, length) > 0.4)
     labels = torch.where(torch.rand(batch, length) > 0.3, torch.randint(classes, (batch, length)), -100)
     args = {"temperature": temperature, "scale_by_temperature": scale}
-    soft = Part(loss, HeadLogits(states(batch, length, 3), states(classes, 3)), rows, args)
-    hard = Part(hard_cross_entropy, labels, torch.ones(batch, length), {"label_smoothing": smoothing}, 0.3)
+    soft = HeadTerm(loss, HeadLogits(states(batch, length, 3), states(classes, 3)), rows, args)
+    hard = HeadTerm(hard_cross_entropy, labels, torch.ones(batch, length), {"label_smoothing": smoothing}, 0.3)
     leaves = student(batch, length, width, classes, bias)
     for parts in ([soft], [hard], [soft, hard], [hard, soft, soft]):
         assert_same(leaves, parts, chunk, tolerance=1e-10)
@@ -113,7 +115,7 @@ def test_what_stands_where_the_weight_is_0_reaches_nothing(form):
         elif form == "top-k":
             reference = TopKLogits.of(HeadLogits(teacher, head).tensor(), 2)
             reference.values[rows == 0] = reference.rest[rows == 0, None] = filling
-        value = head_loss(HeadLogits(*leaves), [Part(kl_divergence, reference, rows)], chunk=2)[0]
+        value = head_loss(HeadLogits(*leaves), [HeadTerm(kl_divergence, reference, rows)], chunk=2)[0]
         results.append([value.detach(), *torch.autograd.grad(value, leaves)])
     for one, other, third in zip(*results, strict=True):
         assert torch.equal(one, other) and torch.equal(one, third)
@@ -123,10 +125,10 @@ def test_what_stands_where_the_weight_is_0_reaches_nothing(form):
 def test_the_sum_of_each_part_comes_without_its_factor():
     torch.manual_seed(0)
     leaves, rows, labels = student(), torch.rand(2, 5), torch.randint(11, (2, 5))
-    soft = Part(kl_divergence, states(2, 5, 11), rows, factor=torch.tensor(0.2))
-    hard = Part(hard_cross_entropy, labels, rows, factor=3.0)
+    soft = HeadTerm(kl_divergence, states(2, 5, 11), rows, factor=torch.tensor(0.2))
+    hard = HeadTerm(hard_cross_entropy, labels, rows, factor=3.0)
     value, sums = head_loss(HeadLogits(*leaves), [soft, hard])
-    expected = torch.stack([dense(leaves, [Part(p.loss, p.reference, rows)]) for p in (soft, hard)]).detach()
+    expected = torch.stack([dense(leaves, [HeadTerm(p.loss, p.reference, rows)]) for p in (soft, hard)]).detach()
     torch.testing.assert_close(sums, expected)
     torch.testing.assert_close(value.detach(), 0.2 * expected[0] + 3 * expected[1])
     assert value.requires_grad and not sums.requires_grad
@@ -134,14 +136,16 @@ def test_the_sum_of_each_part_comes_without_its_factor():
 
 def test_no_item_that_counts_gives_0_with_a_gradient_of_0():
     leaves = student()
-    value, _ = head_loss(HeadLogits(*leaves), [Part(hard_cross_entropy, torch.full((2, 5), -100), torch.ones(2, 5))])
+    value, _ = head_loss(
+        HeadLogits(*leaves), [HeadTerm(hard_cross_entropy, torch.full((2, 5), -100), torch.ones(2, 5))]
+    )
     assert value == 0
     assert all(gradient.abs().max() == 0 for gradient in torch.autograd.grad(value, leaves))
 
 
 def test_a_frozen_head_gets_no_gradient_and_a_kept_graph_gives_it_twice():
     hidden, weight = states(1, 4, 3).requires_grad_(), states(7, 3)
-    value, _ = head_loss(HeadLogits(hidden, weight), [Part(kl_divergence, states(1, 4, 7), torch.ones(1, 4))])
+    value, _ = head_loss(HeadLogits(hidden, weight), [HeadTerm(kl_divergence, states(1, 4, 7), torch.ones(1, 4))])
     (first,) = torch.autograd.grad(value, hidden, retain_graph=True)
     (second,) = torch.autograd.grad(2 * value, hidden)
     torch.testing.assert_close(second, 2 * first)
@@ -156,7 +160,9 @@ def test_bfloat16_heads_are_near_those_of_float32():
     results = []
     for precision in (torch.bfloat16, None):
         logits = HeadLogits(*leaves, precision=precision)
-        value = head_loss(logits, [Part(kl_divergence, teacher, torch.ones(2, 64), {"temperature": 2.0})], chunk=7)[0]
+        value = head_loss(
+            logits, [HeadTerm(kl_divergence, teacher, torch.ones(2, 64), {"temperature": 2.0})], chunk=7
+        )[0]
         results.append([value.detach(), *torch.autograd.grad(value, leaves)])
     for found, expected in zip(*results, strict=True):
         assert found.dtype == torch.float32
@@ -182,7 +188,7 @@ def test_a_mean_in_float16_neither_vanishes_nor_overflows(loss, most, leaf):
         results = []
         for dtype in (torch.float16, torch.float32):
             leaves = [one.to(leaf if dtype == torch.float16 else dtype).requires_grad_() for one in (hidden, weight)]
-            part = Part(loss, reference, torch.ones(1, 512), factor=factor)
+            part = HeadTerm(loss, reference, torch.ones(1, 512), factor=factor)
             value, _ = head_loss(HeadLogits(*leaves, precision=dtype), [part], 512)
             results.append([one.float() for one in torch.autograd.grad(value * scale, leaves)])
         for found, expected in zip(*results, strict=True):
@@ -195,7 +201,7 @@ def test_weights_of_half_precision_get_sums_of_float32():
     exact = [torch.ones(1, 1024, 1), torch.zeros(3, 1)]
     leaves = [one.bfloat16().requires_grad_() for one in exact]
     value, _ = head_loss(
-        HeadLogits(*leaves), [Part(hard_cross_entropy, torch.zeros(1, 1024).long(), torch.ones(1, 1024))], 1
+        HeadLogits(*leaves), [HeadTerm(hard_cross_entropy, torch.zeros(1, 1024).long(), torch.ones(1, 1024))], 1
     )
     (gradient,) = torch.autograd.grad(value, leaves[1])
     assert gradient.dtype == torch.bfloat16

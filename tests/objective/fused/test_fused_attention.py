@@ -15,7 +15,7 @@ from tolerance import rounding
 from knowledge_distillation.features.deferred import AttentionMap
 from knowledge_distillation.losses.attention import attention_cross_entropy, attention_kl, attention_mse
 from knowledge_distillation.objective.fused import attention as module
-from knowledge_distillation.objective.fused.table import FUSED
+from knowledge_distillation.objective.fused.forms import FUSED
 
 BATCH, HEADS, LENGTH, WIDTH = 3, 4, 7, 6
 

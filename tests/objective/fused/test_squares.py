@@ -11,7 +11,7 @@ from tolerance import assert_near
 from knowledge_distillation.losses.attention import attention_mse
 from knowledge_distillation.losses.hidden import hidden_mse
 from knowledge_distillation.objective.fused.squares import summed_attention_mse, summed_hidden_mse
-from knowledge_distillation.objective.masking import Layout, Masks, blanked, row_weights, total
+from knowledge_distillation.objective.masking import Layout, Masks, row_weights, total, zero_padding
 
 KEEP = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0]]).bool()
 CASES = {
@@ -31,7 +31,7 @@ def sides(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, spoilt: bo
 
 def by_hand(loss: Any, kind: str, layout: Layout, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     masks = Masks(KEEP, KEEP if kind == "attention" else None)
-    return total(loss(blanked(student, kind, masks), blanked(teacher, kind, masks)), layout, masks)
+    return total(loss(zero_padding(student, kind, masks), zero_padding(teacher, kind, masks)), layout, masks)
 
 
 @pytest.mark.parametrize("kind", CASES)

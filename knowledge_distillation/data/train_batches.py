@@ -19,8 +19,8 @@ from ..config.settings import TrainingSettings
 from ..errors import ConfigError, DataError
 from ..storage.random_state import random_state, set_random_state
 from .batching import LengthGroupedBatchSampler
-from .collating import ToEdge, default_collator
-from .rows import NumberedRows, check_rows, lengths_of, without_text
+from .collating import PadToBucket, default_collator
+from .dataset_rows import NumberedRows, check_rows, lengths_of, without_text
 from .token_budget import TokenBudgetBatchSampler
 
 _OWN_SHARES = (LengthGroupedBatchSampler, TokenBudgetBatchSampler)  # samplers that know of processes
@@ -70,9 +70,9 @@ class TrainBatches:
 
     def __len__(self) -> int:
         """Batches of an epoch on the process that has most. Raises TypeError where the data has no length."""
-        return self.most(len(self.loader))  # type: ignore[arg-type]
+        return self.max_over_processes(len(self.loader))  # type: ignore[arg-type]
 
-    def most(self, number: int) -> int:
+    def max_over_processes(self, number: int) -> int:
         """The largest of all processes' numbers."""
         if self.accelerator.num_processes == 1:
             return number
@@ -92,7 +92,7 @@ class TrainBatches:
             left = math.inf
         while left:
             window = list(itertools.islice(batches, size))
-            if left == math.inf and not self.most(len(window)):
+            if left == math.inf and not self.max_over_processes(len(window)):
                 return
             yield window
             left -= 1
@@ -117,7 +117,7 @@ class TrainBatches:
         yield from iterator if skip else itertools.chain([drawn], iterator)
 
     @contextmanager
-    def unmoved(self) -> Iterator[None]:
+    def generators_kept(self) -> Iterator[None]:
         """Go through the data within the context, and leave the loader's own generators as they were."""
         states, of_epoch = self._states(), self.generator_states
         try:
@@ -228,7 +228,7 @@ def loader_of(
             raise ConfigError(
                 "length_bucket pads with the tokenizer: give it as processing_class, and no data_collator"
             )
-        collate = ToEdge(collate, bucket, max(lengths or [1]))
+        collate = PadToBucket(collate, bucket, max(lengths or [1]))
     return DataLoader(
         NumberedRows(rows) if indexed else rows,
         batch_sampler=_sampler(lengths or [1] * len(rows), settings, accelerator, train),
@@ -255,7 +255,7 @@ def _sampler(
     )
 
 
-def choose(loader: Iterable[Any] | None, dataset: Any, what: str) -> None:
+def check_one_source(loader: Iterable[Any] | None, dataset: Any, what: str) -> None:
     """See that at most one of a loader and a data set is given."""
     if loader is not None and dataset is not None:
         raise ConfigError(f"give either {what}_dataloader or {what}_dataset")

@@ -82,7 +82,7 @@ def read_student(folder: Path, student: nn.Module) -> None:
     """Load a student's weights from a run directory, a checkpoint or a student directory."""
     read: Any = getattr(type(student), "from_pretrained", None)
     if read is not None and (folder / "model.safetensors").exists():
-        with fitting(folder, "model"):
+        with checkpoint_errors(folder, "model"):
             student.load_state_dict(read(folder).state_dict())
     elif (folder / "model.safetensors").exists():
         read_module(folder, "model", student)
@@ -131,7 +131,7 @@ def read_module(folder: Path, name: str, module: nn.Module) -> None:
     path = folder / f"{name}.safetensors"
     if not path.exists():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {path.name}")
-    with fitting(folder, name):
+    with checkpoint_errors(folder, name):
         load_model(module, str(path))
 
 
@@ -140,7 +140,7 @@ def read_tree(folder: Path, name: str) -> Any:
     if not path.exists():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {path.name}")
     tree = read_json(path)
-    with fitting(folder, name):
+    with checkpoint_errors(folder, name):
         return _unpack(tree, load_file(str(folder / f"{name}.safetensors")))
 
 
@@ -152,7 +152,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def fitting(folder: Path, name: str) -> Iterator[None]:
+def checkpoint_errors(folder: Path, name: str) -> Iterator[None]:
     """Whatever goes wrong in reading one part of a checkpoint is said to be wrong with it."""
     try:
         yield
