@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
@@ -25,7 +25,6 @@ from .validation import (
 )
 
 CacheType = Literal["bfloat16", "float16", "float32", "int8"]
-DTYPES = get_args(CacheType)
 OPTIMIZERS: Mapping[str, Mapping[str, type]] = {  # name -> its arguments
     "adamw_torch_fused": {},
     "sgd": {"momentum": float, "dampening": float, "nesterov": bool},
@@ -72,7 +71,7 @@ def _names(names: Any) -> Any:
 
 def _stages(stages: Any) -> tuple[Any, ...]:
     """Mappings of a name and the settings of a stage, each checked."""
-    if isinstance(stages, (str, Mapping)):
+    if stages is not None and not isinstance(stages, (list, tuple)):
         raise ValueError
     checked, problems = [], []
     for number, stage in enumerate(stages or ()):

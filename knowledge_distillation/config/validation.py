@@ -54,8 +54,9 @@ def read(kind: type[T], written: Mapping[str, Any], of: str = "") -> tuple[T | N
     Returns:
         The object, its defaults in place of what is wrong; None where it has none.
     """
+    written = {key: value for key, value in written.items() if isinstance(key, str)}  # `unknown_keys` names the others
     try:
-        return _adapter(kind).validate_python(dict(written)), []
+        return _adapter(kind).validate_python(written), []
     except ValidationError as error:
         wrong = {str(one["loc"][0]): one for one in reversed(error.errors())}
     hints = get_type_hints(kind, include_extras=True)

@@ -55,7 +55,7 @@ def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: b
         if mask is None and isinstance(context.get(ids), Tensor):
             tokens = context[ids]
             labelled = key.startswith("decoder") and isinstance(labels, Tensor) and labels.shape == tokens.shape
-            mask = (labels != IGNORED_LABEL) if labelled else torch.ones_like(tokens, dtype=torch.bool)  # type: ignore[union-attr]
+            mask = (labels != IGNORED_LABEL) if labelled else torch.ones_like(tokens, dtype=torch.bool)
             if not labelled and other is None:
                 whole.add(key)
         if other is not None and mask is not None and other is not mask:

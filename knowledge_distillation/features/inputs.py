@@ -102,14 +102,18 @@ def checked_inputs(inputs: Inputs, model: nn.Module, who: str, with_labels: bool
     return accepted
 
 
-def check_vocabulary(model: nn.Module, inputs: Inputs, who: str, tokenizer: Any = None) -> None:
-    """Raise where the tokenizer of a batch, or the batch, has token ids that the model's embedding does not have."""
+def check_tokenizer(model: nn.Module, who: str, tokenizer: Any) -> None:
+    """Raise where a tokenizer has more entries than the model's vocabulary."""
     entries = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     if size and entries > size:
         raise ConfigError(
             f"the tokenizer has {entries} entries and the {who}'s vocabulary {size}: they do not belong together"
         )
+
+
+def check_token_ids(model: nn.Module, inputs: Inputs, who: str) -> None:
+    """Raise where a batch has token ids that the model's embedding does not have."""
     ids, embeddings = inputs.get("input_ids"), getattr(model, "get_input_embeddings", None)
     try:
         rows = getattr(embeddings() if embeddings else None, "num_embeddings", None)
@@ -122,6 +126,13 @@ def check_vocabulary(model: nn.Module, inputs: Inputs, who: str, tokenizer: Any 
             f"input_ids hold id {int(ids.max())}, and the {who}'s vocabulary has {rows} entries. The text was "
             f"tokenized for another model: use the {who}'s own tokenizer, or a student with the teacher's vocabulary"
         )
+
+
+def same_tokens(ids: Any, others: Any) -> bool:
+    """Whether two models get the same token ids, or none."""
+    if isinstance(ids, Tensor) and isinstance(others, Tensor):
+        return ids.shape == others.shape and bool((ids == others).all())
+    return ids is others
 
 
 @contextmanager

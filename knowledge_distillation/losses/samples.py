@@ -72,7 +72,7 @@ class _Gram(torch.autograd.Function):
         return about @ about.mT
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         rows, weights = context.saved_tensors
         pairs = gradient + gradient.mT
         if weights is not None:
@@ -87,7 +87,7 @@ def inner_products(rows: Tensor, counted: Tensor | None = None) -> Tensor:
     Differences do not see the centre, and are exact to more digits about it.
     """
     weights = None if counted is None else (counted / at_least_one(counted.sum())).to(rows.dtype)
-    return _Gram.apply(rows, weights)  # type: ignore[no-untyped-call]
+    return _Gram.apply(rows, weights)
 
 
 def norms_of(gram: Tensor) -> Tensor:

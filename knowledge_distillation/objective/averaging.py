@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config.entry import Entry
 from ..errors import ConfigError
-from ..features.batch_context import batch_size, keeps_all, mask_of
+from ..features.batch_context import batch_size
 from ..features.deferred import Deferred, materialized
 from .loss import Loss
 from .masking import Items, Layout, Masks, layout_of, per_sample, total, zero_padding
@@ -55,7 +55,8 @@ def values_of(
         values = call_loss(loss, loss.function, torch.device("cpu"), *shapes, **args)
         return values, layout_of(bound.kind, student[0].shape, values.shape)
     masks = items.masks(context)
-    keywords = {name: context.get(name) for name in bound.context_keys} | _mask_words(bound, context)
+    words = items.words(context, none_for_all=loss.by_name)
+    keywords = {name: words[name] if name in words else context.get(name) for name in bound.context_keys}
     if items.labelled and "mask" in keywords and masks.rows is not None:
         keywords["mask"] = masks.rows
     padding = items.padding(masks, all_of_it=loss.by_name or "mask" in keywords)
@@ -126,16 +127,6 @@ def call_loss(loss: Loss, function: Callable[..., Any] | None, device: torch.dev
             raise
         except Exception as error:
             raise ConfigError(f"loss {loss.name} failed: {type(error).__name__}: {error}") from error
-
-
-def _mask_words(bound: BoundEntry, context: Mapping[str, Any]) -> dict[str, Tensor | None]:
-    """The masks a loss asks for by keyword: named losses take None for one that keeps all."""
-    rows, keys = bound.items.rows, bound.items.keys
-    named = (None if bound.loss.by_name and keeps_all(context, key) else key for key in (rows, keys))
-    mask, key_mask = (mask_of(context, key) for key in named)
-    of_teacher = context.get(f"teacher_{rows}")
-    words = {"mask": mask, "key_mask": key_mask, "teacher_mask": mask if of_teacher is None else of_teacher.bool()}
-    return {name: words[name] for name in bound.context_keys if name in words}
 
 
 def _masks_and_number(

@@ -137,7 +137,9 @@ def loss_of(entry: Entry, kind: str | None) -> Loss:
         function = entry.loss
         spec = spec_behind(type(function) if isinstance(function, nn.Module) else function) or _OF_THE_USER
     projected = {entry.projection.type, entry.teacher_projection.type} - {"auto", "none"}
-    whole = callable(entry.loss) or entry.many or projected or BEYOND_ONE_ITEM & {*entry.args, *entry.schedule}
+    whole = (
+        not isinstance(entry.loss, str) or entry.many or projected or BEYOND_ONE_ITEM & {*entry.args, *entry.schedule}
+    )
     summed = SUMMED.get(function) if kind in ("tokens", "heads", "attention") else None
     return Loss(entry, function, spec, signature_of(function), None if whole else FUSED.get(function), summed)
 

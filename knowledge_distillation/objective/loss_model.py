@@ -83,14 +83,10 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if balanced:
             self.balance = Balance(self.config.entries)
 
-    @property
-    def progress(self) -> float:
-        """Was where schedules are; it is an argument of every call now."""
-        raise ConfigError("progress is an argument of the call: loss_model(..., progress=0.5)")
-
-    @progress.setter
-    def progress(self, value: float) -> None:
-        raise ConfigError(f"progress is an argument of the call: loss_model(..., progress={value})")
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "progress":
+            raise ConfigError(f"progress is an argument of the call: loss_model(..., progress={value})")
+        super().__setattr__(name, value)
 
     # --- alone, in anybody's loop --------------------------------------------------------------------------------
 

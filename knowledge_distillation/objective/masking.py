@@ -64,7 +64,7 @@ class Items:
 
     def masks(self, context: Mapping[str, Any]) -> Masks:
         """What counts in a batch."""
-        return once(context, (self.rows, self.keys, self.labelled), lambda: self._masks(context))  # type: ignore[no-any-return]
+        return once(context, (self.rows, self.keys, self.labelled), lambda: self._masks(context))
 
     def _masks(self, context: Mapping[str, Any]) -> Masks:
         rows, keys = (None if keeps_all(context, key) else mask_of(context, key) for key in (self.rows, self.keys))
@@ -75,6 +75,18 @@ class Items:
             else:
                 rows = rows.bool() & labelled[(...,) + (None,) * (rows.dim() - labelled.dim())]
         return Masks(rows, keys)
+
+    def words(self, context: Mapping[str, Any], none_for_all: bool) -> dict[str, Tensor | None]:
+        """The masks that a loss may ask for by keyword; `none_for_all`: None for one that keeps all."""
+        return once(context, ("words", self.rows, self.keys, none_for_all), lambda: self._words(context, none_for_all))
+
+    def _words(self, context: Mapping[str, Any], none_for_all: bool) -> dict[str, Tensor | None]:
+        mask, key_mask = (
+            None if none_for_all and keeps_all(context, key) else mask_of(context, key)
+            for key in (self.rows, self.keys)
+        )
+        of_teacher = context.get(f"teacher_{self.rows}")
+        return {"mask": mask, "key_mask": key_mask, "teacher_mask": mask if of_teacher is None else of_teacher.bool()}
 
     def masks_of_values(self, context: Mapping[str, Any], values: torch.Size) -> tuple[Masks, tuple[int, int]]:
         """The masks of values of this shape, and their numbers of rows and keys.
@@ -115,14 +127,14 @@ class Items:
         by_sample = self.reduction in ("sequence_mean", "batch_mean") and self.layout.name != "batch"
         layout = Layout("samples") if by_sample else self.layout
         key = ("count", layout, self.rows, self.keys, self.labelled, masks.rows is None, masks.keys is None)
-        return once(context, (*key, batch, rows, keys), lambda: count(layout, masks, batch, rows, keys))  # type: ignore[no-any-return]
+        return once(context, (*key, batch, rows, keys), lambda: count(layout, masks, batch, rows, keys))
 
     def weights(self, context: Mapping[str, Any], masks: Masks, values: torch.Size, like: Tensor) -> Tensor:
         """By what the values of each row are multiplied to sum them up, (batch, rows), of the type of `like`."""
         by_sample = self.reduction == "sequence_mean"
         key = ("weights", self.layout, self.rows, self.keys, self.labelled, values, by_sample, like.dtype)
         sizes = sizes_of(values, self.layout)
-        return once(context, key, lambda: row_weights(self.layout, masks, values[0], *sizes, like, by_sample))  # type: ignore[no-any-return]
+        return once(context, key, lambda: row_weights(self.layout, masks, values[0], *sizes, like, by_sample))
 
     def padding(self, masks: Masks, all_of_it: bool) -> Masks:
         """What of a feature is set to 0 before a loss sees it: all padding, or only what its average leaves out."""

@@ -105,7 +105,7 @@ def build_projection(projection: Projection, kind: str, feature: Tensor, other: 
     to = projection.width or other.shape[axis]  # type: ignore[union-attr]
     layer: Any = partial(nn.Conv2d, kernel_size=1) if kind == "map" else nn.Linear
     if projection.type in ("linear", "conv1x1"):
-        return layer(width, to)  # type: ignore[no-any-return]
+        return layer(width, to)
     if projection.type == "mlp":
         return _mlp(layer, width, projection.hidden_size or to, to)
     if projection.type == "conv1x1_bn":

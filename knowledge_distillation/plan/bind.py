@@ -14,7 +14,15 @@ from ..config.entry import PEER, SELF, Entry
 from ..errors import ConfigError, nearest, raise_all
 from ..features.batch_context import PER_TOKEN, make_context
 from ..features.deferred import Deferred
-from ..features.inputs import Inputs, check_vocabulary, checked_inputs, merged_inputs, predicts_next_token
+from ..features.inputs import (
+    Inputs,
+    check_token_ids,
+    check_tokenizer,
+    checked_inputs,
+    merged_inputs,
+    predicts_next_token,
+    same_tokens,
+)
 from ..features.preserve import modes_kept, preserved
 from ..objective.loss import loss_of
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
@@ -53,9 +61,8 @@ def bind(
     problems = [*loss_model.config.problems, *_unknown_teachers(entries, students, teachers)]
     teacher_probes = _probe_teachers(teachers, teacher_inputs, entries)
     student_probes = _probe_students(students, student_inputs, entries, loss_model.reads_own_loss)
-    for probe in (*student_probes, *teacher_probes):
-        tokens = tokenizer if probe.reads_tokens_of(student_probes[0]) else None
-        check_vocabulary(probe.model, probe.inputs, probe.title, tokens)
+    # Of every teacher, since an evaluator may ask one that no entry reads.
+    check_vocabularies(students, teachers, student_inputs, teacher_inputs, tokenizer)
     context = make_context(
         student_inputs[""], merged_inputs(teacher_inputs) or None, predicts_next_token(students[""])
     )
@@ -85,6 +92,24 @@ def bind(
         {probe.name: probe.source for probe in side} for side in (student_probes, teacher_probes)
     )
     return Plan(of_students, of_teachers, rows, notes, unreached, idle)
+
+
+def check_vocabularies(
+    students: Mapping[str, nn.Module],
+    teachers: Mapping[str, FrozenTeacher],
+    student_inputs: Mapping[str, Inputs],
+    teacher_inputs: Mapping[str, Inputs],
+    tokenizer: Any,
+) -> None:
+    """See that every model knows the tokens of the batch, and those of the tokenizer where it made them."""
+    of_students = [(model, student_inputs[name], name or "student") for name, model in students.items()]
+    of_teachers = [(t.model, teacher_inputs[name], f"teacher {name}".strip()) for name, t in teachers.items()]
+    ids = student_inputs[""].get("input_ids")
+    for model, inputs, who in of_students + of_teachers:
+        if same_tokens(inputs.get("input_ids"), ids):
+            check_tokenizer(model, who, tokenizer)
+    for model, inputs, who in of_teachers + of_students:
+        check_token_ids(model, inputs, who)
 
 
 # --- every model on the batch ----------------------------------------------------------------------------------------

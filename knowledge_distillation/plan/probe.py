@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config.entry import Entry, Feature
 from ..errors import ConfigError
@@ -42,12 +42,6 @@ class Probe:
     teacher: FrozenTeacher | None = None  # where it is one
     source: Source = field(init=False)
     features: dict[Feature, Any] = field(default_factory=dict)
-
-    def reads_tokens_of(self, other: Probe) -> bool:
-        """Whether both models get the same token ids, or none."""
-        ids, others = self.inputs.get("input_ids"), other.inputs.get("input_ids")
-        both = isinstance(ids, Tensor) and isinstance(others, Tensor) and ids.shape == others.shape
-        return bool((ids == others).all()) if both else ids is others  # type: ignore[union-attr]
 
     def run(self) -> None:
         """Take the features in one pass: a teacher's are detached."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,9 +109,16 @@ def sweep(
     digest = xxhash.xxh3_64_hexdigest(identity.encode())
     for point in every_point:
         # A lock goes with its process: a run whose process was killed is free again.
-        with suppress(Timeout), FileLock(runs / f"{point.name}.lock", timeout=0):
+        lock = FileLock(runs / f"{point.name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:  # another process is at it
+            continue
+        try:
             if _score(runs / point.name, digest) is None:
                 _run(make, point, runs / point.name, cache, greater_is_better, digest, say)
+        finally:
+            lock.release()
     return _collected(folder, grid, seeds, greater_is_better, digest)
 
 
@@ -134,6 +141,9 @@ def _run(
     metric = next((name for name in metrics if name.startswith("best_")), None)
     if metric is None:
         raise ConfigError("a sweep ranks its runs by a metric: give metric_for_best_model")
+    if not math.isfinite(metrics[metric]):
+        say(f"{point.name}: no score: {metric.replace('_', ' ', 1)} is {metrics[metric]}")
+        return
     score = {"metric": metric.removeprefix("best_"), "score": metrics[metric], "identity": digest}
     directory.mkdir(exist_ok=True)
     write_text(directory / "score.json", json.dumps(score))

@@ -33,7 +33,7 @@ def adapt(run: Run, raw: Any) -> tuple[Inputs, Inputs]:
     With a teacher cache it is on the CPU, where looking at it waits for nothing.
     """
     device = torch.device("cpu") if run.settings.teacher_cache else run.accelerator.device
-    for_teacher, for_student = adapt_batch(run.data_adaptor, device, raw)
+    for_teacher, for_student = adapt_batch(run.train_data_adaptor, device, raw)
     students = {name: named_inputs(for_student, model, name or "student") for name, model in run.students.items()}
     teachers = {
         name: named_inputs(for_teacher, teacher.model, f"teacher {name}".strip())
@@ -44,7 +44,7 @@ def adapt(run: Run, raw: Any) -> tuple[Inputs, Inputs]:
 
 def on_device(run: Run, inputs: tuple[Inputs, Inputs]) -> tuple[Inputs, Inputs]:
     device = run.accelerator.device
-    return send_to_device(inputs, device, non_blocking=device.type == "cuda")  # type: ignore[no-any-return]
+    return send_to_device(inputs, device, non_blocking=device.type == "cuda")
 
 
 def make_batch(run: Run, adapted_inputs: tuple[Inputs, Inputs]) -> Batch:

@@ -150,7 +150,7 @@ class KnowledgeDistiller:
             settings=args,
             stages=stages,
             accelerator=accelerator,
-            data_adaptor=train_data_adaptor,
+            train_data_adaptor=train_data_adaptor,
             dev_data_adaptor=dev_data_adaptor,
             callbacks=callbacks,
             batches=None if train_dataloader is None else TrainBatches(train_dataloader, args.seed, accelerator),
@@ -169,10 +169,12 @@ class KnowledgeDistiller:
     def __getattr__(self, name: str) -> Any:
         if name == "run":
             raise AttributeError(name)
+        if not hasattr(self.run, name):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(self.run, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "run" and hasattr(self.run, name):
+        if name != "run" and not hasattr(type(self), name) and hasattr(self.run, name):
             setattr(self.run, name, value)
         else:
             super().__setattr__(name, value)
@@ -202,10 +204,10 @@ class KnowledgeDistiller:
                 raise CheckpointError("resume_from_checkpoint needs an output_dir")
             run.callbacks += standard_callbacks(run)
             run.open_trackers()
-            losses = loop.train(run)
+            loop.train(run)
         finally:
             self.close()
-        return {**losses, **run.metrics}
+        return {**run.losses, **run.metrics}
 
     distillate = train
 

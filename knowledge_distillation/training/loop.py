@@ -13,15 +13,14 @@ from .run import Run
 from .step import step
 
 
-def train(run: Run) -> dict[str, float]:
-    """From where the run is to its end. Returns the means of the loss and of every term over the last epoch."""
-    losses: dict[str, float] = {}
+def train(run: Run) -> None:
+    """From where the run is to its end."""
     try:
         run.call("on_train_begin")
         for stage_number in range(run.progress.stage, len(run.stages)):
             enter_stage(run, stage_number)
             while not run.stage_is_over:
-                losses = train_epoch(run)
+                run.losses = train_epoch(run)
                 if run.stage_is_over or not run.settings.eval_steps:
                     evaluate_and_keep_best(run)
                 if run.stage_is_over or not run.settings.save_steps:
@@ -36,7 +35,6 @@ def train(run: Run) -> dict[str, float]:
         finally:
             for tracker in run.accelerator.trackers:  # end_training() would part the processes as well
                 tracker.finish()
-    return losses
 
 
 def train_epoch(run: Run, managed: bool = True) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Everything before the first step of a stage, and the way back: plan, caches, optimizer, schedule, placement."""
+"""Everything before the first step of a stage, and the way back: plan, caches, optimizer, schedule."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_plan(run: Run) -> Plan:
         for note in run.plan.notes:
             if note.startswith("warning: "):
                 logger.warning(note.removeprefix("warning: "))
-    return run.plan  # type: ignore[no-any-return]
+    return run.plan
 
 
 def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
@@ -51,7 +51,7 @@ def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
         plan = bind(run.loss_model, *sides, entries, run.num_samples, run.processing_class)
     run.undo.callback(plan.close)
     try:
-        if run.data_adaptor is two_token_streams:
+        if run.train_data_adaptor is two_token_streams:
             raise_all(ConfigError, "distill_config", token_by_token(plan, entries))
         for model in filter(attention.is_faster, models_in(run, torch.bfloat16)):
             run.undo.callback(attention.switch_on(model))

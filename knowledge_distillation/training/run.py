@@ -35,7 +35,7 @@ class Run:
     settings: TrainingSettings
     stages: list[Stage]
     accelerator: Accelerator
-    data_adaptor: Callable[..., Any]
+    train_data_adaptor: Callable[..., Any]
     dev_data_adaptor: Callable[..., Any]
     callbacks: list[Any]
     batches: Any = None  # TrainBatches of `train_dataloader`; None without one
@@ -49,6 +49,7 @@ class Run:
     num_samples: int | None = None  # rows of the training set, for losses with a memory of it
     recipe: Mapping[str, Any] | None = None  # what made the data and the models, where a file says it
     progress: Progress = field(default_factory=Progress)
+    losses: dict[str, float] = field(default_factory=dict)  # means of the last epoch
     metrics: dict[str, float] = field(default_factory=dict)
     stop_asked: bool = False
 

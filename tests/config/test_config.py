@@ -323,6 +323,7 @@ def test_a_name_used_twice():
             {"projection": "liner"},
             "exit, none; found 'liner'. Nearest: linear.",
         ),
+        ({"projection": {1: 2}}, "unknown key 1 in projection. Keys: type, shared, width, hidden_size, trainable"),
         (
             {"projection": {"type": "liner"}},
             "projection is one of auto, linear, mlp, conv1x1, ",

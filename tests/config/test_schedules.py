@@ -177,6 +177,9 @@ def test_in_a_loop_of_ones_own_progress_is_an_argument():
     for progress in (0.0, 0.5, 1.0):
         values.append(loss_model(teacher, student, inputs, batch, progress=progress).item())
     assert values == pytest.approx([0, values[2] / 2, values[2]]) and values[2] > 0
+    with pytest.raises(ConfigError, match=r"progress is an argument of the call: loss_model\(..., progress=0.5\)"):
+        loss_model.progress = 0.5
+    assert not hasattr(loss_model, "progress")
 
 
 def test_the_plan_shows_courses():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -288,6 +289,19 @@ def test_a_run_whose_loss_is_no_number_has_no_score_and_the_others_go_on(tmp_pat
     assert [row.mean is None for row in result.rows] == [False, False, True, True]
     assert sum("no score: the loss is not finite" in text for text in told) == 2
     assert result.missing == [f"runs/weight=0.2,temperature={t},seed=1" for t in (1, 4)]
+
+
+def test_a_score_that_is_no_number_ranks_nowhere(tmp_path):
+    class Collapsed(Counted):
+        def score(self, student, teacher, dataloader, accelerator):
+            scores = super().score(student, teacher, dataloader, accelerator)
+            return {"score": math.nan} if self.made[-1][0]["temperature"] == 4 else scores
+
+    texts: list[str] = []
+    result = sweep(Collapsed(), GRID, [1], output_dir=tmp_path, say=texts.append)
+    assert [row.values for row in result.rows[:2]] == [{"weight": w, "temperature": 1} for w in (0.8, 0.2)]
+    assert [row.mean is None for row in result.rows] == [False, False, True, True]
+    assert sum("no score: best score is nan" in text for text in texts) == len(result.missing) == 2
 
 
 def test_a_sweep_needs_a_metric(tmp_path):

@@ -329,6 +329,11 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], type[DistillationError], li
         ConfigError,
         ["the tokenizer has 90 entries and the teacher's vocabulary 40"],
     ),
+    "a teacher that no entry reads and an evaluator asks": (
+        lambda: {"processing_class": tokenizer_of(90), "student": bert(2, vocab_size=90), "config": HARD},
+        ConfigError,
+        ["the tokenizer has 90 entries and the teacher's vocabulary 40"],
+    ),
     # settings
     "setting": (
         lambda: {"learning_rat": 0.1},

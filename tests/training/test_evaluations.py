@@ -151,3 +151,17 @@ def test_what_is_set_on_the_distiller_is_set_for_its_run() -> None:
     run.note = "of the caller's own"
     assert run.evaluate() == {"mine": 3.0} and run.train()["eval_mine"] == 3.0
     assert run.note == "of the caller's own" and not hasattr(run.run, "note")
+    logged: list[dict[str, float]] = []
+    run.log = logged.append  # a method of the distiller's own, not of its run
+    run.log({"x": 1.0})
+    assert logged == [{"x": 1.0}] and run.run.log != logged.append
+    with pytest.raises(AttributeError, match="KnowledgeDistiller has no attribute 'nope'"):
+        run.nope  # noqa: B018
+
+
+def test_a_data_adaptor_may_be_set_later_and_a_run_that_is_over_says_its_losses_again() -> None:
+    run, asked = distiller(num_train_epochs=1), []
+    run.train_data_adaptor = lambda device, batch: (asked.append(1) or batch, batch)
+    losses = run.train()
+    assert len(asked) == 4 and "loss" in losses  # the probe and three batches
+    assert run.train() == losses

@@ -342,6 +342,7 @@ def test_stages_that_are_not_there(tmp_path: Path):
     [
         ("hidden", "stages is a list of mappings; found 'hidden'"),
         ({"name": "hidden"}, "stages is a list of mappings; found {'name': 'hidden'}"),
+        (5, "stages is a list of mappings; found 5"),
         (["hidden"], "stages[0] is a mapping with a name; found 'hidden'"),
         ([{"max_steps": 1}], "stages[0] is a mapping with a name; found {'max_steps': 1}"),
         (

@@ -55,7 +55,7 @@ class HeadTerm:
         reference: the teacher's logits (HeadLogits, TopKLogits or a tensor), or (batch, length) labels.
         rows: (batch, length) the weight of each item; one of weight 0 does not count, whatever stands there.
         args: of the loss.
-        factor: of this part in the sum of all: a number or a 0-d tensor.
+        factor: of this term in the sum of all: a number or a 0-d tensor.
     """
 
     loss: Callable[..., Tensor]
@@ -84,7 +84,7 @@ def head_loss(student: HeadLogits, parts: Sequence[HeadTerm], chunk: int | None 
     Returns:
         (), the sum over parts of factor times sum; and (parts,) the sums themselves, without gradient.
     """
-    return _HeadLoss.apply(student.hidden, student.weight, student.bias, student.dtype, parts, chunk)  # type: ignore[no-any-return, no-untyped-call]
+    return _HeadLoss.apply(student.hidden, student.weight, student.bias, student.dtype, parts, chunk)
 
 
 def _fused(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -94,7 +94,7 @@ def _fused(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return fused
 
 
-# The losses that look at one item at a time, each as `losses.FUSED` has it.
+# The losses that look at one item at a time, each as `FUSED` has it.
 FUSED_WITH_HEAD: Mapping[Callable[..., Tensor], Callable[..., Tensor]] = {
     loss: _fused(loss)
     for loss in (
@@ -118,7 +118,7 @@ class _HeadLoss(torch.autograd.Function):
         return torch.stack([part.factor * one for part, one in zip(parts, sums, strict=True)]).sum(), sums
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         scaled = [None if one is None else (one * upstream.to(one.dtype)).to(dtype) for one, dtype in gradients]
