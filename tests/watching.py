@@ -72,3 +72,18 @@ class Scripted:
         student.bert.eval()
         teacher.train()
         return {"score": next(self.scores), "other": 1}
+
+
+class Killed(Exception):
+    """What `KillAt` raises: something no one foresaw, such as a full disk."""
+
+
+class KillAt(Callback):
+    """Breaks a run off after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, run) -> None:
+        if run.progress.step == self.step:
+            raise Killed

@@ -216,7 +216,7 @@ def demo(
 
 
 def _distillation(recipe: Any, output_dir: str | Path | None = None) -> tuple[Any, Any, Any]:
-    """What a recipe says: its loaded, a student, and the distiller that trains it."""
+    """A recipe as objects, a student of it, and the distiller that trains this one."""
     from ..recipes.build import LoadedRecipe
 
     loaded = LoadedRecipe.of(recipe)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config.entry import Feature
 from ..errors import ConfigError
-from ..losses.arguments import check_arguments
+from ..losses.arguments import check_arguments, signature_of
 from ..losses.table import get_loss
 
 LOGITS = Feature("output", "logits")
@@ -78,7 +78,7 @@ class Objective:
         if self.activation and "." not in self.feature:
             raise ConfigError(f"objective: activation needs a teacher feature, as fc.input; found {self.feature!r}")
         if isinstance(self.loss, str):
-            problem = check_arguments(self.loss, get_loss(self.loss, "vector"), self.args, ())
+            problem = check_arguments(self.loss, signature_of(get_loss(self.loss, "vector")), self.args, ())
             if problem:
                 raise ConfigError(f"objective: {problem}")
 

@@ -13,6 +13,7 @@ from ..config.entry import Feature
 from ..losses.labels import IGNORED_LABEL
 from .inputs import Inputs
 
+PER_TOKEN = ("tokens", "attention", "heads")  # kinds of features that have values for each token
 _STACK = re.compile(r"(?:^|[._])(encoder|decoder)")  # the first in a path: `decoder.layers.0.encoder_attn` decodes
 
 
@@ -110,6 +111,3 @@ def batch_size(context: Mapping[str, Any], values: Tensor | None = None) -> int:
     rows = {key: len(v) for key, v in context.items() if isinstance(v, Tensor) and v.dim()}
     lengths = (rows[key] for key in ("labels", "input_ids", "pixel_values", "attention_mask") if key in rows)
     return next(lengths, max(rows.values(), default=1))
-
-
-PER_TOKEN = ("tokens", "attention", "heads")  # kinds of features that have values for each token

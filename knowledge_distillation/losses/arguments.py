@@ -58,11 +58,8 @@ def _beyond_the_sides(parameters: list[inspect.Parameter]) -> dict[str, inspect.
     return {p.name: p for p in parameters[2:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def check_arguments(
-    name: str, loss: Callable[..., Any], args: Mapping[str, Any], context: Iterable[str]
-) -> str | None:
+def check_arguments(name: str, signature: Signature, args: Mapping[str, Any], context: Iterable[str]) -> str | None:
     """What is wrong with the arguments of an entry, or None. `context` are the keywords the loss model can fill."""
-    signature = signature_of(loss)
     parameters = signature.parameters
     defaults = {key: p.default for key, p in parameters.items() if key not in FILLED}
     takes = ", ".join(key if value is inspect.Parameter.empty else f"{key}={value}" for key, value in defaults.items())

@@ -55,7 +55,7 @@ def values_of(
         values = call_loss(loss, loss.function, torch.device("cpu"), *shapes, **args)
         return values, layout_of(bound.kind, student[0].shape, values.shape)
     masks = items.masks(context)
-    words = items.words(context, none_for_all=loss.by_name)
+    words = items.words(context, none_for_all=loss.by_name) if bound.context_keys else {}
     keywords = {name: words[name] if name in words else context.get(name) for name in bound.context_keys}
     if items.labelled and "mask" in keywords and masks.rows is not None:
         keywords["mask"] = masks.rows

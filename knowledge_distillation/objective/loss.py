@@ -107,7 +107,7 @@ class Loss:
         for name, value in self.entry.args.items() if self.by_name else ():
             if name in parameters and isinstance(parameters[name].default, bool) and not isinstance(value, bool):
                 return f"loss {self.name}: {name} is true or false; found {value!r}"
-        return check_arguments(self.name, self.function, self.entry.args, [*MASKS, *context])
+        return check_arguments(self.name, self.signature, self.entry.args, [*MASKS, *context])
 
     def _schedule_problem(self) -> str | None:
         defaults = {name: p.default for name, p in self.signature.call.items() if name not in FILLED}

@@ -62,7 +62,7 @@ def bind(
     teacher_probes = _probe_teachers(teachers, teacher_inputs, entries)
     student_probes = _probe_students(students, student_inputs, entries, loss_model.reads_own_loss)
     # Of every teacher, since an evaluator may ask one that no entry reads.
-    check_vocabularies(students, teachers, student_inputs, teacher_inputs, tokenizer)
+    _check_vocabularies(students, teachers, student_inputs, teacher_inputs, tokenizer)
     context = make_context(
         student_inputs[""], merged_inputs(teacher_inputs) or None, predicts_next_token(students[""])
     )
@@ -94,7 +94,7 @@ def bind(
     return Plan(of_students, of_teachers, rows, notes, unreached, idle)
 
 
-def check_vocabularies(
+def _check_vocabularies(
     students: Mapping[str, nn.Module],
     teachers: Mapping[str, FrozenTeacher],
     student_inputs: Mapping[str, Inputs],

@@ -64,10 +64,10 @@ def notes_of(probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLos
         names = ", ".join(unreached[:4]) + (f" and {len(unreached) - 4} more" if len(unreached) > 4 else "")
         notes.append(f"student: no entry reaches {names}: frozen for this run")
     for bound in loss_model.bound.values():
-        method, layout = bound.loss.spec, bound.items.layout.name
-        if method.two_classes and bound.classes == 2:
-            notes.append(f"warning: {bound.entry.name}: with two classes {method.two_classes}")
-        if method.among_samples and bound.samples < 3:
+        spec, layout = bound.loss.spec, bound.items.layout.name
+        if spec.two_classes and bound.classes == 2:
+            notes.append(f"warning: {bound.entry.name}: with two classes {spec.two_classes}")
+        if spec.among_samples and bound.samples < 3:
             few = f"{bound.samples} of them in a batch leave little or nothing to learn"
             notes.append(f"warning: {bound.entry.name} compares samples with each other, and {few}")
         if bound.entry.learning_rate is not None and not loss_model.learning_rates(bound.entry):

@@ -169,9 +169,10 @@ class KnowledgeDistiller:
     def __getattr__(self, name: str) -> Any:
         if name == "run":
             raise AttributeError(name)
-        if not hasattr(self.run, name):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        return getattr(self.run, name)
+        try:
+            return getattr(self.run, name)
+        except AttributeError:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "run" and not hasattr(type(self), name) and hasattr(self.run, name):

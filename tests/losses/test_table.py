@@ -16,7 +16,7 @@ from torch import nn
 
 from knowledge_distillation.errors import ConfigError
 from knowledge_distillation.losses import get_loss, list_losses
-from knowledge_distillation.losses.arguments import check_arguments
+from knowledge_distillation.losses.arguments import check_arguments, signature_of
 from knowledge_distillation.losses.attention import attention_mse
 from knowledge_distillation.losses.hidden import hidden_mse
 from knowledge_distillation.losses.labels import hard_cross_entropy
@@ -127,7 +127,7 @@ CONTEXT = ["mask", "teacher_mask", "labels", "sample_weight"]
     ],
 )
 def test_arguments_are_checked_against_the_signature(loss, args, problem):
-    found = check_arguments("it", loss, args, CONTEXT)
+    found = check_arguments("it", signature_of(loss), args, CONTEXT)
     assert found is None if problem is None else found.startswith(f"loss it {problem}")
 
 

@@ -15,6 +15,7 @@ from processes import Forked
 from runs import HARD, SOFT, batches, bert, distill, same, weights, written
 from torch import nn
 from transformers import BertForSequenceClassification
+from watching import KillAt, Killed
 
 from knowledge_distillation import Callback, ConfigError, DistillationError, KnowledgeDistiller
 from knowledge_distillation.cli import commands as command_line
@@ -210,19 +211,6 @@ def test_where_less_is_better_the_smallest_is_first(tmp_path):
         sweep(make, {"weight": [0.5], "temperature": [1]}, [1], output_dir=tmp_path)
 
 
-class Broken(Exception):
-    """Something no one foresaw, such as a full disk."""
-
-
-class BreaksAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, distiller) -> None:
-        if distiller.progress.step == self.step:
-            raise Broken
-
-
 def test_a_sweep_that_was_broken_off_goes_on_with_what_is_not_done(tmp_path):
     whole = sweep(Counted(), GRID, [1], output_dir=tmp_path / "whole")
 
@@ -230,11 +218,11 @@ def test_a_sweep_that_was_broken_off_goes_on_with_what_is_not_done(tmp_path):
         def __call__(self, *given):
             distiller = super().__call__(*given)
             if len(self.made) == 3:
-                distiller.callbacks.append(BreaksAt(5))
+                distiller.callbacks.append(KillAt(5))
             return distiller
 
     first, second = Breaks(), Counted()
-    with pytest.raises(Broken):
+    with pytest.raises(Killed):
         sweep(first, GRID, [1], output_dir=tmp_path / "broken")
     seen: list[int] = []
 

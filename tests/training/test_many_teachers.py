@@ -14,6 +14,7 @@ from runs import HARD, SOFT, VOCABULARY, batches, bert, distiller, same, weights
 from tolerance import near
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
+from watching import KillAt, Killed
 
 from knowledge_distillation import Callback, ConfigError, parse_config
 
@@ -298,19 +299,6 @@ def adamw(folder: Path | None, **options: Any) -> Any:
         save_steps=2,
         **options,
     )
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, distiller):
-        if distiller.progress.step == self.step:
-            raise Killed
 
 
 def test_peers_are_saved_beside_the_student_and_resumed_exactly(tmp_path):

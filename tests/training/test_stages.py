@@ -12,7 +12,7 @@ from runs import HARD, SOFT, batches, bert, distiller, same, weights
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from training_script import collate, rows
-from watching import Watch
+from watching import KillAt, Killed, Watch
 
 from knowledge_distillation import Callback, CheckpointError, ConfigError, parse_config, student_from_teacher
 from knowledge_distillation.config.settings import TrainingSettings
@@ -220,19 +220,6 @@ def test_epochs_by_hand_pass_through_the_stages():
 
 
 # --- going on ----------------------------------------------------------------------------------------------------
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, distiller):
-        if distiller.progress.step == self.step:
-            raise Killed
 
 
 def resumable(folder: Path, **options: Any) -> Any:
