@@ -48,6 +48,16 @@ def no_network():
     patch.undo()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--case", help="only the tests of this line of docs/reliability.md, such as A2")
+
+
+def pytest_collection_modifyitems(config, items):
+    number = config.getoption("--case")
+    if number is not None:
+        items[:] = [item for item in items if any(number in mark.args for mark in item.iter_markers("case"))]
+
+
 @pytest.fixture(autouse=True)
 def seed() -> int:
     """Every test starts from the same random state."""
