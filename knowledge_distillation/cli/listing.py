@@ -6,16 +6,16 @@ import copy
 import inspect
 from typing import Any
 
-import torch
 import transformers
 import yaml
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForImageClassification
 
 from .. import models, presets
 from ..errors import ConfigError, nearest
 from ..features.catalogue import catalogue
+from ..features.made_up_inputs import made_up_inputs
 
 
 def list_features(name: str) -> Table:
@@ -52,23 +52,6 @@ def load_any(name: str) -> nn.Module:
         return bare.from_config(config)
     room = models if config.architectures[0] in models.__all__ else transformers
     return getattr(room, config.architectures[0], bare).from_pretrained(name)
-
-
-def made_up_inputs(model: nn.Module) -> dict[str, Any]:
-    """Two rows of valid inputs: token ids, or an image of the size the config names."""
-    config: Any = model.config
-    main = getattr(model, "main_input_name", "input_ids")
-    if main == "pixel_values":
-        size = getattr(config, "image_size", 224) or 224
-        height, width = (size, size) if isinstance(size, int) else size
-        return {main: torch.zeros(2, getattr(config, "num_channels", 3), height, width)}
-    if main != "input_ids":
-        raise ConfigError(f"{type(model).__name__} takes {main}, for which no inputs can be made up")
-    ids = torch.arange(16, dtype=torch.long).view(2, 8) % max(2, getattr(config, "vocab_size", 2))
-    inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = ids
-    return inputs
 
 
 def list_presets() -> Table:

@@ -13,13 +13,14 @@ from tolerance import assert_near, rounding
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from knowledge_distillation.cli.listing import list_features, load_any, made_up_inputs
+from knowledge_distillation.cli.listing import list_features, load_any
 from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.errors import ConfigError
 from knowledge_distillation.features.capture import Location
 from knowledge_distillation.features.catalogue import catalogue
 from knowledge_distillation.features.inputs import first_rows
 from knowledge_distillation.features.kinds import kind_by_growth, lengthened, probe_kind
+from knowledge_distillation.features.made_up_inputs import made_up_inputs
 from knowledge_distillation.features.preserve import preserved
 
 

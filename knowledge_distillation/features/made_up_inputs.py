@@ -1,0 +1,27 @@
+"""Inputs made up for a model that no batch came with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+
+def made_up_inputs(model: nn.Module) -> dict[str, Any]:
+    """Two rows of valid inputs: token ids, or an image of the size the config names."""
+    config: Any = model.config
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "pixel_values":
+        size = getattr(config, "image_size", 224) or 224
+        height, width = (size, size) if isinstance(size, int) else size
+        return {main: torch.zeros(2, getattr(config, "num_channels", 3), height, width)}
+    if main != "input_ids":
+        raise ConfigError(f"{type(model).__name__} takes {main}, for which no inputs can be made up")
+    ids = torch.arange(16, dtype=torch.long).view(2, 8) % max(2, getattr(config, "vocab_size", 2))
+    inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids
+    return inputs
