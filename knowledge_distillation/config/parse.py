@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import yaml
 from ..errors import ConfigError, nearest
 from .entry import HARD, SOFT, DistillConfig, Entry, Feature
 from .validation import read, unknown_keys
+from .yaml_words import TEXTS, parse_yaml
 
 _LONG_KEYS = tuple(f"{side}_{half}" for side in ("teacher", "student") for half in ("layer_name", "layer_output_name"))
 _OPTIONS = (
@@ -76,8 +77,11 @@ def expand_braces(text: str) -> list[str]:
     return [expanded for choice in choices for expanded in expand_braces(head + choice + tail)]
 
 
-def read_yaml(path: Path, what: str) -> Any:
+def read_yaml(path: Path, what: str, texts: Collection[str] = TEXTS) -> Any:
     """What a YAML file holds; no code comes out of it.
+
+    Args:
+        texts: keys whose values are texts, whatever YAML takes them for.
 
     Raises:
         ConfigError: it is not there, or no valid YAML; `what` says what it should have been.
@@ -85,7 +89,7 @@ def read_yaml(path: Path, what: str) -> Any:
     if not path.is_file():
         raise ConfigError(f"{what} {path} does not exist")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"), texts)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{what} {path} is not valid YAML: {error}") from error
 

@@ -29,6 +29,7 @@ OPTIMIZERS: Mapping[str, Mapping[str, type]] = {  # name -> its arguments
     "adamw_torch_fused": {},
     "sgd": {"momentum": float, "dampening": float, "nesterov": bool},
 }
+_OFF = ("no", "off", "false", "none")
 _OF_A_STAGE = ("num_train_epochs", "max_steps", "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type")
 
 
@@ -66,7 +67,14 @@ def _check_tokens_per_batch(tokens: int | None, info: ValidationInfo) -> int | N
 
 
 def _names(names: Any) -> Any:
-    return (names,) if isinstance(names, str) else names or ()
+    """One name or several as a list; `none`, as `TrainingArguments` has it, is none of them."""
+    names = [names] if isinstance(names, str) else names or ()
+    return () if len(names) == 1 and str(names[0]).lower() in _OFF else names
+
+
+def _off(word: str) -> BeforeValidator:
+    """What YAML, and Python, may write for a choice that says no."""
+    return BeforeValidator(lambda value: word if str(value).lower() in _OFF else value)
 
 
 def _stages(stages: Any) -> tuple[Any, ...]:
@@ -132,14 +140,15 @@ class TrainingSettings:
         length_bucket: training rows are padded up to the next of a few lengths, multiples of this number that lie
             further apart the longer they are (with `train_dataset`). None: to the longest row of the batch.
         dataloader_num_workers: processes that prepare batches; 0 for none (with `train_dataset`, `eval_dataset`).
-        metric_for_best_model: metric by which the best student is kept; None for the evaluator's primary metric.
+        metric_for_best_model: metric by which the best student is kept, with or without `eval_` in front; None for the
+            evaluator's primary metric.
         greater_is_better: None for the evaluator's own.
         stages: mappings with `name` and what differs in that stage of `num_train_epochs`, `max_steps`,
             `learning_rate`, `weight_decay`, `warmup_ratio`, `lr_scheduler_type`. Each stage trains its entries with an
             optimizer and a schedule of its own. None: the stages that the entries name.
         balance: `relative_scale` or `gradient_norm` keep the terms of the loss on one scale while training; `none`.
         balance_steps: optimizer steps between two measurements of gradient norms.
-        report_to: trackers of Accelerate, such as `tensorboard`.
+        report_to: trackers of Accelerate, such as `tensorboard`; `none` for none.
         disable_tqdm: no progress bar.
         overwrite_output_dir: replace a run that is in `output_dir`.
     """
@@ -162,7 +171,7 @@ class TrainingSettings:
     save_steps: Count | None = None
     save_total_limit: Count = 1
     seed: Annotated[WholeNotNegative, Field(lt=2**32, description="a whole number of 0 or more, below 2**32")] = 42
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    mixed_precision: Annotated[Literal["auto", "no", "bf16", "fp16"], _off("no")] = "auto"
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     teacher_cache: PathText | None = None
     teacher_cache_dtype: Literal["auto", CacheType] = "auto"
@@ -175,7 +184,7 @@ class TrainingSettings:
     metric_for_best_model: Annotated[Text, BeforeValidator(str)] | None = None
     greater_is_better: Flag | None = None
     stages: Annotated[tuple[Any, ...], BeforeValidator(_stages), Field(description="a list of mappings")] = ()
-    balance: Literal["none", "relative_scale", "gradient_norm"] = "none"
+    balance: Annotated[Literal["none", "relative_scale", "gradient_norm"], _off("none")] = "none"
     balance_steps: Count = 20
     report_to: Annotated[tuple[str, ...], BeforeValidator(_names), Field(description="a name or a list of them")] = ()
     disable_tqdm: Flag = False

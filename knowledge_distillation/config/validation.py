@@ -91,7 +91,7 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 def _expected(hint: Any, found: Any) -> str:
     """What a field takes, beside what was found."""
-    for part in _parts(hint):
+    for part in parts_of(hint):
         if get_origin(part) is Literal:
             choices = get_args(part)
             return f"one of {', '.join(choices)}; found {found!r}.{nearest(str(found), choices)}"
@@ -101,8 +101,8 @@ def _expected(hint: Any, found: Any) -> str:
     raise TypeError(f"a field of type {hint} does not say what it takes")
 
 
-def _parts(hint: Any) -> Iterator[Any]:
+def parts_of(hint: Any) -> Iterator[Any]:
     """A type, and the types that it is made of."""
     yield hint
     for part in get_args(hint):
-        yield from _parts(part)
+        yield from parts_of(part)

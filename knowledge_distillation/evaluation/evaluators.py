@@ -72,6 +72,11 @@ class TaskEvaluator:
     ) -> dict[str, float]:
         runs_teacher = self._teacher_logits is None
         batches = list(self._predictions(student, teacher if runs_teacher else None, dataloader, accelerator))
+        return self._scores(student, batches, runs_teacher)
+
+    def _scores(
+        self, student: nn.Module, batches: list[tuple[Tensor | None, ...]], runs_teacher: bool
+    ) -> dict[str, float]:
         student_logits, teacher_logits, labels, mask = (_join([batch[i] for batch in batches]) for i in range(4))
         if not runs_teacher:
             teacher_logits = self._teacher_logits
@@ -94,10 +99,23 @@ class TaskEvaluator:
         return {name: float(value) for name, value in metrics.items()}
 
     def names(self, student: nn.Module, teacher: nn.Module | None, batches: list[Any], accelerator: Any) -> list[str]:
-        """The metrics it gives, tried on a batch; none where so few rows cannot be scored."""
+        """The metrics it gives, tried on a batch; none where so few rows cannot be scored.
+
+        Raises:
+            DataError: a model cannot run on the batch, or gives nothing to evaluate.
+        """
         trial = TaskEvaluator(self.compute_metrics, self.data_adaptor)
         try:
-            return list(trial(student, teacher, batches, accelerator))
+            predictions = list(trial._predictions(student, teacher, batches, accelerator))
+        except (DistillationError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            keys = ", ".join(map(str, batches[0])) if isinstance(batches[0], Mapping) else type(batches[0]).__name__
+            raise DataError(
+                f"the models fail on the first batch of the evaluation data ({keys}): {type(error).__name__}: {error}"
+            ) from error
+        try:
+            return list(trial._scores(student, predictions, runs_teacher=True))
         except DistillationError:
             raise
         except Exception:  # the metrics are the user's: some need more rows than these
@@ -206,7 +224,11 @@ def _logits(output: Any) -> Tensor:
         return output
     if isinstance(output, Mapping):
         if "logits" not in output:
-            raise DataError(f"a model's output has no 'logits' to evaluate; it has: {', '.join(map(str, output))}")
+            raise DataError(
+                f"a model's output has no 'logits' to evaluate; it has: {', '.join(map(str, output))}. Give an "
+                "evaluator of your own, a callable (student, teacher, dataloader, accelerator) -> metrics, or leave "
+                "the evaluation data out"
+            )
         return output["logits"]
     logits = getattr(output, "logits", None)
     return logits if logits is not None else output[0]

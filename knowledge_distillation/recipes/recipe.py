@@ -14,6 +14,8 @@ from ..config.entry import DistillConfig
 from ..config.parse import parse_config, read_yaml
 from ..config.settings import TrainingSettings
 from ..config.validation import Count, Number, PathText, read, unknown_keys
+from ..config.yaml_words import TEXTS as TEXTS_OF_RUNS
+from ..config.yaml_words import parse_yaml, text_keys
 from ..data.augmentation import Augmentation
 from ..data.glue import GLUE_TASKS, GlueTask, find_task
 from ..data.images import IMAGE_TASKS, ImageTask
@@ -234,6 +236,9 @@ class Recipe:
             )
 
 
+TEXTS = TEXTS_OF_RUNS | text_keys(Recipe)
+
+
 def load_recipe(
     path: str | Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
 ) -> Recipe:
@@ -280,7 +285,7 @@ def _make_room(content: dict[str, Any], named: set[str], method: Any) -> None:
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         raise ConfigError(f"recipe {path} is its own base: {' -> '.join(p.name for p in (*above, path))}")
-    content = read_yaml(path, "recipe") or {}
+    content = read_yaml(path, "recipe", TEXTS) or {}
     if not isinstance(content, dict):
         raise ConfigError(f"recipe {path} is a mapping; found {type(content).__name__}")
     content = _unshared(content)
@@ -314,10 +319,15 @@ def _override(content: dict[str, Any], text: str) -> None:
     if not sign:
         raise ConfigError(f"--set takes key=value, as in training.learning_rate=1e-4; found {text!r}")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value, TEXTS, named_by(key))
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML") from error
     _set(content, key.split("."), parsed)
+
+
+def named_by(key: str) -> str:
+    """The last word of a path: `name` of `stages.0.name`, `report_to` of `training.report_to.0`."""
+    return next((word for word in reversed(key.split(".")) if not word.isdigit()), "")
 
 
 def _set(content: Any, keys: list[str], value: Any) -> None:

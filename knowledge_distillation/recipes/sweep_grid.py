@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from ..config.entry import DistillConfig
+from ..config.yaml_words import parse_yaml
 from ..errors import ConfigError, nearest
 from ..losses.arguments import signature_of
 from ..losses.table import get_loss
 from ..presets import by_name as preset_table
-from .recipe import Recipe, load_recipe
+from .recipe import TEXTS, Recipe, load_recipe, named_by
 
 if TYPE_CHECKING:
     from ..training.distiller import KnowledgeDistiller
@@ -68,7 +69,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
         if not sign or not key:
             raise ConfigError(f"--grid takes key=value,value as in temperature=2,4,8; found {text!r}")
         try:
-            grid_values = yaml.safe_load(f"[{values}]")
+            grid_values = parse_yaml(f"[{values}]", TEXTS, named_by(key))
         except yaml.YAMLError as error:
             raise ConfigError(f"--grid {text}: the values are not valid YAML") from error
         if key in grid:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedType, LoggerType
 
 from ..config.settings import TrainingSettings
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -20,6 +22,7 @@ def make_accelerator(
     settings: TrainingSettings, device: torch.device | str | None, output_dir: Path | None
 ) -> Accelerator:
     """An Accelerator for one run; a run before it in the same process may have had another precision or device."""
+    _check_trackers(settings.report_to, output_dir)
     device = _existing(device)
     _forget_previous(device)
     if device is not None and device.type == "cuda" and device.index is not None:
@@ -48,6 +51,24 @@ def make_accelerator(
         atexit.unregister(_leave_the_others)
         atexit.register(_leave_the_others)
     return accelerator
+
+
+def _check_trackers(names: Sequence[str], output_dir: Path | None) -> None:
+    """See that every tracker is there: Accelerate would leave out one that is not installed, and say nothing."""
+    known, installed = [*LOGGER_TYPE_TO_CLASS, "all"], [one.value for one in get_available_trackers()]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"report_to {name!r} is no tracker of Accelerate.{nearest(name, known)} Known: {', '.join(known)}"
+            )
+        if name in {one.value for one in LoggerType} - {"all", *installed}:
+            raise ConfigError(
+                f"report_to {name!r}: it is not installed, so nothing would be tracked. Install it, or choose among "
+                f"what is there: {', '.join(installed) or 'none'}"
+            )
+    for name in installed if "all" in names else names:
+        if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory is True and output_dir is None:
+            raise ConfigError(f"report_to {name!r} writes files: set an output_dir")
 
 
 def _leave_the_others() -> None:

@@ -56,9 +56,7 @@ def keeps_best(run: Run) -> bool:
 
 def keep_if_best(run: Run, metrics: Mapping[str, float]) -> str:
     """Write the student where its metric is the best so far. Returns the metric's name."""
-    name = run.settings.metric_for_best_model or run.evaluator.primary_metric
-    if name not in metrics:
-        raise no_such_metric(name, metrics)
+    name = metric_named(run.settings.metric_for_best_model or run.evaluator.primary_metric, metrics)
     greater = run.settings.greater_is_better
     greater = getattr(run.evaluator, "greater_is_better", True) if greater is None else greater
     best, value = run.progress.best, metrics[name]
@@ -88,7 +86,7 @@ def ask_evaluator(run: Run, loss: Tensor) -> None:
 
 
 def check_evaluation(run: Run) -> None:
-    """See before the first step that there is something to evaluate on, and the metric to keep the best by."""
+    """See before the first step that there is something to evaluate, and the metric to keep the best by."""
     data, metric = run.dev_dataloader, run.settings.metric_for_best_model
     if data is None or run.evaluator is None or decides_itself(run) or isinstance(data, Iterator):
         return
@@ -96,16 +94,24 @@ def check_evaluation(run: Run) -> None:
     first = batches.first()
     if not batches.max_over_processes(len(first)):
         raise DataError("the evaluation data is empty: it has no batch")
-    if metric and isinstance(run.evaluator, TaskEvaluator):
+    if isinstance(run.evaluator, TaskEvaluator):
         with preserved(run.student):
             names = run.evaluator.names(run.student, run.teacher, first, run.accelerator)
-        if names and metric not in names:
-            raise no_such_metric(metric, names)
+        if metric and names:
+            metric_named(metric, names)
 
 
-def no_such_metric(name: str, metrics: Iterable[str]) -> ConfigError:
+def metric_named(name: str, metrics: Iterable[str]) -> str:
+    """The metric of this name, which may have `eval_` in front, as transformers has it.
+
+    Raises:
+        ConfigError: there is none.
+    """
     names = list(metrics)
-    return ConfigError(
+    for one in (name, name.removeprefix("eval_")):
+        if one in names:
+            return one
+    raise ConfigError(
         f"metric_for_best_model {name!r} is not among the evaluator's metrics: {', '.join(names) or 'none'}."
         f"{nearest(name, names)}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,36 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.waited, self.best = state["waited"], state["best"]
+
+
+def check_callbacks(callbacks: Sequence[Any]) -> None:
+    """See that what is to be called back can be.
+
+    Raises:
+        ConfigError: a callback of transformers' `Trainer`, a class in place of an object, or something else.
+    """
+    from transformers import EarlyStoppingCallback as OfTrainer
+    from transformers import TrainerCallback
+
+    events = [name for name in vars(Callback) if not name.startswith("_")]
+    for callback in callbacks:
+        kind = callback if isinstance(callback, type) else type(callback)
+        if issubclass(kind, TrainerCallback):
+            patience = getattr(callback, "early_stopping_patience", 3)
+            instead = (
+                f"EarlyStopping(patience={patience})" if issubclass(kind, OfTrainer) else "a subclass of Callback"
+            )
+            raise ConfigError(
+                f"callbacks: {kind.__name__} is one of transformers' Trainer, whose loop this is not. Use "
+                f"{instead}, of knowledge_distillation"
+            )
+        if kind is callback and issubclass(kind, Callback):
+            raise ConfigError(f"callbacks: {kind.__name__} is a class; give an object of it: {kind.__name__}()")
+        missing = [name for name in events if not callable(getattr(callback, name, None))]
+        if missing or kind is callback:
+            raise ConfigError(
+                f"callbacks: {callback!r} has no {', '.join(missing)}: a subclass of Callback has all events"
+            )
 
 
 def standard_callbacks(run: Run) -> list[Callback]:

@@ -25,7 +25,7 @@ from . import checkpoints, loop
 from .accelerate import make_accelerator, teacher_dtype
 from .batch import adapt, make_batch
 from .best_student import check_evaluation, evaluate
-from .callbacks import Callback, standard_callbacks
+from .callbacks import Callback, check_callbacks, standard_callbacks
 from .prepare import close, enter_stage, leave_stage, make_plan, prepare
 from .roles import models_by_role
 from .run import Run
@@ -137,6 +137,7 @@ class KnowledgeDistiller:
 
         for model in students.values():
             model.to(accelerator.device)
+        check_callbacks(callbacks)
         dtype, trained = teacher_dtype(args, accelerator), nn.ModuleList(students.values())
         callbacks = list(callbacks)
         if isinstance(train_dataloader, Callback) and train_dataloader not in callbacks:

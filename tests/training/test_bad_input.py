@@ -380,7 +380,12 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], type[DistillationError], li
     "tracker": (
         lambda: {"report_to": "tensorbored"},
         ConfigError,
-        ["Accelerate cannot be set up: Unsupported logging capability: tensorbored"],
+        ["report_to 'tensorbored' is no tracker of Accelerate. Nearest: tensorboard.", "Known: aim, comet_ml"],
+    ),
+    "tracker that writes, and nowhere to": (
+        lambda: {"report_to": "tensorboard", "output_dir": None},
+        ConfigError,
+        ["report_to 'tensorboard' writes files: set an output_dir"],
     ),
     "device": (lambda: {"device": "gpu"}, ConfigError, ["device 'gpu' is not one torch knows, such as 'cpu'"]),
     "device that is not there": (

@@ -1,12 +1,16 @@
 """Callbacks are called in order, and may end a run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.utils import LoggerType
 from runs import batches, distiller, history, steps_of
+from transformers import EarlyStoppingCallback, PrinterCallback
 from watching import Recorder, Scripted, Watch
 
-from knowledge_distillation import EarlyStopping
+from knowledge_distillation import ConfigError, EarlyStopping
+from knowledge_distillation.training import accelerate
 
 
 def test_callbacks_are_called_in_order(tmp_path: Path) -> None:
@@ -85,3 +89,43 @@ def test_early_stopping_remembers_across_a_resume(tmp_path: Path) -> None:
     assert epochs(2, [0.5, 0.4]) == 2  # one evaluation without improvement
     assert epochs(9, [0.3, 0.9]) == 3  # and the second
     assert epochs(9, []) == 3  # a run that was stopped is finished
+
+
+class Listener:
+    """No subclass of `Callback`, and one event short."""
+
+    def on_init_end(self, run: Any) -> None: ...
+
+
+NO_CALLBACKS: dict[str, tuple[Any, str]] = {
+    "early stopping": (EarlyStoppingCallback(5), r"transformers' Trainer.* Use EarlyStopping\(patience=5\)"),
+    "another of Trainer": (
+        PrinterCallback(),
+        "PrinterCallback is one of transformers' Trainer.* a subclass of Callback",
+    ),
+    "class of Trainer": (EarlyStoppingCallback, r"Use EarlyStopping\(patience=3\), of knowledge_distillation"),
+    "class": (EarlyStopping, r"EarlyStopping is a class; give an object of it: EarlyStopping\(\)"),
+    "function": (print, "has no on_init_end, on_train_begin, .*: a subclass of Callback has all events"),
+    "half of one": (Listener(), "has no on_train_begin, on_step_end"),
+}
+
+
+@pytest.mark.case("D13")
+@pytest.mark.parametrize("what", NO_CALLBACKS)
+def test_what_is_no_callback_is_refused_with_what_to_use(what: str) -> None:
+    callback, message = NO_CALLBACKS[what]
+    with pytest.raises(ConfigError, match=message):
+        distiller(callbacks=[callback])
+
+
+@pytest.mark.case("D13")
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerate, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    with pytest.raises(ConfigError, match=f"report_to '{name}': it is not installed, .* there: tensorboard"):
+        distiller(report_to=name, output_dir=tmp_path / "out")
+    with pytest.raises(ConfigError, match="'tensorboard' writes files: set an output_dir"):
+        distiller(report_to="all")
+    assert not (tmp_path / "out").exists()

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from runs import batches, distiller, history, same, scores_of, weights
+from runs import batches, bert, distiller, history, same, scores_of, weights
 from tolerance import near
-from transformers import (
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoModelForSequenceClassification, BertModel, CLIPConfig, CLIPModel
 from watching import LongKnown, Scripted, Watch
 
-from knowledge_distillation import MultiLayerBasedDistillationEvaluator
+from knowledge_distillation import ConfigError, DataError, MultiLayerBasedDistillationEvaluator
 
 
 def test_the_long_known_evaluator_is_asked_after_every_step() -> None:
@@ -165,3 +163,73 @@ def test_a_data_adaptor_may_be_set_later_and_a_run_that_is_over_says_its_losses_
     losses = run.train()
     assert len(asked) == 4 and "loss" in losses  # the probe and three batches
     assert run.train() == losses
+
+
+@pytest.mark.case("D12")
+@pytest.mark.parametrize("prefix", ["", "eval_"])
+def test_a_metric_is_named_as_transformers_names_it_or_plainly(prefix: str) -> None:
+    options = {"dev_dataloader": batches(2), "greater_is_better": False}
+    run = distiller(metric_for_best_model=f"{prefix}agreement", **options)
+    metrics = run.train()
+    assert metrics["best_agreement"] == metrics["eval_agreement"] == run.progress.best
+    with pytest.raises(
+        ConfigError, match="'eval_agrement' is not among .* accuracy, teacher_accuracy, agreement. Near"
+    ):
+        distiller(metric_for_best_model="eval_agrement", **options).train()
+
+
+@pytest.mark.case("D12")
+def test_a_metric_that_begins_with_eval_itself_comes_first() -> None:
+    def evaluator(student, teacher, dataloader, accelerator):
+        return {"eval_score": 1.0, "score": 2.0}
+
+    run = distiller(dev_dataloader=batches(1), evaluator=evaluator, metric_for_best_model="eval_score")
+    assert run.train()["best_eval_score"] == 1.0
+
+
+def headless(layers: int) -> BertModel:
+    return BertModel(bert(layers).config)
+
+
+def clip() -> CLIPModel:
+    side = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**side, "vocab_size": 40, "max_position_embeddings": 32, "eos_token_id": 39}
+    vision = {**side, "image_size": 8, "patch_size": 4}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+
+
+def pairs() -> list[dict[str, torch.Tensor]]:
+    return [{**batch, "pixel_values": torch.randn(4, 3, 8, 8)} for batch in batches(2, labels=False)]
+
+
+NO_LOGITS: dict[str, Any] = {
+    "embeddings": (lambda: (headless(2), headless(1)), batches, "pooler_output"),
+    "teacher without a head": (lambda: (headless(2), bert(1)), batches, ""),
+    "pictures and texts": (lambda: (clip(), clip()), pairs, "text_embeds"),
+}
+
+
+@pytest.mark.case("D15")
+@pytest.mark.parametrize("models", NO_LOGITS)
+def test_models_that_give_nothing_to_score_are_refused_before_step_1(models: str, tmp_path: Path) -> None:
+    make, data, output = NO_LOGITS[models]
+    teacher, student = make()
+    name = f"output.{output}" if output else "layer1.hidden_states"
+    config = [{"teacher": name, "student": name, "loss": "mse"}]
+    options = {"train_dataloader": data(), "output_dir": tmp_path / "out"}
+    run = distiller(config, teacher, student, dev_dataloader=data(), **options)
+    with pytest.raises(DataError, match="no 'logits' to evaluate; it has: .* Give an evaluator of your own"):
+        run.train()
+    assert run.progress.step == 0 and not (tmp_path / "out").exists()
+    options["evaluator"] = lambda student, teacher, dataloader, accelerator: {"score": 0.5}
+    assert distiller(config, teacher, student, dev_dataloader=data(), **options).train()["eval_score"] == 0.5
+
+
+@pytest.mark.case("D15")
+def test_evaluation_data_that_a_model_cannot_read_is_refused_before_step_1() -> None:
+    run = distiller(dev_dataloader=[{"attention_mask": batches(1)[0]["attention_mask"]}])
+    with pytest.raises(
+        DataError, match=r"fail on the first batch of the evaluation data \(attention_mask\): ValueError"
+    ):
+        run.train()
+    assert run.progress.step == 0
