@@ -69,12 +69,15 @@ def _check_tokens_per_batch(tokens: int | None, info: ValidationInfo) -> int | N
 def _names(names: Any) -> Any:
     """One name or several as a list; `none`, as `TrainingArguments` has it, is none of them."""
     names = [names] if isinstance(names, str) else names or ()
-    return () if len(names) == 1 and str(names[0]).lower() in _OFF else names
+    one = names[0] if isinstance(names, (list, tuple)) and len(names) == 1 else None
+    return () if isinstance(one, str) and one.lower() in _OFF else names
 
 
 def _off(word: str) -> BeforeValidator:
     """What YAML, and Python, may write for a choice that says no."""
-    return BeforeValidator(lambda value: word if str(value).lower() in _OFF else value)
+    return BeforeValidator(
+        lambda value: word if isinstance(value, (str, bool)) and str(value).lower() in _OFF else value
+    )
 
 
 def _stages(stages: Any) -> tuple[Any, ...]:

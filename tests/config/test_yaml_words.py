@@ -69,7 +69,7 @@ def test_words_in_entries_stages_and_recipes(tmp_path: Path) -> None:
     path.write_text("- {student: output.logits, loss: cross_entropy, name: off, stage: [on, no], projection: no}")
     [entry] = parse_config(path).check().entries
     assert entry.name == "off" and entry.stage == ("on", "no") and entry.projection.type == "none"
-    recipe = load_recipe(None, ["output_dir=no", "stages=[{name: on}, {name: off}]", "augment=no"])
+    recipe = load_recipe(None, ["output_dir=no", "stages=[{name: on}, {name: off}]", "task=cifar10", "augment=no"])
     assert recipe.output_dir == "no" and recipe.augment is False
     assert [stage["name"] for stage in recipe.settings.stages] == ["on", "off"]
     assert load_recipe(None, ["stages=[{name: a}]", "stages.0.name=yes"]).settings.stages[0]["name"] == "yes"
