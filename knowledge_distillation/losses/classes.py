@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .checks import check_above_0
 from .logits import kl_divergence
-from .softmax import check_classes, class_numbers, divergence_of, softened, softmax
+from .softmax import check_classes, class_numbers, divergence_of, has_class, softened, softmax
 
 
 def dkd(
@@ -91,10 +91,11 @@ def dist(
     check_above_0("epsilon", epsilon)
     p_student, p_teacher = (softmax(logits, temperature).flatten(0, -2) for logits in (student, teacher))
     counted = p_student.new_ones(len(p_student)) if mask is None else mask.flatten().to(p_student.dtype)
-    number = counted.sum()
-    inter = (1 - _pearson(p_student, p_teacher, None, epsilon)) @ counted / number.clamp(min=1)
-    within = None if mask is None else counted
-    intra = (1 - _pearson(p_student.T, p_teacher.T, within, epsilon)).mean() * (number > 1)
+    classes = (has_class(student) | has_class(teacher)).flatten(0, -2).to(p_student.dtype)
+    inter = (1 - _pearson(p_student, p_teacher, classes, epsilon)) @ counted / counted.sum().clamp(min=1)
+    within = (classes * counted[:, None]).T
+    several = (within.sum(-1) > 1).to(p_student.dtype)
+    intra = (1 - _pearson(p_student.T, p_teacher.T, within, epsilon)) @ several / several.sum().clamp(min=1)
     return (beta * inter + gamma * intra) * temperature**2
 
 
@@ -147,21 +148,20 @@ def _decoupled(logits: Tensor, label: Tensor, temperature: float) -> tuple[Tenso
     return of_both.log_softmax(-1), others.log_softmax(-1)
 
 
-def _pearson(first: Tensor, second: Tensor, counted: Tensor | None, epsilon: float) -> Tensor:
-    """Pearson's correlation of the rows of two matrices, over the columns that count; None counts all."""
-    if counted is None:
-        first, second = (rows - rows.mean(-1, keepdim=True) for rows in (first, second))
-    else:
-        number = counted.sum().clamp(min=1)
-        first, second = (
-            (rows - (rows * counted).sum(-1, keepdim=True) / number) * counted for rows in (first, second)
-        )
+def _pearson(first: Tensor, second: Tensor, counted: Tensor, epsilon: float) -> Tensor:
+    """Pearson's correlation of the rows of two matrices, over the columns that count in each: 1, or 0 for the others."""
+    number = counted.sum(-1, keepdim=True).clamp(min=1)
+    first, second = ((rows - (rows * counted).sum(-1, keepdim=True) / number) * counted for rows in (first, second))
     norms = torch.linalg.vector_norm(first, dim=-1) * torch.linalg.vector_norm(second, dim=-1)
     return (first * second).sum(-1) / (norms + epsilon)
 
 
 def _standardised(logits: Tensor, epsilon: float, unbiased: bool) -> Tensor:
-    """Logits with mean 0 and standard deviation 1 over the classes; 0 where all of them are equal."""
-    centred = logits - logits.mean(-1, keepdim=True)
-    deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(logits.shape[-1] - unbiased)
-    return centred / (deviation + epsilon)
+    """Logits with mean 0 and standard deviation 1 over the classes there are; 0 where all of them are equal."""
+    none = ~has_class(logits)
+    number = logits.shape[-1] - none.sum(-1, keepdim=True)
+    filled = logits.masked_fill(none, 0.0)
+    centred = (filled - filled.sum(-1, keepdim=True) / number).masked_fill(none, 0.0)
+    variance_of = (number - int(unbiased)).clamp(min=1).to(logits.dtype)
+    deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / variance_of.sqrt()
+    return (centred / (deviation + epsilon)).masked_fill(none, -math.inf)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .checks import check_whole
-from .softmax import check_classes, factor_of, log_softmax, softmax
+from .softmax import check_classes, expectation, factor_of, log_softmax, softmax
 
 Tensors = tuple[Tensor, ...]
 
@@ -41,7 +41,7 @@ def ensemble_cross_entropy(
     2020, its soft part.
     """
     logits = _one_student("ensemble_cross_entropy", student, teacher)
-    cross_entropy = -(_mean_softmax(teacher, temperature) * log_softmax(logits, temperature)).sum(-1)
+    cross_entropy = -expectation(_mean_softmax(teacher, temperature), log_softmax(logits, temperature))
     return cross_entropy * factor_of(temperature, scale_by_temperature)
 
 
@@ -69,7 +69,7 @@ def ensemble_kl(
     logits = _one_student("ensemble_kl", student, teacher)
     mean = _mean_softmax(teacher, temperature)
     log_mean = (mean + torch.finfo(mean.dtype).tiny).log()
-    divergence = (mean * (log_mean - log_softmax(logits, temperature))).sum(-1)
+    divergence = expectation(mean, log_mean - log_softmax(logits, temperature))
     return divergence * factor_of(temperature, scale_by_temperature)
 
 

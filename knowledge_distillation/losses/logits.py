@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .checks import check_above_0, check_choice
 from .labels import IGNORED_LABEL
-from .softmax import class_numbers, divergence_of, log_softmax, softmax
+from .softmax import class_numbers, divergence_of, expectation, has_class, log_softmax, softmax
 
 SAMPLE_TEMPERATURES = ("flsw", "cwsm")
 LOWEST_TEMPERATURE = 0.1  # of a sample, as a share of the entry's temperature
@@ -107,8 +107,7 @@ def soft_cross_entropy(
     softening = temperature_per_sample(
         student, teacher, temperature, sample_temperature, temperature_spread, temperature_power, mask
     )
-    p_teacher = softmax(teacher, softening)
-    cross_entropy = -(p_teacher * log_softmax(student, softening)).sum(-1)
+    cross_entropy = -expectation(softmax(teacher, softening), log_softmax(student, softening))
     return cross_entropy * softening**2 if scale_by_temperature else cross_entropy
 
 
@@ -153,9 +152,13 @@ def logits_mse(
     softening = temperature_per_sample(
         student, teacher, temperature, sample_temperature, temperature_spread, temperature_power, mask
     )
+    counted = has_class(student) | has_class(teacher)
+    number = counted.sum(-1)
+    difference = (student - teacher).masked_fill(~counted, 0.0)
     if centred:
-        student, teacher = (side - side.mean(-1, keepdim=True) for side in (student, teacher))
-    return F.mse_loss(student, teacher, reduction="none").mean(-1) / softening**2
+        mean = difference.sum(-1) / number
+        difference = (difference - mean[..., None]).masked_fill(~counted, 0.0)
+    return difference.square().sum(-1) / number / softening**2
 
 
 def temperature_per_sample(
@@ -172,7 +175,8 @@ def temperature_per_sample(
     tau(i) = T + spread * (mean_j w(j) - w(i)), but at least T / 10
     flsw: w(i) = (1 - cos(z_s(i), z_t(i)))^power,   cwsm: w(i) = 1 / max_c softmax(z_s(i))_c
 
-    The mean is over the items of this batch that count; no gradient flows through a temperature.
+    The mean is over the items of this batch that count; no gradient flows through a temperature. The angle is taken
+    over the classes that both sides have.
 
     Args:
         student: (batch, classes) or (batch, length, vocabulary) logits.
@@ -197,6 +201,8 @@ def temperature_per_sample(
         raise ConfigError(f"temperature_spread and temperature_power are 0 or more; found {spread!r} and {power!r}")
     student, teacher = student.detach(), teacher.detach()
     if kind == "flsw":
+        both = has_class(student) & has_class(teacher)
+        student, teacher = student.masked_fill(~both, 0.0), teacher.masked_fill(~both, 0.0)
         weight = (1 - F.cosine_similarity(student, teacher, dim=-1)).clamp(min=0) ** power
     else:
         weight = 1 / F.softmax(student, dim=-1).amax(-1)

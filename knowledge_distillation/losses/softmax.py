@@ -1,6 +1,12 @@
-"""What losses on logits are made of: softened predictions, their divergence, labels that index the classes."""
+"""What losses on logits are made of: softened predictions, their divergence, labels that index the classes.
+
+A logit of -inf says that there is no such class: its probability is 0, and 0 times whatever the other side says of it
+is 0. A class that neither side has is no class of the loss at all.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +34,25 @@ def log_softmax(logits: Tensor, temperature: float | Tensor) -> Tensor:
 
 
 def divergence_of(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """sum_c p(c) * (log p(c) - log q(c))"""
+    """sum_c p(c) * (log p(c) - log q(c)), where 0 times whatever is 0."""
+    nothing = is_nothing(log_p)
+    log_p, log_q = log_p.masked_fill(nothing, 0.0), log_q.masked_fill(nothing, 0.0)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def expectation(p: Tensor, values: Tensor) -> Tensor:
+    """sum_c p(c) * values(c), where 0 times whatever is 0."""
+    return (p * values.masked_fill(p < torch.finfo(p.dtype).tiny, 0.0)).sum(-1)
+
+
+def is_nothing(log_p: Tensor) -> Tensor:
+    """Where probabilities are too small for a number of their type."""
+    return log_p < math.log(torch.finfo(log_p.dtype).tiny)
+
+
+def has_class(logits: Tensor) -> Tensor:
+    """Where a logit is that of a class: not -inf."""
+    return logits != -math.inf
 
 
 def factor_of(temperature: float, scale_by_temperature: bool) -> float:

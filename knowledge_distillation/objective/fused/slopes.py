@@ -16,6 +16,7 @@ from torch import Tensor
 from ...losses.divergences import reverse_kl
 from ...losses.labels import IGNORED_LABEL, hard_cross_entropy
 from ...losses.logits import kl_divergence, soft_cross_entropy
+from ...losses.softmax import is_nothing
 
 Slope = Callable[..., tuple[Tensor, Tensor]]
 
@@ -30,8 +31,8 @@ def _kl(
 ) -> tuple[Tensor, Tensor]:
     log_p = _log_softmax(student, temperature, spare)
     log_target = _log_softmax(teacher, temperature, student)
-    target = torch.exp(log_target, out=teacher)
-    values = _dot(target, log_target.sub_(log_p))
+    target, nothing = torch.exp(log_target, out=teacher), is_nothing(log_target)
+    values = _dot(target, log_target.sub_(log_p).masked_fill_(nothing, 0.0))
     return _scaled(values, torch.exp(log_p, out=student).sub_(target), temperature, scale_by_temperature)
 
 
@@ -40,8 +41,9 @@ def _soft_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     log_p = _log_softmax(student, temperature, spare)
     target = torch.softmax(_softened(teacher, temperature), -1, out=student)
-    values = -_dot(target, log_p)
-    return _scaled(values, log_p.exp_().sub_(target), temperature, scale_by_temperature)
+    slope = torch.exp(log_p, out=teacher).sub_(target)
+    values = -_dot(target, log_p.masked_fill_(target < torch.finfo(target.dtype).tiny, 0.0))
+    return _scaled(values, slope, temperature, scale_by_temperature)
 
 
 def _reverse_kl(
@@ -49,25 +51,22 @@ def _reverse_kl(
 ) -> tuple[Tensor, Tensor]:
     log_p = _log_softmax(student, temperature, spare)
     log_target = _log_softmax(teacher, temperature, student)
-    p, difference = torch.exp(log_p, out=teacher), log_p.sub_(log_target)
+    p, nothing = torch.exp(log_p, out=teacher), is_nothing(log_p)
+    difference = log_p.sub_(log_target).masked_fill_(nothing, 0.0)
     values = _dot(p, difference)
     slope = difference.sub_(values[:, None]).mul_(p)
     return _scaled(values, slope, temperature, scale_by_temperature)
 
 
-def _hard_cross_entropy(
-    student: Tensor, labels: Tensor, spare: Tensor, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def _hard_cross_entropy(student: Tensor, labels: Tensor, spare: Tensor, **args: Any) -> tuple[Tensor, Tensor]:
+    if args.get("label_smoothing") or args.get("class_weights"):
+        return _by_autograd(hard_cross_entropy)(student, labels, spare, **args)
     log_p = _log_softmax(student, 1.0, spare)
     label = labels.clamp(min=0)[:, None]
     counted = (labels != IGNORED_LABEL).to(log_p.dtype)
-    values = (label_smoothing - 1) * log_p.gather(1, label)[:, 0]
-    if label_smoothing:
-        values -= label_smoothing * log_p.mean(1)
+    values = -log_p.gather(1, label)[:, 0]
     slope = log_p.exp_()
-    slope.scatter_add_(1, label, slope.new_full(label.shape, label_smoothing - 1))
-    if label_smoothing:
-        slope.sub_(label_smoothing / slope.shape[1])
+    slope.scatter_add_(1, label, slope.new_full(label.shape, -1.0))
     return values * counted, slope
 
 
