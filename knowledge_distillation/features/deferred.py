@@ -142,19 +142,24 @@ class TopKLogits(Deferred):
     Args:
         values: (batch, length, k) logits.
         indices: (batch, length, k) their classes.
-        rest: (batch, length) the logit that each other class gets, so that together they have the mass they had:
-            logsumexp(others) - log(classes - k).
+        rest: (batch, length) the logit that each other class gets, so that together they have at one temperature T the
+            mass they had: T * (logsumexp(others / T) - log(classes - k)).
         classes: how many there are.
+        temperature: T.
     """
 
     values: Tensor
     indices: Tensor
     rest: Tensor
     classes: int
+    temperature: float = 1.0
 
     @classmethod
-    def of(cls, logits: Tensor | Deferred, k: int) -> TopKLogits:
+    def of(cls, logits: Tensor | Deferred, k: int, temperature: float = 1.0) -> TopKLogits:
         """The k likeliest classes of (batch, length, classes) logits; those of a head sample by sample.
+
+        Args:
+            temperature: by which logits will be divided: at any other the others together have another mass.
 
         Raises:
             ConfigError: k is not below the number of classes.
@@ -163,13 +168,15 @@ class TopKLogits(Deferred):
         if not 0 < k < classes:
             raise ConfigError(f"k lies between 1 and {classes - 1}, the number of classes less one; found {k!r}")
         if isinstance(logits, HeadLogits):
-            found = [cls.of(replace(logits, hidden=one[None]).tensor(), k) for one in logits.hidden]
+            found = [cls.of(replace(logits, hidden=one[None]).tensor(), k, temperature) for one in logits.hidden]
             values, indices, rest = (torch.cat([one.parts[n] for one in found]) for n in ("values", "indices", "rest"))
-            return cls(values, indices, rest, classes)
+            return cls(values, indices, rest, classes, temperature)
         (logits,) = materialized([logits])
         values, indices = logits.topk(k, dim=-1)
         others = logits.to(torch.promote_types(logits.dtype, torch.float32)).scatter(-1, indices, float("-inf"))
-        return cls(values, indices, others.logsumexp(-1) - math.log(classes - k), classes)
+        others = others if temperature == 1 else others / temperature
+        rest = others.logsumexp(-1) - math.log(classes - k)
+        return cls(values, indices, rest if temperature == 1 else rest * temperature, classes, temperature)
 
     @property
     def shape(self) -> torch.Size:
@@ -180,8 +187,24 @@ class TopKLogits(Deferred):
         return self.rest.dtype
 
     def tensor(self) -> Tensor:
-        logits = self.rest[..., None].expand(self.shape).clone()
-        return logits.scatter_(-1, self.indices.long(), self.values.to(logits.dtype))
+        return self.beside(None, self.rest.new_empty(self.shape))
+
+    def beside(self, student: Tensor | None, into: Tensor) -> Tensor:
+        """The logits, written into a tensor of their shape.
+
+        Args:
+            student: logits of the same shape: classes that it leaves out by -inf get nothing of what others share.
+        """
+        indices, rest = self.indices.long(), self.rest[..., None]
+        if student is None:
+            into.copy_(rest.expand(self.shape))
+        else:
+            none = student == -math.inf
+            sharing = self.classes - indices.shape[-1] - none.sum(-1, keepdim=True)
+            sharing += none.gather(-1, indices).sum(-1, keepdim=True)
+            more = math.log(self.classes - indices.shape[-1]) - sharing.log()
+            into.copy_((rest + self.temperature * more).expand(self.shape)).masked_fill_(none, -math.inf)
+        return into.scatter_(-1, indices, self.values.to(into.dtype))
 
 
 def materialized(features: Iterable[Tensor | Deferred]) -> tuple[Tensor, ...]:

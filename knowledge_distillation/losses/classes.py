@@ -149,7 +149,7 @@ def _decoupled(logits: Tensor, label: Tensor, temperature: float) -> tuple[Tenso
 
 
 def _pearson(first: Tensor, second: Tensor, counted: Tensor, epsilon: float) -> Tensor:
-    """Pearson's correlation of the rows of two matrices, over the columns that count in each: 1, or 0 for the others."""
+    """Pearson's correlation of the rows of two matrices, over the columns that count in each: 1, and 0 elsewhere."""
     number = counted.sum(-1, keepdim=True).clamp(min=1)
     first, second = ((rows - (rows * counted).sum(-1, keepdim=True) / number) * counted for rows in (first, second))
     norms = torch.linalg.vector_norm(first, dim=-1) * torch.linalg.vector_norm(second, dim=-1)

@@ -56,19 +56,29 @@ def weights_of_classes(weights: Any, logits: Tensor) -> Tensor:
     Raises:
         ConfigError: there are not as many as classes, or they are no numbers of 0 or more.
     """
+    checked = checked_weights(weights)
+    if len(checked) != logits.shape[-1]:
+        raise ConfigError(f"class_weights has {len(checked)} numbers, and the logits have {logits.shape[-1]} classes")
+    return kept_weights(checked, logits.dtype, logits.device)
+
+
+def checked_weights(weights: Any) -> tuple[float, ...]:
+    """Weights of classes as written: numbers of 0 or more.
+
+    Raises:
+        ConfigError: they are none.
+    """
     listed = isinstance(weights, (list, tuple))
     numbers = listed and all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in weights)
     if not numbers or not all(0 <= w < math.inf for w in weights) or not any(weights):
         raise ConfigError(
             f"class_weights is a list of numbers of 0 or more, one for each class, not all 0; found {weights!r}"
         )
-    if len(weights) != logits.shape[-1]:
-        raise ConfigError(f"class_weights has {len(weights)} numbers, and the logits have {logits.shape[-1]} classes")
-    return _kept(tuple(map(float, weights)), logits.dtype, logits.device)
+    return tuple(map(float, weights))
 
 
 @lru_cache(maxsize=16)  # to make a tensor of a list at each step would wait for the device
-def _kept(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def kept_weights(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(weights, dtype=dtype, device=device)
 
 

@@ -43,6 +43,8 @@ class LossSpec:
         probabilities: its attention maps are probabilities: `attention`, and not `attention_scores`.
         among_samples: it compares the samples of a batch with each other, so two of them say little.
         two_classes: what it is worth where there are only two classes: said before the run.
+        top_k: it follows from the teacher's largest logits and what the others have together, but for these values of
+            its arguments; None for one that needs every logit.
     """
 
     name: str
@@ -54,6 +56,7 @@ class LossSpec:
     probabilities: bool = False
     among_samples: bool = False
     two_classes: str = ""
+    top_k: Mapping[str, float] | None = None
 
 
 _ATTENTION, _VECTORS_OR_TOKENS, _DIRECTIONS = ("attention",), ("vector", "tokens"), ("vector", "tokens", "heads")
@@ -74,9 +77,9 @@ LOSSES = (
     LossSpec("attention_mse", _for(_ATTENTION, attention_mse)),
     LossSpec("attention_mse_with_mask", _for(_ATTENTION, attention_mse)),
     LossSpec("cos", _for(_DIRECTIONS, cos)),
-    LossSpec("cross_entropy", _for(_VECTORS_OR_TOKENS, soft_cross_entropy), logits=True),
-    LossSpec("soft_cross_entropy", _for(_VECTORS_OR_TOKENS, soft_cross_entropy), logits=True),
-    LossSpec("kl_divergence", _for(_VECTORS_OR_TOKENS, kl_divergence), logits=True),
+    LossSpec("cross_entropy", _for(_VECTORS_OR_TOKENS, soft_cross_entropy), logits=True, top_k={}),
+    LossSpec("soft_cross_entropy", _for(_VECTORS_OR_TOKENS, soft_cross_entropy), logits=True, top_k={}),
+    LossSpec("kl_divergence", _for(_VECTORS_OR_TOKENS, kl_divergence), logits=True, top_k={}),
     # against the labels
     LossSpec("cross_entropy", _for(_VECTORS_OR_TOKENS, hard_cross_entropy), hard=True),
     LossSpec("mse", {"vector": label_mse}, hard=True),
@@ -95,20 +98,22 @@ LOSSES = (
     LossSpec("bert_emd", _for(("tokens", "attention"), BertEMD), own_shapes=True, several=True),
     # logits
     LossSpec("reverse_kl", _for(_VECTORS_OR_TOKENS, reverse_kl), logits=True),
-    LossSpec("js_divergence", _for(_VECTORS_OR_TOKENS, js_divergence), logits=True),
-    LossSpec("skewed_kl", _for(_VECTORS_OR_TOKENS, skewed_kl), logits=True),
-    LossSpec("skewed_reverse_kl", _for(_VECTORS_OR_TOKENS, skewed_reverse_kl), logits=True),
-    LossSpec("total_variation", _for(_VECTORS_OR_TOKENS, total_variation), logits=True),
+    LossSpec("js_divergence", _for(_VECTORS_OR_TOKENS, js_divergence), logits=True, top_k={"beta": 1}),
+    LossSpec("skewed_kl", _for(_VECTORS_OR_TOKENS, skewed_kl), logits=True, top_k={}),
+    LossSpec("skewed_reverse_kl", _for(_VECTORS_OR_TOKENS, skewed_reverse_kl), logits=True, top_k={"skew": 0}),
+    LossSpec("total_variation", _for(_VECTORS_OR_TOKENS, total_variation), logits=True, top_k={}),
     LossSpec(
         "dkd",
         _for(_VECTORS_OR_TOKENS, dkd),
         logits=True,
+        top_k={},
         two_classes="one other class leaves nothing to decouple, and the loss is alpha times kl_divergence",
     ),
     LossSpec(
         "dist",
         _for(_VECTORS_OR_TOKENS, dist),
         logits=True,
+        top_k={},
         two_classes="the correlation of an item's two probabilities is always 1 or -1, so only gamma's part teaches",
     ),
     LossSpec(
@@ -119,10 +124,14 @@ LOSSES = (
     ),
     LossSpec("objectness_scaled", {"tokens": objectness_scaled}, logits=True),
     LossSpec(
-        "ensemble_cross_entropy", _for(_VECTORS_OR_TOKENS, ensemble_cross_entropy), own_shapes=True, several=True
+        "ensemble_cross_entropy",
+        _for(_VECTORS_OR_TOKENS, ensemble_cross_entropy),
+        own_shapes=True,
+        several=True,
+        top_k={},
     ),
-    LossSpec("ensemble_kl", _for(_VECTORS_OR_TOKENS, ensemble_kl), own_shapes=True, several=True),
-    LossSpec("adversarial", _for(_VECTORS_OR_TOKENS, Adversarial), own_shapes=True, several=True),
+    LossSpec("ensemble_kl", _for(_VECTORS_OR_TOKENS, ensemble_kl), own_shapes=True, several=True, top_k={}),
+    LossSpec("adversarial", _for(_VECTORS_OR_TOKENS, Adversarial), own_shapes=True, several=True, top_k={}),
     # relations
     LossSpec("similarity_preserving", _for(_SAMPLES, similarity_preserving), own_shapes=True, among_samples=True),
     LossSpec("rkd_distance", _for(_SAMPLES, rkd_distance), own_shapes=True, among_samples=True),

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config.entry import Entry
 from ..errors import ConfigError
 from ..features.batch_context import batch_size
-from ..features.deferred import Deferred, materialized
+from ..features.deferred import Deferred, TopKLogits, materialized
 from .loss import Loss
 from .masking import Items, Layout, Masks, layout_of, per_sample, total, zero_padding
 from .projections import at_least_float32
@@ -61,8 +61,8 @@ def values_of(
         keywords["mask"] = masks.rows
     padding = items.padding(masks, all_of_it=loss.by_name or "mask" in keywords)
     student_features, teacher_features = (
-        tuple(at_least_float32(zero_padding(feature, bound.kind, padding)) for feature in materialized(side))
-        for side in (student, teacher)
+        tuple(at_least_float32(zero_padding(feature, bound.kind, padding)) for feature in features)
+        for features in (materialized(student), _beside(teacher, *materialized(student[:1])))
     )
     reference = (context.get("labels"),) if bound.entry.hard else teacher_features
     sides = (student_features, reference) if loss.several else (student_features[0], reference[0])
@@ -70,6 +70,15 @@ def values_of(
     if not isinstance(values, Tensor):
         raise ConfigError(f"loss {loss.name} returned {type(values).__name__}; a tensor is needed")
     return values, layout_of(bound.kind, student_features[0].shape, values.shape)
+
+
+def _beside(teacher: Any, student: Tensor) -> tuple[Tensor, ...]:
+    """The teacher's features as tensors; classes that the student leaves out have no share in what others share."""
+    of_top_k = [isinstance(one, TopKLogits) and one.shape == student.shape for one in teacher]
+    return tuple(
+        one.beside(student, one.rest.new_empty(one.shape)) if cut else materialized([one])[0]
+        for one, cut in zip(teacher, of_top_k, strict=True)
+    )
 
 
 def value_of(
@@ -142,4 +151,4 @@ def _masks_and_number(
     if bound.entry.reduction == "sum":
         return masks, 1
     number: Any = counts[bound.entry.name] if counts is not None else bound.items.count(context, batch, masks, sizes)
-    return masks, number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
+    return masks, number + (number == 0)  # a sum over nothing is 0, and stays so

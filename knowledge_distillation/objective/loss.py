@@ -12,6 +12,7 @@ from torch import nn
 from ..config.entry import Entry
 from ..errors import ConfigError, nearest
 from ..losses.arguments import FILLED, MASKS, Signature, check_arguments, signature_of
+from ..losses.labels import checked_weights
 from ..losses.table import LossSpec, get_loss, spec_behind, spec_of
 from .fused.forms import BEYOND_ONE_ITEM, FUSED, SUMMED
 
@@ -79,6 +80,12 @@ class Loss:
         """The entry's arguments of each call, without those of the constructor."""
         return {name: value for name, value in self.entry.args.items() if name not in self.signature.constructor}
 
+    @cached_property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """The weights by which an average over labels is divided, where the entry gives some."""
+        weights = self.entry.args.get("class_weights") if self.spec.hard else None
+        return None if weights is None or self.entry.reduction == "sum" else checked_weights(weights)
+
     def context_keys(self, context: Mapping[str, Any]) -> tuple[str, ...]:
         """The keywords that each batch fills."""
         return tuple(k for k in self.signature.call if k not in self.entry.args and (k in MASKS or k in context))
@@ -104,6 +111,8 @@ class Loss:
         if self.by_name and course is not None and course.lowest <= 0:
             return f"loss {self.name}: temperature is above 0; its schedule goes down to {course.lowest:g}"
         parameters = self.signature.parameters
+        if self.entry.args.get("class_weights") is not None and self.entry.reduction not in ("mean", "sum"):
+            return f"loss {self.name}: class_weights go with reduction mean or sum; found {self.entry.reduction}"
         for name, value in self.entry.args.items() if self.by_name else ():
             if name in parameters and isinstance(parameters[name].default, bool) and not isinstance(value, bool):
                 return f"loss {self.name}: {name} is true or false; found {value!r}"

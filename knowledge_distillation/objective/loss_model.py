@@ -23,6 +23,7 @@ from .fitting import Modules, fit_labels, fit_loss, fit_student, fit_teacher
 from .fused.vocabulary import HeadTerm, head_loss
 from .loss import keywords_of, loss_of
 from .masking import Items, sizes_of
+from .not_finite import why_not_finite
 from .outputs import features_of_outputs, see_features
 from .projections import apply_projections, key_of, kind_after
 
@@ -184,7 +185,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         fit_labels(loss, projected[0], context.get("labels"))
         loss = fit_loss(modules, loss, projected, target, teacher_model, num_samples)
         rows, keys = mask_keys(entry.student[0], kind, own[0], context) if kind == kind_of_loss else (None, None)
-        items = Items(rows, rows if kind_of_loss == "tokens" else keys, loss.labelled, entry.reduction)
+        keys = rows if kind_of_loss == "tokens" else keys
+        items = Items(rows, keys, loss.labelled, entry.reduction, class_weights=loss.class_weights)
         classes, samples = (projected[0].shape[-1], projected[0].shape[0]) if projected[0].dim() else (0, 0)
         bound = BoundEntry(loss, loss.context_keys(context), kind_of_loss, items, classes, samples)
         values, layout = values_of(bound, projected, target, context, loss.call_args)
@@ -199,7 +201,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         else:
             value = average(bound, values, context, None)
         if not torch.isfinite(value.detach()).all():
-            raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch")
+            why = why_not_finite(entry, projected, target)
+            raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch{why}")
         return Terms(value * entry.weight, {entry.name: value.detach()}, {entry.name: value})
 
     def unbind(self) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..features.batch_context import PER_TOKEN, keeps_all, mask_of, once
-from ..losses.labels import IGNORED_LABEL
+from ..losses.labels import IGNORED_LABEL, kept_weights
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Items:
         reduction: of the entry.
         layout: of the loss's values.
         sizes: how many rows and keys there are where nothing masks them.
+        class_weights: of the labels of items, whose sum an average is then divided by; None for 1 each.
     """
 
     rows: str | None
@@ -61,6 +62,7 @@ class Items:
     reduction: str = "mean"
     layout: Layout = Layout("batch")
     sizes: tuple[int, int] = (1, 1)
+    class_weights: tuple[float, ...] | None = None
 
     def masks(self, context: Mapping[str, Any]) -> Masks:
         """What counts in a batch."""
@@ -119,6 +121,9 @@ class Items:
             masks, sizes: those of the values, where these are there.
         """
         masks = self.masks(context) if masks is None else masks
+        if self.class_weights is not None:
+            counted = masks.rows
+            return once(context, ("weight", self.class_weights, self.rows), lambda: self._weight(context, counted))
         masked = zip((masks.rows, masks.keys), (self.rows, self.keys), sizes or self.sizes, strict=True)
         rows, keys = (
             context[key].shape[1] if mask is None and key is not None and keeps_all(context, key) else size
@@ -128,6 +133,13 @@ class Items:
         layout = Layout("samples") if by_sample else self.layout
         key = ("count", layout, self.rows, self.keys, self.labelled, masks.rows is None, masks.keys is None)
         return once(context, (*key, batch, rows, keys), lambda: count(layout, masks, batch, rows, keys))
+
+    def _weight(self, context: Mapping[str, Any], counted: Tensor | None) -> Tensor:
+        """The sum of the weights of the labels that count."""
+        labels = context["labels"]
+        weights = kept_weights(self.class_weights or (), torch.float32, labels.device)
+        of_items = weights[labels.clamp(min=0)]
+        return (of_items if counted is None else of_items * counted).sum()
 
     def weights(self, context: Mapping[str, Any], masks: Masks, values: torch.Size, like: Tensor) -> Tensor:
         """By what the values of each row are multiplied to sum them up, (batch, rows), of the type of `like`."""

@@ -15,6 +15,8 @@ from ..config.entry import Feature
 from ..features.batch_context import mask_keys, mask_of
 from ..features.deferred import Deferred, TopKLogits, materialized
 
+_NONE = -128  # a logit of -inf in eight bits
+
 
 class Span(NamedTuple):
     """Where the samples of a batch lie in a padded dimension of so many places: first place, number of places."""
@@ -33,11 +35,13 @@ class Form:
         dtype: `bfloat16`, `float16`, `float32`, or `int8` with one scale for each row of the last dimension.
         top_k: keep the so many largest logits, and for each of the others the one value that gives them together the
             probability they had; None keeps all.
+        temperature: at which they had it.
     """
 
     dims: tuple[int | str, ...]
     dtype: str
     top_k: int | None = None
+    temperature: float = 1.0
 
     @property
     def parts(self) -> dict[str, tuple[tuple[int | str, ...], torch.dtype]]:
@@ -55,42 +59,39 @@ class Form:
         if self.top_k is None:
             (tensor,) = materialized([feature])
             return self._rounded(blanked_outside(tensor, self.dims, spans))
-        likeliest = TopKLogits.of(feature, self.top_k)
+        likeliest = TopKLogits.of(feature, self.top_k, self.temperature)
         parts = {**self._rounded(likeliest.values), "classes": likeliest.indices.int(), "rest": likeliest.rest.float()}
         return {name: blanked_outside(part, self.parts[name][0], spans) for name, part in parts.items()}
 
     def _rounded(self, values: Tensor) -> dict[str, Tensor]:
         if self.dtype != "int8":
             return {"": values.to(getattr(torch, self.dtype))}
-        values = values.float()
+        values, none = values.float(), values == -torch.inf
+        values = values.masked_fill(none, 0.0)
         scale = values.abs().amax(-1) / 127
         steps = values / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
-        return {"": steps.round().to(torch.int8), "scale": scale}
+        return {"": steps.round().to(torch.int8).masked_fill(none, _NONE), "scale": scale}
 
-    def decode(self, parts: Mapping[str, Tensor], deferred: bool = False) -> Tensor | Deferred:
-        """The feature of a batch: what the losses get, from the cache and before it is filled alike.
-
-        Args:
-            deferred: leave logits as the likeliest and the rest.
-        """
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor | Deferred:
+        """The feature of a batch: what the losses get, from the cache and before it is filled alike."""
         values = parts[""]
         if self.dtype == "int8":
-            values = values.float() * parts["scale"][..., None]
+            values = (values.float() * parts["scale"][..., None]).masked_fill(values == _NONE, -torch.inf)
         if self.top_k is None:
             return values
-        logits = TopKLogits(values, parts["classes"], parts["rest"], int(self.dims[-1]))
-        return logits if deferred else logits.tensor()
+        return TopKLogits(values, parts["classes"], parts["rest"], int(self.dims[-1]), self.temperature)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"dims": list(self.dims), "dtype": self.dtype, "top_k": self.top_k}
+        return {"dims": list(self.dims), "dtype": self.dtype, "top_k": self.top_k, "temperature": self.temperature}
 
     @classmethod
     def from_dict(cls, form: Mapping[str, Any]) -> Form:
-        return cls(tuple(form["dims"]), form["dtype"], form["top_k"])
+        return cls(tuple(form["dims"]), form["dtype"], form["top_k"], form.get("temperature", 1.0))
 
     def __str__(self) -> str:
         inside = "×".join(f"[{dim}]" if isinstance(dim, str) else str(dim) for dim in self.dims)
         top = "" if self.top_k is None else f", top {self.top_k}"
+        top += "" if self.temperature == 1 else f" at temperature {self.temperature:g}"
         return f"{inside} in {self.dtype}{top}"
 
 
@@ -100,7 +101,13 @@ def tensor_name(feature: str, part: str) -> str:
 
 
 def form_of(
-    feature: Feature, kind: str, tensor: Tensor, context: Mapping[str, Any], dtype: str, top_k: int | None
+    feature: Feature,
+    kind: str,
+    tensor: Tensor,
+    context: Mapping[str, Any],
+    dtype: str,
+    top_k: int | None,
+    temperature: float = 1.0,
 ) -> Form:
     """The form of a feature of this kind, from one batch of it and the teacher's context."""
     rows, keys = mask_keys(feature, kind, tensor, context)
@@ -109,8 +116,13 @@ def form_of(
         dims[0 if kind == "tokens" else 1] = rows
     if keys is not None:
         dims[-1] = keys
-    few = top_k if feature.output.endswith("logits") and top_k is not None and top_k < tensor.shape[-1] else None
-    return Form(tuple(dims), dtype, few)
+    few = top_k if is_cut(feature, kind, top_k) and top_k < tensor.shape[-1] else None  # type: ignore[operator]
+    return Form(tuple(dims), dtype, few, temperature if few else 1.0)
+
+
+def is_cut(feature: Feature, kind: str, top_k: int | None) -> bool:
+    """Whether only some of the classes of a feature are kept, where it has more."""
+    return top_k is not None and feature.output.endswith("logits") and kind in ("vector", "tokens")
 
 
 def spans_of(names: Iterable[str], context: Mapping[str, Any]) -> dict[str, Span]:

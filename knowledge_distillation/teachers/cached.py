@@ -79,6 +79,7 @@ class CachedTeacher:
         inputs: Mapping[str, Any],
         folders: Sequence[str] = (),
         adaptor: Callable[..., Any] | None = None,
+        temperatures: Mapping[Feature, float] | None = None,
     ) -> CachedTeacher:
         """The cache of a teacher, as the settings say; what does not fit is an error now.
 
@@ -87,6 +88,7 @@ class CachedTeacher:
             inputs: what the data adaptor gave for it on that batch.
             folders: inside `teacher_cache`, as far as they have a name.
             adaptor: its output adaptor, if there is one.
+            temperatures: of logits of which only some are kept, where it is not 1.
 
         Raises:
             CacheError: the folder is of another teacher, of other features, or no cache.
@@ -97,7 +99,13 @@ class CachedTeacher:
         names = {feature: str(source.canonical.get(feature, feature)._replace(model="")) for feature in source.kinds}
         forms = {
             names[feature]: form_of(
-                feature, kind, source.shapes[feature], context, dtype, settings.teacher_cache_top_k
+                feature,
+                kind,
+                source.shapes[feature],
+                context,
+                dtype,
+                settings.teacher_cache_top_k,
+                (temperatures or {}).get(feature, 1.0),
             )
             for feature, kind in source.kinds.items()
         }
@@ -194,7 +202,7 @@ class CachedTeacher:
         for feature, name in self.names.items():
             form = self.store.forms[name]
             parts = {part: stored[tensor_name(name, part)] for part in form.parts}
-            features[feature] = form.decode(parts, feature in self.source.heads)
+            features[feature] = form.decode(parts)
         return features
 
     def _completed(self, cached: Stored, look_up: _LookUp, computed: Stored) -> Stored:

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ..config.entry import Feature
 from ..config.settings import TrainingSettings
 from ..features.source import Source
 from .cached import CachedTeacher, CpuInputs, Features
@@ -113,6 +114,7 @@ def open_teachers(
     inputs: Mapping[str, Mapping[str, Any]],
     stage: str = "",
     adaptor: Callable[..., Any] | None = None,
+    temperatures: Mapping[Feature, float] | None = None,
 ) -> Teachers:
     """The teachers of a stage, with caches where the settings say so; a cache that does not fit is an error now.
 
@@ -121,12 +123,13 @@ def open_teachers(
         inputs: what the data adaptor gave for each teacher on that batch.
         stage: the name of the stage, where there are several.
         adaptor: the teachers' output adaptor, if there is one.
+        temperatures: of logits of which `teacher_cache_top_k` are kept, where it is not 1.
 
     Raises:
         CacheError: a folder is of another teacher, of other features, or no cache.
     """
     caches = {
-        name: CachedTeacher.open(settings, teachers[name], source, inputs[name], (stage, name), adaptor)
+        name: CachedTeacher.open(settings, teachers[name], source, inputs[name], (stage, name), adaptor, temperatures)
         for name, source in sources.items()
         if settings.teacher_cache is not None
     }

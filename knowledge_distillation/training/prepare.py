@@ -19,6 +19,7 @@ from ..features import attention
 from ..features.batch_context import batch_size
 from ..plan.bind import bind, token_by_token
 from ..plan.plan import Plan
+from ..plan.top_k import temperatures_of_top_k
 from ..teachers.teachers import Teachers, open_teachers
 from .accelerate import half_precision
 from .batch import adapt, make_batch, on_device
@@ -53,6 +54,9 @@ def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
     try:
         if run.train_data_adaptor is two_token_streams:
             raise_all(ConfigError, "distill_config", token_by_token(plan, entries))
+        top_k = run.settings.teacher_cache_top_k if run.settings.teacher_cache else None
+        temperatures, problems = temperatures_of_top_k(plan, entries, top_k)
+        raise_all(ConfigError, "distill_config", problems)
         for model in filter(attention.is_faster, models_in(run, torch.bfloat16)):
             run.undo.callback(attention.switch_on(model))
         for model in models_in(run, torch.bfloat16, torch.float16):
@@ -60,7 +64,7 @@ def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
         if cached:
             adaptor = run.loss_model.teacher_output_adaptor
             run.stage_teachers = open_teachers(
-                run.settings, run.teachers, plan.teachers, teachers, run.stage.name, adaptor
+                run.settings, run.teachers, plan.teachers, teachers, run.stage.name, adaptor, temperatures
             )
             run.undo.callback(run.stage_teachers.close)
         run.idle_batch = make_batch(run, inputs)

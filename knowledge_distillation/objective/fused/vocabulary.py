@@ -42,8 +42,8 @@ class Workspace:
         return self._held[name, dtype][:rows]
 
 
-# What gives the reference of a span of items, of which some count: `read(span, kept, workspace, dtype)`.
-Read = Callable[[slice, Tensor, Workspace, torch.dtype], Tensor]
+# What gives the reference of a span of items, of which some count: `read(span, kept, student, workspace)`.
+Read = Callable[[slice, Tensor, Tensor, Workspace], Tensor]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _summed(head: _Head, parts: Sequence[HeadTerm], chunk: int | None) -> Tensor
         for number, part in enumerate(parts):
             own = logits if number == len(parts) - 1 else buffer("copy").copy_(logits)
             weight = weights[number][span]
-            reference = read[number](span, weight != 0, workspace, head.precision)
+            reference = read[number](span, weight != 0, own, workspace)
             values, slope = slopes[number](own, reference, buffer("spare"), **part.args)
             sums[number] += values @ weight[:, 0]
             weight = weight * part.factor
@@ -225,26 +225,26 @@ def _reader(part: HeadTerm) -> Read:
     reference = part.reference
     if part.hard:
         labels = reference.flatten()
-        return lambda span, mask, workspace, dtype: labels[span]
+        return lambda span, mask, student, workspace: labels[span]
     if isinstance(reference, HeadLogits):
         return _of_head(_Head(reference))
     return _of_top_k(reference) if isinstance(reference, TopKLogits) else _of_logits(*materialized([reference]))
 
 
 def _of_head(head: _Head) -> Read:
-    def read(span: slice, mask: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
-        return head.logits(span, mask, workspace, workspace("teacher", len(mask), dtype))
+    def read(span: slice, mask: Tensor, student: Tensor, workspace: Workspace) -> Tensor:
+        return head.logits(span, mask, workspace, workspace("teacher", len(mask), student.dtype))
 
     return read
 
 
 def _of_top_k(logits: TopKLogits) -> Read:
-    values, indices = logits.values.flatten(0, -2), logits.indices.flatten(0, -2)
-    rest = logits.rest.flatten()[:, None]
+    values, indices, rest = logits.values.flatten(0, -2), logits.indices.flatten(0, -2), logits.rest.flatten()
 
-    def read(span: slice, mask: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
-        into = workspace("teacher", len(mask), dtype).copy_(torch.where(mask, rest[span], 0.0))
-        return into.scatter_(1, indices[span].long(), torch.where(mask, values[span], 0.0).to(dtype))
+    def read(span: slice, mask: Tensor, student: Tensor, workspace: Workspace) -> Tensor:
+        kept = torch.where(mask, values[span], 0.0), indices[span], torch.where(mask[:, 0], rest[span], 0.0)
+        likeliest = TopKLogits(*kept, logits.classes, logits.temperature)
+        return likeliest.beside(student, workspace("teacher", len(mask), student.dtype))
 
     return read
 
@@ -252,7 +252,7 @@ def _of_top_k(logits: TopKLogits) -> Read:
 def _of_logits(logits: Tensor) -> Read:
     logits = logits.detach().flatten(0, -2)
 
-    def read(span: slice, mask: Tensor, workspace: Workspace, dtype: torch.dtype) -> Tensor:
-        return workspace("teacher", len(mask), dtype).copy_(logits[span]).masked_fill_(~mask, 0.0)
+    def read(span: slice, mask: Tensor, student: Tensor, workspace: Workspace) -> Tensor:
+        return workspace("teacher", len(mask), student.dtype).copy_(logits[span]).masked_fill_(~mask, 0.0)
 
     return read
