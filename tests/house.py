@@ -22,9 +22,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "knowledge_distillation"
 FLOORS = (
     {"errors"},
     {"config", "losses", "storage", "kernels"},
-    {"features", "models"},
-    {"objective", "teachers", "evaluation", "presets", "data"},
-    {"plan"},
+    {"features"},
+    {"objective", "teachers", "evaluation", "models", "data"},
+    {"plan", "presets"},
     {"training"},
     {"recipes", "data_free", "__init__"},
     {"cli"},

@@ -3,143 +3,185 @@
 from __future__ import annotations
 
 import copy
-import re
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from ..config.layer_entries import layer_entries
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
+from ..features.made_up_inputs import made_up_inputs
+from .cut_config import matching_config
+from .cut_fit import Fit, fitted, sources
+from .cut_probe import probe_layers, teacher_calls
+from .cut_settings import Cuts
+from .cut_stacks import Stack, config_from, find_stacks
 
-_STACKS = {
-    "layer": ("num_hidden_layers",),
-    "encoder_layer": ("encoder_layers", "num_layers", "num_hidden_layers"),
-    "decoder_layer": ("decoder_layers", "num_decoder_layers"),
-}
-_HEAD = re.compile(r"For[A-Z]|LMHead")
 Layers = Sequence[int] | Mapping[str, Sequence[int]]
 
 
-def student_from_teacher(teacher: PreTrainedModel, layers: Layers, return_config: bool = False) -> Any:
+def student_from_teacher(
+    teacher: PreTrainedModel, layers: Layers, return_config: bool = False, inputs: Mapping[str, Any] | None = None
+) -> Any:
     """A new model of the teacher's class with the chosen layers and a copy of everything around them.
 
+    Every weight of a chosen layer is used, and no other layer's. The student's config is the teacher's with every
+    setting cut that has a value for each layer. On `inputs` each layer of the student gives what the teacher's layer
+    gives; where it does not, because a layer computes with its number, a warning says so.
+
     Args:
-        teacher: any transformers model made of one stack of layers, or of an encoder and a decoder. It stays as it is.
-        layers: the teacher's layers to keep, counted from 1 (negative numbers from the end), in the student's order;
-            for an encoder-decoder a mapping `{"encoder": [...], "decoder": [...]}`.
-        return_config: also return the `distill_config` that maps the kept layers: embedding, hidden states and
-            attention of each, and the logits.
+        teacher: a transformers model whose layers a setting of its config counts, or such a model with adapters of
+            PEFT, which are merged into a copy first. It stays as it is.
+        layers: the teacher's layers to keep, counted from 1 (negative numbers from the end), in the student's order.
+            Where a model has several stacks of layers, a mapping from their names: `{"encoder": [...], "decoder":
+            [...]}`, `{"text_model": [...]}`; a stack that is left out stays whole.
+        return_config: also return the `distill_config` that maps the kept layers, of what both models offer: the
+            embedding, hidden states and attention of each, and the logits.
+        inputs: a batch of the teacher's inputs to run both on; made up where left out.
 
     Returns:
         The student, or `(student, distill_config)`.
 
     Raises:
-        ConfigError: a layer the teacher does not have, or a model whose layers cannot be chosen one by one.
+        ConfigError: a layer the teacher does not have, or one that cannot be where it is asked for: what would be lost
+            or borrowed, and which layers can be there.
     """
-    stacks = _layer_numbers(teacher, layers)
-    config = copy.deepcopy(teacher.config)
-    for stack, numbers in stacks.items():
-        depth = _depth(teacher, stack)
-        for key in list(config.to_dict()):
-            value = getattr(config, key, None)
-            if isinstance(value, list) and len(value) == depth and key.startswith(("layer", "mlp_layer", "no_rope")):
-                setattr(config, key, [value[n - 1] for n in numbers])
-        setattr(config, _depth_key(teacher, stack), len(numbers))
-    student = type(teacher)(config)
-    student.load_state_dict(_renumbered(teacher, student, stacks))
-    student.train(teacher.training)
+    base = _base(teacher)
+    cuts = _chosen(base, find_stacks(base), layers)
+    fit = fitted(base, cuts)
+    student: PreTrainedModel = type(base)(_saved(base, fit.settings))
+    student.load_state_dict(sources(base, student, cuts))
+    if getattr(base, "generation_config", None) is not None:
+        student.generation_config = copy.deepcopy(base.generation_config)
+    student.train(base.training)
+    run_on = _check(base, student, cuts, fit, inputs)
     if not return_config:
         return student
-    return student, matching_config(stacks, logits=bool(_HEAD.search(type(teacher).__name__)))
+    if isinstance(run_on, str):
+        raise ConfigError(f"the features of {type(base).__name__} are named by running it: {run_on}. Give inputs")
+    return student, matching_config(base, student, cuts, run_on)
 
 
-def matching_config(stacks: Mapping[str, Sequence[int]], logits: bool = True) -> list[dict[str, Any]]:
-    """The entries that map kept teacher layers onto the student's in order, and the logits by KL divergence.
-
-    Args:
-        stacks: `layer`, or `encoder_layer` and `decoder_layer` -> numbers of the layers that are kept.
-    """
-    entries: list[dict[str, Any]] = []
-    for stack, numbers in stacks.items():
-        embedding = f"{stack.removesuffix('layer')}embedding_layer.embedding"
-        entries.append({"teacher": embedding, "student": embedding, "loss": "mse"})
-        pairs = [(number, place) for place, number in enumerate(numbers, start=1)]
-        entries += layer_entries(pairs, ["hidden_states", "attention"], stack)
-    if logits:
-        entries.append({"teacher": "output.logits", "student": "output.logits", "loss": "kl_divergence"})
-    return entries
-
-
-def _layer_numbers(teacher: PreTrainedModel, layers: Layers) -> dict[str, list[int]]:
-    """Stack -> the numbers of the layers to keep, counted from 1."""
-    two_stacks = bool(getattr(teacher.config, "is_encoder_decoder", False))
-    if two_stacks != isinstance(layers, Mapping):
-        form = 'a mapping {"encoder": [...], "decoder": [...]}' if two_stacks else "a list of layer numbers"
-        raise ConfigError(f"layers of {type(teacher).__name__} are given as {form}; found {layers!r}")
-    stacks: Mapping[str, Any] = {"layer": layers}
-    if isinstance(layers, Mapping):
-        stacks = {f"{side}_layer": chosen for side, chosen in layers.items()}
-    if not stacks.keys() <= _STACKS.keys():
-        raise ConfigError(f"layers name 'encoder' and 'decoder'; found {sorted(layers)}")
-    return {stack: _checked_numbers(teacher, stack, chosen) for stack, chosen in stacks.items()}
-
-
-def _checked_numbers(teacher: PreTrainedModel, stack: str, chosen: Any) -> list[int]:
-    depth = _depth(teacher, stack)
-    if isinstance(chosen, (str, int, float)) or any(isinstance(n, bool) or not isinstance(n, int) for n in chosen):
-        raise ConfigError(f"layers are whole numbers in a list; found {chosen!r}")
-    numbers = [n + depth + 1 if n < 0 else n for n in chosen]
-    wrong = [n for n, number in zip(chosen, numbers, strict=True) if not 1 <= number <= depth]
-    if wrong or not numbers:
+def _base(teacher: Any) -> PreTrainedModel:
+    """The model itself, its adapters merged."""
+    name = type(teacher).__name__
+    if callable(getattr(teacher, "merge_and_unload", None)):
+        try:
+            teacher = copy.deepcopy(teacher).merge_and_unload()
+        except Exception as error:
+            raise ConfigError(f"the adapters of {name} cannot be merged, so no layer is whole: {error}") from error
+    if not isinstance(teacher, PreTrainedModel):
         raise ConfigError(
-            f"layers {list(chosen)}: {type(teacher).__name__} has layers 1 to {depth}; found {wrong or 'none'}"
+            f"a student is cut out of a transformers model; found {name}. Give the model inside it, adapters merged"
         )
+    for path, tensor in teacher.state_dict().items():
+        if tensor.is_meta:
+            raise ConfigError(
+                f"{name}: {path} lies on no device now (offloaded), so it cannot be copied: load it whole"
+            )
+        if type(tensor.data) is not Tensor or getattr(teacher, "is_quantized", False):
+            raise ConfigError(f"{name}: {path} is quantized or spread over processes: load it whole, unquantized")
+    return teacher
+
+
+def _chosen(teacher: nn.Module, stacks: Sequence[Stack], layers: Layers) -> Cuts:
+    """Stack -> the numbers of the layers to keep, counted from 1."""
+    name = type(teacher).__name__
+    if isinstance(layers, Mapping) != bool(stacks[0].name) and not (
+        len(stacks) == 1 and not isinstance(layers, Mapping)
+    ):
+        form = "a list of layer numbers"
+        if stacks[0].name:
+            form = "a mapping {" + ", ".join(f'"{stack.name}": [...]' for stack in stacks) + "}"
+        raise ConfigError(f"layers of {name} are given as {form}; found {layers!r}")
+    if not isinstance(layers, Mapping):
+        return {stacks[0]: _numbers(name, stacks[0], layers)}
+    chosen: dict[Stack, list[int]] = {}
+    for key, numbers in layers.items():
+        stack = next((stack for stack in stacks if key in stack.aliases), None)
+        if stack is None or stack in chosen:
+            names = [stack.name for stack in stacks]
+            known = " and ".join(repr(name) for name in names)
+            raise ConfigError(f"layers name {known}; found {list(layers)}.{nearest(str(key), names)}")
+        chosen[stack] = _numbers(name, stack, numbers)
+    if not chosen:
+        raise ConfigError(f"layers of {name} are none: {layers!r}")
+    return chosen
+
+
+def _numbers(name: str, stack: Stack, chosen: Any) -> list[int]:
+    if not isinstance(chosen, Sequence) or isinstance(chosen, str) or any(type(n) is not int for n in chosen):
+        raise ConfigError(f"layers are whole numbers in a list; found {chosen!r}")
+    numbers = [n + stack.depth + 1 if n < 0 else n for n in chosen]
+    wrong = [n for n, number in zip(chosen, numbers, strict=True) if not 1 <= number <= stack.depth]
+    if wrong or not numbers:
+        raise ConfigError(f"layers {list(chosen)}: {name} has layers 1 to {stack.depth}; found {wrong or 'none'}")
     return numbers
 
 
-def _depth_key(teacher: PreTrainedModel, stack: str) -> str:
-    key = next((key for key in _STACKS[stack] if isinstance(getattr(teacher.config, key, None), int)), None)
-    stages = isinstance(getattr(teacher.config, "depths", None), (list, tuple))
-    if key is None or stages:
-        why = "has stages of different widths" if stages else "does not say how many layers it has"
-        raise ConfigError(f"{type(teacher).__name__} {why}, so layers cannot be cut out of it one by one")
-    return key
+def _saved(teacher: PreTrainedModel, settings: dict[str, Any]) -> PretrainedConfig:
+    """The student's config, which is what loading it gives."""
+    config = config_from(teacher, settings)
+    loaded = type(config).from_dict(json.loads(config.to_json_string()))
+    one, other = (json.loads(json.dumps(c.to_dict(), default=str)) for c in (config, loaded))
+    changed = [key for key in one if one[key] != other.get(key)]
+    if changed:
+        raise ConfigError(f"a student cut so could not be loaded again: its config loses {', '.join(changed)}")
+    return config
 
 
-def _depth(teacher: PreTrainedModel, stack: str) -> int:
-    return int(getattr(teacher.config, _depth_key(teacher, stack)))
+def _check(
+    teacher: PreTrainedModel, student: PreTrainedModel, cuts: Cuts, fit: Fit, given: Mapping[str, Any] | None
+) -> Mapping[str, Any] | str:
+    """Run both; warn where depth enters a layer's arithmetic, and where a layer was not run.
+
+    Returns:
+        Inputs on which the teacher runs, made up where none are given; else why there are none.
+
+    Raises:
+        ConfigError: the student does not run as the teacher does, or what its first layer took over serves no other.
+    """
+    name, found, why = type(teacher).__name__, [], "the inputs do not reach them"
+    depth = [f"layer {p.number} as layer {p.place}: {text}" for p in fit.placings for text in p.depth]
+    unseen = [path for stack in cuts for path in stack.paths]
+    inputs: Mapping[str, Any] | str = ""
+    try:
+        inputs = _made_up(teacher) if given is None else given
+        theirs = teacher_calls(teacher, cuts, inputs)
+    except Exception as error:
+        if given is not None:
+            raise ConfigError(f"{name} does not run on these inputs: {error}") from error
+        inputs = why = f"no inputs can be made up for it ({type(error).__name__}: {error})"
+    if not isinstance(inputs, str):
+        try:
+            probe = probe_layers(teacher, student, cuts, inputs, theirs)
+        except Exception as error:
+            raise ConfigError(f"{name} cut so does not run on inputs that {name} runs on: {error}") from error
+        found, unseen = probe.differences, probe.unseen
+    if fit.shared and (found or unseen):
+        why = str(found[0]) if found else f"whether it serves other layers is not known: {why}. Give inputs"
+        raise ConfigError(f"layer 1 of {name} has {', '.join(fit.shared[:4])}, which the student's needs too; {why}")
+    if found and not found[0].path:
+        raise ConfigError(f"the layers of {name} are a few modules that take turns by their number: {found[0]}")
+    if depth or found:
+        reasons = "; ".join(dict.fromkeys([*map(str, found), *depth]))
+        warnings.warn(f"depth enters the arithmetic of {name}'s layers: {reasons}", stacklevel=3)
+    if unseen:
+        warnings.warn(
+            f"the layers of {name} in {', '.join(unseen)} were compared by their weights and settings alone, not run: "
+            f"{why}. Give student_from_teacher inputs to run them",
+            stacklevel=3,
+        )
+    return inputs
 
 
-def _renumbered(
-    teacher: PreTrainedModel, student: PreTrainedModel, stacks: Mapping[str, list[int]]
-) -> dict[str, Tensor]:
-    """The teacher's weights under the student's names: the layers' numbers change, all else stays."""
-    paths = {
-        path + ".": numbers
-        for path, module in teacher.named_modules()
-        for stack, numbers in stacks.items()
-        if isinstance(module, nn.ModuleList) and len(module) == _depth(teacher, stack)
-        if stack == "layer" or stack.removesuffix("_layer") in path
+def _made_up(teacher: nn.Module) -> dict[str, Any]:
+    """Inputs for a model; pictures and sounds are noise, in which no two places are alike."""
+    noise = torch.Generator().manual_seed(0)
+    return {
+        key: torch.randn(value.shape, generator=noise) if value.is_floating_point() else value
+        for key, value in made_up_inputs(teacher).items()
     }
-    state = teacher.state_dict()
-    return {name: state[_source(name, paths, state, teacher)] for name in student.state_dict()}
-
-
-def _source(name: str, paths: Mapping[str, list[int]], state: Mapping[str, Tensor], teacher: nn.Module) -> str:
-    """The teacher's name of a student's weight."""
-    path = next((path for path in paths if name.startswith(path)), None)
-    if path is None:
-        return name
-    number, _, rest = name.removeprefix(path).partition(".")
-    layer = paths[path][int(number)]
-    source = f"{path}{layer - 1}.{rest}"
-    if source in state:
-        return source
-    if number == "0":  # what only the first layer has serves them all, as T5's position bias
-        return name
-    raise ConfigError(
-        f"layer {layer} of {type(teacher).__name__} lacks {rest}, which layer {int(number) + 1} of the student needs: "
-        "it can only come first"
-    )

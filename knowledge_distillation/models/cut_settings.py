@@ -1,0 +1,137 @@
+"""The settings of a config after a cut: the counts of layers, and whatever else speaks of layers one by one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, product
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .cut_stacks import Stack, config_from, inside, settings_of
+
+Cuts = Mapping[Stack, Sequence[int]]
+Change = tuple[Stack, str, Any]  # a setting of a stack's sub-config, and its value in the student
+_SPEAKS_OF_LAYERS = re.compile(r"layer|block|index|indices|idx|head")
+_PLACES = re.compile(r"layer|first|period|offset|step|interval|freq|pattern|window")
+
+
+def cut_settings(teacher: PreTrainedModel, cuts: Cuts) -> dict[str, Any]:
+    """The teacher's settings with fewer layers, and with the lists of one value per layer cut alike."""
+    settings = settings_of(teacher.config)
+    for stack, numbers in cuts.items():
+        own = inside(settings, stack.scope)
+        for key in _copies(teacher, stack, own):
+            del own[key]
+        own[stack.key] = len(numbers)
+        for field in stack.per_layer:
+            own[field] = _chosen(own[field], numbers)
+        _cut_stages(own, stack, numbers)
+        if isinstance(own.get("attention_types"), list) and "attention_layers" in stack.per_layer:
+            own["attention_types"] = [[[kind], 1] for kind in own["attention_layers"]]  # GPT-Neo writes it twice
+    return settings
+
+
+def changes(settings: Mapping[str, Any], cuts: Cuts) -> list[Change]:
+    """Settings that name layers by number: lists of places, and mappings from a place."""
+    found: list[Change] = []
+    for stack, numbers in cuts.items():
+        for field, value in _own(settings, stack).items():
+            if field in stack.per_layer or field.startswith(("out_", "id2", "label2")):
+                continue
+            renumbered = _renumbered(value, numbers, stack.depth) if _SPEAKS_OF_LAYERS.search(field) else None
+            if renumbered is not None and renumbered != value:
+                found.append((stack, field, renumbered))
+    return found
+
+
+def counts(settings: Mapping[str, Any], cuts: Cuts) -> Iterator[list[Change]]:
+    """Other values of the settings that say by a number which layers are of which kind: the first few, every other.
+
+    The one that follows from the chosen layers comes first (how many of the first few are among them), then any other
+    that the depth of the student allows; two settings (a period and its offset) are tried last.
+    """
+    singles: list[list[Change]] = []
+    for stack, numbers in cuts.items():
+        fields = {
+            field: value
+            for field, value in _own(settings, stack).items()
+            if type(value) is int and 0 <= value <= stack.depth and field != stack.key and _PLACES.search(field)
+        }
+        for field, value in fields.items():
+            kept = sum(number <= value for number in numbers)
+            values = dict.fromkeys([kept, *range(len(numbers) + 1)])
+            singles.append([(stack, field, other) for other in values if other != value])
+    for options in singles:
+        yield from ([change] for change in options)
+    for one, other in combinations(singles, 2):
+        yield from (list(pair) for pair in product(one, other))
+
+
+def changed(settings: dict[str, Any], chosen: Sequence[Change]) -> dict[str, Any]:
+    """A copy of the settings with these changes."""
+    copied = _copied(settings)
+    for stack, field, value in chosen:
+        inside(copied, stack.scope)[field] = value
+    return copied
+
+
+def _own(settings: Mapping[str, Any], stack: Stack) -> dict[str, Any]:
+    return inside(dict(settings), stack.scope)
+
+
+def _copied(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, dict) else value for key, value in settings.items()}
+
+
+def _chosen(values: Any, numbers: Sequence[int]) -> Any:
+    picked = [values[number - 1] for number in numbers]
+    return "".join(picked) if isinstance(values, str) else picked
+
+
+def _renumbered(value: Any, numbers: Sequence[int], depth: int) -> Any:
+    """A list of places counted from 0, or a mapping from them, under the places in the student; None for neither."""
+    places: dict[int, list[int]] = {}
+    for new, number in enumerate(numbers):
+        places.setdefault(number - 1, []).append(new)
+    if isinstance(value, dict) and value and all(str(k).isdigit() and int(k) < depth for k in value):
+        kept = {new: item for k, item in value.items() for new in places.get(int(k), [])}
+        return {str(new) if isinstance(next(iter(value)), str) else new: item for new, item in kept.items()}
+    whole = isinstance(value, (list, tuple)) and bool(value) and all(type(n) is int and 0 <= n < depth for n in value)
+    if whole and len(set(value)) == len(value) < depth:
+        return sorted(new for place in value for new in places.get(place, []))
+    return None
+
+
+def _copies(teacher: PreTrainedModel, stack: Stack, own: Mapping[str, Any]) -> list[str]:
+    """Settings that repeat the depth because the config makes them from it: left out, they are made anew."""
+    candidates = [k for k, v in own.items() if k != stack.key and type(v) is int and v == stack.depth and "layer" in k]
+    if not candidates:
+        return []
+    settings = settings_of(teacher.config)
+    mine = inside(settings, stack.scope)
+    for key in candidates:
+        del mine[key]
+    mine[stack.key] += 1
+    for field in stack.per_layer:
+        mine[field] = mine[field] + mine[field][-1:]
+    try:
+        remade = inside(config_from(teacher, settings).to_dict(), stack.scope)
+    except Exception:
+        return []
+    return [key for key in candidates if remade.get(key) == stack.depth + 1]
+
+
+def _cut_stages(own: dict[str, Any], stack: Stack, numbers: Sequence[int]) -> None:
+    """What a backbone gives out, `stage4` or hidden state 4, is the stage that the layer has become.
+
+    Of stages that are all left out, the last of the student stands for the last of them.
+    """
+    if len(own.get("stage_names") or ()) != stack.depth + 1:
+        return
+    del own["stage_names"]  # made from the depth
+    given = [n % (stack.depth + 1) for n in own.pop("out_indices", None) or []]
+    own.pop("out_features", None)
+    indices = sorted({0 if n == 0 else numbers.index(n) + 1 for n in given if n == 0 or n in numbers})
+    own["out_indices"] = indices or [len(numbers)]

@@ -1,0 +1,229 @@
+"""The stacks of layers a model has, found by growing them: which setting of its config makes which lists longer.
+
+Nothing is known of model families here. A setting counts the layers of a list of modules where one more of it builds
+that list one longer; a setting of the same sub-config has one value per layer where the longer model needs it longer.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..errors import ConfigError
+
+_COUNTS_LAYERS = re.compile(r"layer|block|depth")
+_AFFIXES = re.compile(r"(^|_)(num|n|hidden|layers?|blocks?|depth)(?=_|$)")
+_NEEDED = 3  # so many settings of one value per layer are looked for together
+Scope = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers that one setting counts.
+
+    `scope` and `key` say where the setting is, `paths` which lists of modules it makes longer (none where all layers
+    are one module, run again and again), `per_layer` which settings beside it hold one value for each layer.
+    """
+
+    name: str
+    aliases: frozenset[str]
+    scope: Scope
+    key: str
+    depth: int
+    paths: tuple[str, ...]
+    per_layer: tuple[str, ...] = ()
+
+
+def find_stacks(teacher: PreTrainedModel) -> list[Stack]:
+    """Every stack of layers of a model, in the order of its modules.
+
+    Raises:
+        ConfigError: it has none that a setting counts.
+    """
+    lengths = module_lists(teacher)
+    found = [
+        stack
+        for scope, config in scopes(teacher.config)
+        for key, depth in _counts(config, set(lengths.values()))
+        if (stack := _grown(teacher, lengths, scope, key, depth))
+    ]
+    if not found and (shared := _shared(teacher)):
+        return [shared]
+    if not found:
+        stages = isinstance(getattr(teacher.config, "depths", None), (list, tuple))
+        why = "has stages of different widths" if stages else "does not say how many layers it has"
+        raise ConfigError(f"{type(teacher).__name__} {why}, so layers cannot be cut out of it one by one")
+    order = list(lengths)
+    return _named(sorted(found, key=lambda stack: order.index(stack.paths[0])))
+
+
+def scopes(config: PretrainedConfig, at: Scope = ()) -> Iterator[tuple[Scope, PretrainedConfig]]:
+    """A config and its sub-configs, each with its place."""
+    yield at, config
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig) and not name.startswith("_"):
+            yield from scopes(value, (*at, name))
+
+
+def settings_of(config: PretrainedConfig, scope: Scope = ()) -> dict[str, Any]:
+    """The settings of a (sub-)config as they are saved, its own to change."""
+    settings: dict[str, Any] = copy.deepcopy(config.to_dict())
+    return inside(settings, scope)
+
+
+def inside(settings: dict[str, Any], scope: Scope) -> dict[str, Any]:
+    for name in scope:
+        settings = settings[name]
+    return settings
+
+
+def config_from(teacher: PreTrainedModel, settings: dict[str, Any]) -> PretrainedConfig:
+    """The config that loading these settings would give, with the attention the teacher runs."""
+    config: PretrainedConfig = type(teacher.config).from_dict(copy.deepcopy(settings))
+    for scope, theirs in scopes(teacher.config):
+        ours = config
+        for name in scope:
+            ours = getattr(ours, name)
+        ours._attn_implementation_internal = theirs._attn_implementation_internal
+        ours._name_or_path = theirs._name_or_path
+    return config
+
+
+def skeleton(teacher: PreTrainedModel, settings: dict[str, Any]) -> PreTrainedModel:
+    """A model of the teacher's class without weights.
+
+    Raises:
+        Exception: whatever the class says of these settings.
+    """
+    config = config_from(teacher, settings)
+    try:
+        with torch.device("meta"):
+            return type(teacher)(copy.deepcopy(config))
+    except (NotImplementedError, RuntimeError):  # it computes with numbers that a tensor without data does not have
+        with torch.random.fork_rng():
+            return type(teacher)(config)
+
+
+def module_lists(model: nn.Module) -> dict[str, int]:
+    """Path -> length of every list of modules."""
+    return {path: len(m) for path, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential))}
+
+
+def _counts(config: PretrainedConfig, lengths: set[int]) -> list[tuple[str, int]]:
+    """The settings that may count layers: whole numbers that are the length of a list of modules."""
+    own = config.to_dict().items()
+    return [(k, v) for k, v in own if type(v) is int and v in lengths and _COUNTS_LAYERS.search(k)]
+
+
+def _grown(teacher: PreTrainedModel, lengths: Mapping[str, int], scope: Scope, key: str, depth: int) -> Stack | None:
+    for fields, model in _one_more(teacher, scope, key, depth):
+        longer = module_lists(model)
+        paths = tuple(path for path, length in lengths.items() if length == depth and longer.get(path) == depth + 1)
+        if not paths:
+            return None
+        return Stack(key, frozenset(), scope, key, depth, paths, fields)
+    return None
+
+
+def _one_more(
+    teacher: PreTrainedModel, scope: Scope, key: str, depth: int
+) -> Iterator[tuple[tuple[str, ...], PreTrainedModel]]:
+    """The teacher with one more layer, and the settings that had to grow with the count: as few as will do."""
+    per_layer = {k: v for k, v in settings_of(teacher.config, scope).items() if _one_for_each(v, depth)}
+    said = ""
+    for size in range(min(_NEEDED, len(per_layer)) + 1):
+        # An error most often names the settings that it misses.
+        for fields in sorted(combinations(per_layer, size), key=lambda names: -sum(n in said for n in names)):
+            try:
+                yield _and_those_that_say_so(teacher, scope, key, fields, per_layer)
+                return
+            except Exception as error:
+                said += str(error)
+
+
+def _and_those_that_say_so(
+    teacher: PreTrainedModel, scope: Scope, key: str, needed: Sequence[str], per_layer: Mapping[str, Any]
+) -> tuple[tuple[str, ...], PreTrainedModel]:
+    """Some lists are read in a forward pass alone: those named after layers grow where the model allows it."""
+    model = _with_one_more(teacher, scope, key, needed, per_layer)
+    fields = list(needed)
+    for field in per_layer:
+        if field in fields or not _COUNTS_LAYERS.search(field):
+            continue
+        try:
+            model = _with_one_more(teacher, scope, key, [*fields, field], per_layer)
+            fields.append(field)
+        except Exception:
+            continue
+    return tuple(fields), model
+
+
+def _with_one_more(
+    teacher: PreTrainedModel, scope: Scope, key: str, fields: Sequence[str], per_layer: Mapping[str, Any]
+) -> PreTrainedModel:
+    settings = settings_of(teacher.config)
+    own = inside(settings, scope)
+    own[key] += 1
+    for field in fields:
+        own[field] = per_layer[field] + per_layer[field][-1:]
+    return skeleton(teacher, settings)
+
+
+def _one_for_each(value: Any, depth: int) -> bool:
+    """A list of that length, or a pattern of one character for each layer."""
+    pattern = isinstance(value, str) and not value.islower()
+    return (isinstance(value, (list, tuple)) or pattern) and len(value) == depth
+
+
+def _shared(teacher: PreTrainedModel) -> Stack | None:
+    """One more layer and not one more weight: all layers are the same module."""
+    key = teacher.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    depth = teacher.config.to_dict().get(key)
+    if type(depth) is not int or isinstance(getattr(teacher.config, "depths", None), (list, tuple)):
+        return None
+    settings = settings_of(teacher.config)
+    settings[key] += 1
+    try:
+        same = skeleton(teacher, settings).state_dict().keys() == teacher.state_dict().keys()
+    except Exception:
+        return None
+    return Stack("", frozenset(), (), key, depth, ()) if same else None
+
+
+# --- what a caller may call them -----------------------------------------------------------------------------------
+
+
+def _named(stacks: Sequence[Stack]) -> list[Stack]:
+    """Each with the first of its names that no other stack has, and all of those."""
+    names = [list(dict.fromkeys(_names(stack))) for stack in stacks]
+    uses = Counter(name for own in names for name in own)
+    named = []
+    for stack, own in zip(stacks, names, strict=True):
+        mine = [name for name in own if uses[name] == 1]
+        name = mine[0] if len(stacks) > 1 or mine[0] in _plain(stack) else ""
+        named.append(replace(stack, name=name, aliases=frozenset(mine)))
+    return named
+
+
+def _plain(stack: Stack) -> list[str]:
+    """The names that the config itself gives: `encoder` of `encoder_layers`, `text_model` of `text_config`."""
+    side = _AFFIXES.sub("", stack.key).strip("_")
+    part = stack.scope[-1] if stack.scope else ""
+    plain = part.removesuffix("_config")
+    return [name for name in (side, f"{plain}_model" if part != plain else "", part, plain) if name]
+
+
+def _names(stack: Stack) -> Iterator[str]:
+    yield from _plain(stack)
+    for path in stack.paths:
+        yield from (name for name in path.split(".") if not name.isdigit())
+    yield ".".join((*stack.scope, stack.key))
