@@ -2,7 +2,8 @@
 
 Every module runs fused scaled-dot-product attention, as ever; only a module that is tapped for its map builds the map,
 and a large one only where it cannot be deferred.
-It plugs into transformers through the public `AttentionInterface` and `AttentionMaskInterface`.
+It plugs into transformers' public `AttentionInterface` in the place of "sdpa", and not under a name of its own: some
+models choose their mask by the name of the implementation, in their own code, and know no others.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from .attention_by_parts import attend
 from .deferred import AttentionMap, Deferred, attention_scores, masked_scores
 
-IMPLEMENTATION = "sdpa_with_maps"
+IMPLEMENTATION = "sdpa"
+EAGER = "eager"  # for models outside the interface whose maps change their outputs under any other
 MAPS = ("attention", "attention_scores")
 STATES = ("query", "key", "value")
 SMALL = 1 << 23  # values of a map up to which it is built, although it might be deferred
@@ -39,8 +40,9 @@ class Tap(NamedTuple):
 
 _taps: WeakKeyDictionary[nn.Module, list[Tap]] = WeakKeyDictionary()
 _observers: list[Tap] = []
-# Each model that runs with this implementation: how many asked for it, and its own setting.
-_users: WeakKeyDictionary[nn.Module, tuple[int, dict[str, Any]]] = WeakKeyDictionary()
+# Each model that runs with this implementation: how many asked for it, and the own settings of its configurations.
+_users: WeakKeyDictionary[nn.Module, tuple[int, list[tuple[PreTrainedConfig, str | None]]]] = WeakKeyDictionary()
+_modules: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # those of the users, with their number
 
 
 def sdpa_with_maps(
@@ -95,12 +97,18 @@ def sdpa_with_maps(
     return result
 
 
+def _for_users(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """What stands in the place of "sdpa": for the modules of all other models it is what it was."""
+    function = sdpa_with_maps if module in _modules else sdpa_attention_forward
+    return function(module, *args, **kwargs)
+
+
 def is_faster(model: nn.Module) -> bool:
     """Whether a model that computes in bf16 where it is gains by this implementation, without any tap."""
     device = next((p.device.type for p in model.parameters()), "")
     if device != "cpu" or not offers_interface(model):
         return False
-    return bool(model.config._attn_implementation == "sdpa")  # type: ignore[union-attr]
+    return all(config._attn_implementation == IMPLEMENTATION for config in _configs(model))
 
 
 def _as_multiplied(tensor: Tensor) -> Tensor:
@@ -109,10 +117,6 @@ def _as_multiplied(tensor: Tensor) -> Tensor:
     if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype(kind))
-
-
-AttentionInterface.register(IMPLEMENTATION, sdpa_with_maps)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
 def tap(
@@ -146,29 +150,63 @@ def observe(wanted: frozenset[str], take: Take) -> Iterator[None]:
 
 
 def offers_interface(model: nn.Module) -> bool:
-    """Whether the model computes attention through transformers' interface, with scaled dot products."""
-    return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation() and model._supports_sdpa
+    """Whether the model, or a part of it, computes attention through transformers' interface, with dot products."""
+    return any(map(_offers, model.modules()))
 
 
-def switch_on(model: nn.Module) -> Callable[[], None]:
-    """Switch a model that offers the interface to this implementation.
+def _offers(part: nn.Module) -> bool:
+    return isinstance(part, PreTrainedModel) and part._can_set_attn_implementation() and part._supports_sdpa
 
-    Returns what puts the model's own setting back, once the last user is done.
+
+def _configs(model: nn.Module, everywhere: bool = False) -> list[PreTrainedConfig]:
+    """The configurations of the parts of a model that offer the interface, or of all: each once."""
+    found: dict[bool, dict[int, PreTrainedConfig]] = {True: {}, False: {}}
+
+    def look(module: nn.Module, offers: bool) -> None:
+        if isinstance(module, PreTrainedModel):
+            offers = _offers(module)
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            found[offers or everywhere][id(config)] = config
+        for child in module.children():
+            look(child, offers)
+
+    look(model, False)
+    return [config for key, config in found[True].items() if key not in found[False]]
+
+
+def switch_on(model: nn.Module, implementation: str = IMPLEMENTATION) -> Callable[[], None]:
+    """Switch the parts of a model that offer the interface to this implementation, or all of it to eager attention.
+
+    Returns what puts the model's own settings back, once the last user is done.
     """
-    if not offers_interface(model):
-        return lambda: None
-    config: Any = model.config
-    own = {"": config._attn_implementation}
-    own |= {key: sub._attn_implementation for key in config.sub_configs if (sub := getattr(config, key)) is not None}
-    users, own = _users.get(model, (0, own))
-    _users[model] = (users + 1, own)
-    model.set_attn_implementation(IMPLEMENTATION)  # type: ignore[operator]
+    if model not in _users:
+        configs = _configs(model, everywhere=implementation == EAGER)
+        if not configs:
+            return lambda: None
+        _users[model] = 0, [(config, config._attn_implementation) for config in configs]
+    users, own = _users[model]
+    _users[model] = users + 1, own
+    for config, _ in own:
+        # What transformers sets as well: the public setter would reach the parts that do not offer the interface.
+        config._attn_implementation_internal = implementation
+    modules = list(model.modules())
+    for module in modules:
+        _modules[module] = _modules.get(module, 0) + 1
+    AttentionInterface.register(IMPLEMENTATION, _for_users)
 
     def restore() -> None:
+        for module in modules:
+            _modules[module] -= 1
+            if not _modules[module]:
+                del _modules[module]
         users, own = _users.pop(model)
         if users > 1:
-            _users[model] = (users - 1, own)
+            _users[model] = users - 1, own
         else:
-            model.set_attn_implementation(own)  # type: ignore[operator]
+            for config, setting in own:
+                config._attn_implementation_internal = setting
+        if not _users:
+            AttentionInterface.register(IMPLEMENTATION, sdpa_attention_forward)
 
     return restore
