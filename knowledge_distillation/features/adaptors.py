@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..config.entry import Feature
 from ..errors import ConfigError, nearest
 from . import attention
-from .capture import accepted_flags
 from .inputs import Inputs
+from .signature import accepted_flags
 
 OutputAdaptor = Callable[[Any], Mapping[str, Mapping[str, Tensor]]]
 

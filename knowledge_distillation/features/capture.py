@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import DistillationError
 from . import attention
 from .deferred import HeadLogits
+from .signature import accepted_flags
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Location:
         call: which call of the module, for modules that run more than once in a pass.
         order: place in the sequence of the pass; a location with a smaller one is computed earlier.
         heads: set where a module holds a map as (batch * heads, length, keys) and it has to be unfolded.
+        eager: the whole model has to compute its attention eagerly for it.
     """
 
     source: str
@@ -39,6 +39,7 @@ class Location:
     call: int = 0
     order: int = 1 << 62
     heads: int = 0
+    eager: bool = False
 
 
 class _Stop(Exception):
@@ -72,7 +73,11 @@ class Capture:
         self._values: dict[Any, Any] | None = None  # of the present pass
         self._calls: Counter[Hashable] = Counter()
         self._undo = ExitStack()
-        if any(place.source == "attention" for place in self._hooked.values()):
+        # A model that hands out its own maps may have them built by the interface.
+        self._maps = frozenset(attention.MAPS if self.flags.get("output_attentions") else ())
+        if any(place.eager for place in wanted.values()):
+            self._undo.callback(attention.switch_on(model, attention.EAGER))
+        elif self._maps or any(place.source == "attention" for place in self._hooked.values()):
             self._undo.callback(attention.switch_on(model))
         for path, source in dict.fromkeys((place.path, place.source) for place in self._hooked.values()):
             places = {key: at for key, at in self._hooked.items() if (at.path, at.source) == (path, source)}
@@ -87,7 +92,8 @@ class Capture:
         self._values, output = {}, None
         self._calls.clear()
         try:
-            output = self.model(**inputs, **self.flags)
+            with attention.observe(self._maps, lambda module, tensors: None):
+                output = self.model(**inputs, **self.flags)
         except _Stop:
             pass
         finally:
@@ -164,37 +170,6 @@ def _field(output: Any, item: str) -> Tensor:
     else:
         value = getattr(output, name)
     return value[int(position[:-1])] if position else value
-
-
-def accepted_flags(model: nn.Module) -> dict[str, Any]:
-    """The flags that keep a forward pass lean and its output whole, as far as the model takes them."""
-    named, any_keyword = forward_parameters(model)
-    lean = {"use_cache": False, "output_hidden_states": False, "output_attentions": False, "return_dict": True}
-    takes_all = any_keyword and hasattr(model, "config")
-    return {k: v for k, v in lean.items() if k in named or (takes_all and k != "use_cache")}
-
-
-def forward_parameters(model: nn.Module) -> tuple[list[str], bool]:
-    """The names of `forward`'s parameters in order, and whether it takes any other keyword."""
-    function = getattr(model.forward, "__func__", model.forward)
-    parameters = _parameters(function)[1 if function is not model.forward else 0 :]
-    inner: Any = getattr(model, "get_base_model", None)
-    if inner is not None and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        return forward_parameters(inner())  # a wrapper that hands everything on
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def positional(model: nn.Module) -> list[str]:
-    """The names of `forward`'s parameters that a tensor can be given for by its place: not switches, on or off."""
-    parameters = _parameters(getattr(model.forward, "__func__", model.forward))
-    switches = {p.name for p in parameters if isinstance(p.default, bool)}
-    return [name for name in forward_parameters(model)[0] if name not in switches]
-
-
-@lru_cache(maxsize=64)  # asked for at each batch
-def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
-    return tuple(inspect.signature(function).parameters.values())
 
 
 def _recomputes(model: nn.Module) -> bool:

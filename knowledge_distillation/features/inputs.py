@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError, DistillationError
-from .capture import forward_parameters, positional
+from .signature import forward_parameters, inner_model, positional
 
 _CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
 
@@ -71,7 +71,10 @@ def named_inputs(values: Any, model: nn.Module, who: str = "model") -> dict[str,
         raise DataError(
             f"the data adaptor returned {type(values).__name__} for the {who}; a dict or a tuple is needed"
         )
-    labels, shifted = inputs.get("labels"), getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    labels, shifted = (
+        inputs.get("labels"),
+        getattr(inner_model(model)[0], "prepare_decoder_input_ids_from_labels", None),
+    )
     if shifted and isinstance(labels, Tensor) and labels.dim() == 2 and "decoder_input_ids" not in inputs:
         inputs["decoder_input_ids"] = shifted(labels=labels)
     return inputs
@@ -94,18 +97,25 @@ def merged_inputs(inputs: Mapping[str, Inputs]) -> dict[str, Any]:
 def checked_inputs(inputs: Inputs, model: nn.Module, who: str, with_labels: bool = False) -> dict[str, Any]:
     """`forward_inputs` of the first batch; a DataError where the model takes none of what the batch has."""
     accepted = forward_inputs(inputs, model, with_labels)
-    if not accepted:
-        takes = ", ".join(forward_parameters(model)[0])
-        raise DataError(
-            f"the {who} takes nothing of what the batch has ({', '.join(inputs) or 'nothing'}). It takes: {takes}"
+    if accepted:
+        return accepted
+    takes = forward_parameters(model)[0]
+    if not takes:
+        way_out = (
+            f"The forward of {type(model).__name__} names no parameter, and is not wrapped around one model that "
+            "does: name those that it takes"
         )
-    return accepted
+    else:
+        way_out = f"It takes: {', '.join(takes)}"
+        if len(positional(model)) == 1:
+            way_out += f". Where {takes[0]} is a whole batch, a data adaptor has to say so: {{{takes[0]!r}: batch}}"
+    raise DataError(f"the {who} takes nothing of what the batch has ({', '.join(inputs) or 'nothing'}). {way_out}")
 
 
 def check_tokenizer(model: nn.Module, who: str, tokenizer: Any) -> None:
     """Raise where a tokenizer has more entries than the model's vocabulary."""
     entries = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
-    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    size = getattr(getattr(inner_model(model)[0], "config", None), "vocab_size", None)
     if size and entries > size:
         raise ConfigError(
             f"the tokenizer has {entries} entries and the {who}'s vocabulary {size}: they do not belong together"
@@ -114,7 +124,7 @@ def check_tokenizer(model: nn.Module, who: str, tokenizer: Any) -> None:
 
 def check_token_ids(model: nn.Module, inputs: Inputs, who: str) -> None:
     """Raise where a batch has token ids that the model's embedding does not have."""
-    ids, embeddings = inputs.get("input_ids"), getattr(model, "get_input_embeddings", None)
+    ids, embeddings = inputs.get("input_ids"), getattr(inner_model(model)[0], "get_input_embeddings", None)
     try:
         rows = getattr(embeddings() if embeddings else None, "num_embeddings", None)
     except NotImplementedError:

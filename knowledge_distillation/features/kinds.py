@@ -1,74 +1,86 @@
-"""The kind of a feature: by its name, by its rank, or from passes of two lengths."""
+"""The kind of a feature: measured by which of its dimensions change with the length and with the rows of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config.entry import Feature
 from ..errors import ConfigError
-from .capture import Capture, Location
-from .preserve import preserved
 
 _BY_RANK = ("scalar", "vector", "vector", "tokens", "map")
+_ROWS, _LENGTH, _BOTH, _FIXED = "B", "L", "*", "."
 
 
-def kind_by_rank(tensor: Tensor) -> str:
-    return _BY_RANK[tensor.dim()] if tensor.dim() < len(_BY_RANK) else "tokens"
+def kind_by_rank(dims: int) -> str:
+    return _BY_RANK[dims] if dims < len(_BY_RANK) else "tokens"
 
 
 def kind_by_name(feature: Feature, tensor: Tensor) -> str:
-    """The kind of a feature by its name, or by its rank where the name is not one of ours."""
-    output = feature.output.removeprefix("cross_")
-    if tensor.dim() == 4 and output.startswith("attention"):
+    """The kind of a feature that nobody can measure: by its name, or by its rank where the name is not one of ours."""
+    declared = declared_kind(feature.output)
+    return declared if tensor.dim() == 4 and declared in ("attention", "heads") else kind_by_rank(tensor.dim())
+
+
+def declared_kind(output: str) -> str:
+    """The kind that a documented name promises, or none; the measured one has to agree."""
+    output = output.removeprefix("cross_")
+    if output in ("attention", "attention_scores"):
         return "attention"
-    return "heads" if tensor.dim() == 4 and output in ("query", "key", "value") else kind_by_rank(tensor)
+    if output in ("query", "key", "value"):
+        return "heads"
+    return "tokens" if output in ("hidden_states", "embedding") else ""
 
 
-def kind_by_growth(short: Tensor, long: Tensor | None) -> str:
-    """The kind of a tensor from its shapes at two lengths; `long` is None where the inputs have no length (images).
+def form_of(shape: Sequence[int], longer: Sequence[int] | None, more: Sequence[int] | None) -> str:
+    """What each dimension changes with: B the rows, L the length, * both, . neither; as far as it was measured."""
+    form = ""
+    for dim, size in enumerate(shape):
+        with_length = longer is not None and len(longer) == len(shape) and longer[dim] != size
+        with_rows = more is not None and len(more) == len(shape) and more[dim] != size
+        form += (_BOTH if with_rows else _LENGTH) if with_length else _ROWS if with_rows else _FIXED
+    return form
+
+
+def measured_kind(shape: Sequence[int], form: str, declared: str = "", images: bool = False) -> str:
+    """The kind of a tensor of this shape and `form_of`.
+
+    Args:
+        images: the length is that of an image's sides.
 
     Raises:
-        ConfigError: it is no tensor, or one that no mask fits.
+        ConfigError: it is one that no mask fits.
     """
-    if not isinstance(short, Tensor):
-        raise ConfigError(
-            f"found {type(short).__name__} where a tensor was expected; pick one item, as in 'output[0]'"
-        )
-    if long is None:
-        return kind_by_rank(short)
-    grows = [a != b for a, b in zip(short.shape, long.shape, strict=False)]
-    if short.dim() == 2 and any(grows):
-        form = "a score for each position" if grows[1] else "a row for each token of the whole batch"
-        raise ConfigError(
-            f"of shape {tuple(short.shape)} it has {form}, which no mask fits: map the logits or hidden states"
-        )
-    if short.dim() == 4:
-        return "attention" if grows[2:] == [True, True] else "heads" if grows[2] and not grows[3] else "map"
-    return "map" if short.dim() == 3 and not any(grows) else kind_by_rank(short)
+    lengths = [dim for dim, change in enumerate(form) if change in (_LENGTH, _BOTH)]
+    if len(shape) < 2:
+        return _BY_RANK[len(shape)]
+    if images:
+        return _kind_of_image(form, declared, lengths)
+    if len(shape) == 2 and lengths:
+        found = "a score for each position" if lengths == [1] else "a row for each token of the whole batch"
+        raise _unmasked(shape, f"it has {found}", "map the logits or hidden states")
+    if 0 in lengths and form[0] == _LENGTH:
+        raise _unmasked(shape, "its first dimension is the length", "map a feature whose first dimension is the batch")
+    lengths = [dim for dim in lengths if dim]
+    if not lengths:
+        tokens = len(shape) > 4 or (declared == "tokens" and len(shape) == 3)
+        return "vector" if len(shape) == 2 else "tokens" if tokens else "map"
+    kind = {(1,): "tokens", (2, 3): "attention", (2,): "heads"}.get(tuple(lengths), "")
+    if not kind or (kind != "tokens" and len(shape) != 4):
+        dims = " and ".join(str(dim) for dim in lengths)
+        raise _unmasked(shape, f"its length is in dimension {dims}", "map a feature (batch, length, …)")
+    return kind
 
 
-def probe_kind(model: nn.Module, place: Location, inputs: Mapping[str, Any]) -> str:
-    """The kind of what is at one place of a model, seen from which dimensions grow with the length of the input."""
-    capture = Capture(model, {"": place})
-    longer = lengthened(inputs)
-    try:
-        with preserved(model):
-            short = capture(inputs)[""]
-            long = capture(longer)[""] if longer is not None else None
-    finally:
-        capture.close()
-    return kind_by_growth(short, long)
+def _kind_of_image(form: str, declared: str, sides: list[int]) -> str:
+    """Whether channels come before or after the places of an image."""
+    if declared in ("attention", "heads") and len(form) == 4:
+        return declared
+    if 1 in sides or (not sides and len(form) == 3):
+        return "tokens"
+    return "vector" if len(form) == 2 else "map" if len(form) < 5 else "tokens"
 
 
-def lengthened(inputs: Mapping[str, Any], extra: int = 3) -> dict[str, Any] | None:
-    """The same rows with `extra` positions more, not attended to; None where no input has a length."""
-    longer = {}
-    for key, value in inputs.items():
-        if isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point() and value.shape[1] > 1:
-            last = value[:, -1:].expand(-1, extra)
-            longer[key] = torch.cat([value, torch.zeros_like(last) if "mask" in key else last], dim=1)
-    return {**inputs, **longer} if longer else None
+def _unmasked(shape: Sequence[int], found: str, way_out: str) -> ConfigError:
+    return ConfigError(f"of shape {tuple(shape)} {found}, which no mask fits: {way_out}")

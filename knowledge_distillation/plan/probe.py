@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from ..config.entry import Entry, Feature
-from ..errors import ConfigError
 from ..features.adaptors import AdaptedOutput, OutputAdaptor
-from ..features.capture import Capture, Location, forward_parameters
+from ..features.capture import Capture, Location
 from ..features.catalogue import Catalogue, catalogue
 from ..features.deferred import Deferred
 from ..features.inputs import first_rows, on_first_batch
-from ..features.kinds import kind_by_name, probe_kind
+from ..features.kinds import kind_by_name
 from ..features.preserve import preserved
+from ..features.signature import forward_parameters
 from ..features.source import Source
 from ..objective.loss import takes_parts
 from ..objective.loss_model import OWN_LOSS
@@ -85,11 +85,10 @@ def source_of(probe: Probe, adaptor: OutputAdaptor | None, problems: Problems) -
             problem = _no_own_loss(feature, probe) or names.explain(feature, probe.title)
             problems.append((readers[0].index, problem))
             continue
-        try:
-            kind = offer.kind or probe_kind(probe.model, offer.location, rows)
-        except (ConfigError, KeyError, IndexError, TypeError) as error:
-            problems.append((readers[0].index, f"{feature}: {error}"))
+        if offer.problem:
+            problems.append((readers[0].index, f"{feature}: {offer.problem}"))
             continue
+        kind = offer.kind
         places[feature], kinds[feature] = offer.location, kind
         if names.canonical(feature) in names.offers:
             canonical[feature] = names.canonical(feature)

@@ -14,8 +14,9 @@ from transformers import AutoModelForSequenceClassification
 
 from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.features import attention
-from knowledge_distillation.features.capture import Capture, Location, accepted_flags, forward_parameters
+from knowledge_distillation.features.capture import Capture, Location
 from knowledge_distillation.features.catalogue import catalogue
+from knowledge_distillation.features.signature import accepted_flags, forward_parameters
 from knowledge_distillation.teachers.frozen import FrozenTeacher
 
 

@@ -16,12 +16,12 @@ from transformers.modeling_outputs import BaseModelOutput
 from knowledge_distillation.cli.listing import list_features, load_any
 from knowledge_distillation.config.entry import Feature
 from knowledge_distillation.errors import ConfigError
-from knowledge_distillation.features.capture import Location
 from knowledge_distillation.features.catalogue import catalogue
 from knowledge_distillation.features.inputs import first_rows
-from knowledge_distillation.features.kinds import kind_by_growth, lengthened, probe_kind
+from knowledge_distillation.features.kinds import form_of, measured_kind
 from knowledge_distillation.features.made_up_inputs import made_up_inputs
 from knowledge_distillation.features.preserve import preserved
+from knowledge_distillation.features.varied_inputs import other_lengths
 
 
 def feature(name: str) -> Feature:
@@ -383,9 +383,7 @@ def test_a_note_says_where_attention_is_the_models_own(tiny, family):
 )
 def test_kinds_of_module_paths_are_found_by_two_lengths(tiny, family, name, kind):
     model = tiny(family)
-    known = catalogue(model.model, model.inputs).find(feature(name))
-    assert known.kind == ""  # the path does not tell
-    assert probe_kind(model.model, known.location, model.inputs) == kind
+    assert catalogue(model.model, model.inputs).find(feature(name)).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -393,41 +391,86 @@ def test_kinds_of_module_paths_are_found_by_two_lengths(tiny, family, name, kind
     [
         ((2, 5), (2, 5), "vector"),
         ((2, 5, 8), (2, 8, 8), "tokens"),
+        ((2, 5, 4, 8), (2, 8, 4, 8), "tokens"),
         ((2, 8, 5, 5), (2, 8, 8, 8), "attention"),
         ((2, 8, 5, 16), (2, 8, 8, 16), "heads"),
         ((2, 8, 5, 5), (2, 8, 5, 5), "map"),
     ],
 )
 def test_kind_of_shapes_at_two_lengths(short, long, kind):
-    assert kind_by_growth(torch.empty(short), torch.empty(long)) == kind
+    assert measured_kind(short, form_of(short, long, None)) == kind
 
 
 @pytest.mark.parametrize(
     ("short", "long", "message"),
-    [((2, 5), (2, 8), "a score for each position"), ((10, 4), (16, 4), "a row for each token of the whole batch")],
+    [
+        ((2, 5), (2, 8), "a score for each position"),
+        ((10, 4), (16, 4), "a row for each token of the whole batch"),
+        ((2, 5, 5), (2, 8, 8), "its length is in dimension 1 and 2, which no mask fits"),
+        ((2, 8, 5), (2, 8, 8), "its length is in dimension 2"),
+        ((2, 5, 5, 8), (2, 8, 8, 8), "its length is in dimension 1 and 2"),
+        ((5, 2, 8), (8, 2, 8), "its first dimension is the length"),
+    ],
 )
-def test_a_matrix_that_grows_with_the_length_is_refused(short, long, message):
+def test_what_grows_with_the_length_where_no_mask_fits_is_refused(short, long, message):
     with pytest.raises(ConfigError, match=message):
-        kind_by_growth(torch.empty(short), torch.empty(long))
+        measured_kind(short, form_of(short, long, None))
 
 
-def test_a_tuple_has_no_kind(tiny):
+def test_what_changes_with_the_rows_and_what_with_the_length():
+    assert form_of((2, 4, 6, 6), (2, 4, 3, 3), (3, 4, 6, 6)) == "B.LL"
+    assert form_of((12, 8), (6, 8), (18, 8)) == "*."
+    assert form_of((2, 8), None, (3, 8)) == "B."
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "deberta.encoder.layer.0.output",
+            "found tuple where a tensor was expected; pick one item, as in 'output[0]'",
+        ),
+        ("deberta.encoder.layer.0.output[7]", "deberta.encoder.layer.0 has no such output; it has 0, 1"),
+        ("spare.output", "spare does not run in a pass"),
+    ],
+)
+def test_what_is_no_tensor_has_no_kind(tiny, name, message):
     model = tiny("deberta-v2")
-    place = Location("output", "deberta.encoder.layer.0")
-    with pytest.raises(
-        ConfigError, match=re.escape("found tuple where a tensor was expected; pick one item, as in 'output[0]'")
-    ):
-        probe_kind(model.model, place, model.inputs)
+    model.model.spare = nn.Identity()
+    names = catalogue(model.model, model.inputs)
+    assert names.find(feature(name)).problem == message
 
 
-def test_longer_inputs_do_not_attend_to_what_was_added():
-    longer = lengthened(
-        {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.tensor([[1, 1]]), "labels": torch.tensor([1])}
-    )
-    assert longer["input_ids"].tolist() == [[5, 6, 6, 6, 6]]
-    assert longer["attention_mask"].tolist() == [[1, 1, 0, 0, 0]]
-    assert longer["labels"].tolist() == [1]
-    assert lengthened({"pixel_values": torch.zeros(2, 3, 4, 4)}) is None
+def test_other_lengths_leave_what_has_none():
+    batch = {
+        "input_ids": torch.arange(1, 17).view(2, 8),
+        "attention_mask": torch.ones(2, 8, dtype=torch.long),
+        "bbox": torch.zeros(2, 8, 4),
+        "labels": torch.tensor([1, 2]),
+    }
+    varied = [{key: tuple(value.shape) for key, value in one.inputs.items()} for one in other_lengths(batch)]
+    assert [shapes["input_ids"] for shapes in varied] == [(2, 4), (2, 4), (2, 11), (2, 11), (2, 11), (2, 11)]
+    assert [shapes["bbox"] for shapes in varied] == [
+        (2, 4, 4),
+        (2, 8, 4),
+        (2, 11, 4),
+        (2, 8, 4),
+        (2, 11, 4),
+        (2, 8, 4),
+    ]
+    assert all(shapes["labels"] == (2,) for shapes in varied)
+    assert [one.inputs["input_ids"].shape[1] for one in other_lengths(batch, longest=8)] == [4, 4]
+    assert list(other_lengths({"scale": torch.zeros(2)})) == []
+    larger = next(other_lengths({"pixel_values": torch.zeros(2, 3, 4, 4)}))
+    assert larger.images and larger.inputs["pixel_values"].shape == (2, 3, 36, 36)
+
+
+def test_the_decoder_changes_by_another_number_than_the_encoder():
+    batch = {"input_ids": torch.ones(2, 8, dtype=torch.long), "decoder_input_ids": torch.ones(2, 8, dtype=torch.long)}
+    for varied in other_lengths(batch):
+        assert varied.by != varied.decoder_by
+        assert varied.inputs["input_ids"].shape[1] == 8 + varied.by
+        assert varied.inputs["decoder_input_ids"].shape[1] == 8 + varied.decoder_by
 
 
 def test_first_rows_leave_what_has_no_rows():

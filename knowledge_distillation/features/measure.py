@@ -1,0 +1,192 @@
+"""What a few passes show of a model: how its attention comes out, and the shapes of all that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import ConfigError
+from .capture import Location
+from .kinds import form_of, kind_by_rank, measured_kind
+from .preserve import modules_kept, preserved, resting
+from .signature import inner_model
+from .trace import BY_INTERFACE, EAGER, WITHOUT, Shapes, Trace, flags, key_of, traced
+from .varied_inputs import another_row, other_lengths
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The shapes of all that a model holds, in passes over a few rows, with a row more, and at another length.
+
+    `longer` is None where the inputs have no length, or the model takes no other; `more` likewise for rows.
+    """
+
+    given: Shapes
+    more: Shapes | None
+    longer: Shapes | None
+    by: int = 0  # how much the length was changed, and that of a decoder
+    decoder_by: int = 0
+    images: bool = False
+
+    def form(self, place: Location) -> str:
+        """`form_of` what stands at a place."""
+        return form_of(self.shape(place), _found(self.longer, place), _found(self.more, place))
+
+    def grown(self, place: Location) -> tuple[int, ...] | None:
+        """By how much each dimension changed with the length; None where nobody knows."""
+        shape, longer = _found(self.given, place), _found(self.longer, place)
+        if shape is None or longer is None or len(shape) != len(longer):
+            return None
+        return tuple(b - a for a, b in zip(shape, longer, strict=True))
+
+    def shape(self, place: Location) -> torch.Size:
+        """
+        Raises:
+            ConfigError: no tensor stands there.
+        """
+        shape, found = _found(self.given, place), self.given.get(key_of(place))
+        if shape is not None:
+            return shape
+        if found is not None:
+            name, example = getattr(found, "__name__", found), f"{place.source}[0]"
+            raise ConfigError(f"found {name} where a tensor was expected; pick one item, as in {example!r}")
+        whole = (place.source, place.path)
+        items = sorted({str(key[2]) for key in self.given if key[:2] == whole and key[2] is not None})
+        if not any(key[:2] == whole for key in self.given):
+            raise ConfigError(f"{place.path} does not run in a pass")
+        raise ConfigError(f"{place.path} has no such {place.source}; it has {', '.join(items) or 'one tensor'}")
+
+    def kind(self, place: Location, declared: str = "") -> str:
+        """
+        Raises:
+            ConfigError: there is no tensor, or one that no mask fits.
+        """
+        shape = self.shape(place)
+        if self.grown(place) is None:
+            return declared if declared in ("attention", "heads") and len(shape) == 4 else kind_by_rank(len(shape))
+        return measured_kind(shape, self.form(place), declared, self.images)
+
+
+def _found(shapes: Shapes | None, place: Location) -> torch.Size | None:
+    """The shape of what stands at a place, its heads unfolded; None where there is no tensor, or no pass."""
+    shape = (shapes or {}).get(key_of(place))
+    if not isinstance(shape, torch.Size):
+        return None
+    return torch.Size([shape[0] // place.heads, place.heads, *shape[1:]]) if place.heads else shape
+
+
+def measure(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Trace, Measures, str, str]:
+    """Trace a model over a few rows, after three passes more that tell what it may be asked for and what changes.
+
+    Returns the trace in the model's present mode, the measures, how attention comes out, and what is to be said of it.
+    """
+    way, more, said = _with_a_row_more(model, inputs)
+    with preserved(model):
+        trace = traced(model, inputs, way)
+    for varied in other_lengths(inputs, _longest(model, inputs)):
+        try:
+            with modules_kept(model), preserved(model):
+                longer = traced(model, varied.inputs, way, keep=False).shapes
+        except Exception:  # not every model takes every length: whatever it says of that, the next is tried
+            continue
+        return trace, Measures(trace.shapes, more, longer, varied.by, varied.decoder_by, varied.images), way, said
+    return trace, Measures(trace.shapes, more, None), way, said
+
+
+def _with_a_row_more(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[str, Shapes | None, str]:
+    """How attention comes out with no change of other outputs, the shapes with a row more, and what is to be said."""
+    wider = another_row(inputs)
+    try:
+        own = _resting_pass(model, wider, WITHOUT)
+    except Exception:  # inputs that belong together otherwise than row by row
+        wider, own = dict(inputs), _resting_pass(model, inputs, WITHOUT)
+    measured = wider.keys() and any(_size(wider[key]) != _size(inputs[key]) for key in wider)
+    chosen, said = (WITHOUT, own), ""
+    if flags(model, BY_INTERFACE) != flags(model, WITHOUT):
+        chosen, said = _chosen_way(model, wider, own)
+    return chosen[0], chosen[1].shapes if measured else None, said
+
+
+def _chosen_way(model: nn.Module, inputs: Mapping[str, Any], own: Trace) -> tuple[tuple[str, Trace], str]:
+    equal, said = [], ""
+    for way in (BY_INTERFACE, EAGER):
+        if way == EAGER and not isinstance(inner_model(model)[0], PreTrainedModel):
+            continue
+        try:
+            found = _resting_pass(model, inputs, way)
+        except Exception as error:  # a model that cannot hand out its maps
+            said = said or f"{type(error).__name__}: {error}"
+            continue
+        if not _differ(own, found, inputs) or _is_random(model, inputs, own):
+            equal.append((way, found))
+            if shows_attention(found):
+                return equal[-1], ""
+        else:
+            said = "asking for attention maps would change the model's other outputs, in eager attention as well"
+    return (equal[0], "") if equal else ((WITHOUT, own), said)
+
+
+def shows_attention(trace: Trace) -> bool:
+    tuples = (value for key, value in trace.fields.items() if key.endswith("attentions"))
+    return bool(trace.attentions) or any(
+        isinstance(item, Tensor) for value in tuples if isinstance(value, (tuple, list)) for item in value
+    )
+
+
+def _resting_pass(model: nn.Module, inputs: Mapping[str, Any], way: str) -> Trace:
+    with modules_kept(model), resting(model), preserved(model):
+        return traced(model, inputs, way, keep=False)
+
+
+def _is_random(model: nn.Module, inputs: Mapping[str, Any], own: Trace) -> bool:
+    """Whether two passes from one random state differ, so that nothing can be compared."""
+    return _differ(own, _resting_pass(model, inputs, WITHOUT), inputs)
+
+
+def _differ(own: Trace, other: Trace, inputs: Mapping[str, Any]) -> bool:
+    """Whether an output is another than the model's own, by more than arithmetic: square root of its precision.
+
+    What stands at padding, and what is not finite, is left out.
+    """
+    mask = inputs.get("attention_mask")
+    others = dict(_tensors(other.fields))
+    for key, value in _tensors(own.fields):
+        found = others.get(key)
+        if found is None or found.shape != value.shape or value.is_meta:
+            continue
+        if isinstance(mask, Tensor) and mask.dim() == 2 and value.shape[:2] == mask.shape:
+            value, found = value[mask.bool()], found[mask.bool()]
+        finite = value.isfinite() & found.isfinite()
+        expected, change = value[finite].double(), (found[finite] - value[finite]).double()
+        if change.norm() > torch.finfo(value.dtype).eps ** 0.5 * expected.norm():
+            return True
+    return False
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The floating-point tensors of an output by name, but for attention maps and caches."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield name, value
+    elif isinstance(value, (Mapping, tuple, list)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            if "attentions" not in str(key):
+                yield from _tensors(item, f"{name}.{key}")
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, list) or (isinstance(value, Tensor) and value.dim()) else -1
+
+
+def _longest(model: nn.Module, inputs: Mapping[str, Any]) -> int | None:
+    """The length that is safe to try: a position too many is an error on a processor, and stops a GPU for good."""
+    if all(not isinstance(value, Tensor) or value.device.type in ("cpu", "meta") for value in inputs.values()):
+        return None
+    config = getattr(inner_model(model)[0], "config", None)
+    return getattr(config, "max_position_embeddings", None) or 0
