@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +31,26 @@ from ..features.preserve import resting
 from ..losses.labels import IGNORED_LABEL
 from ..storage import checkpoint_files
 from .glue_metrics import ComputeMetrics, pearson
+from .scoring import Answer, Targets, Task, Totals, add, added, task_of
 
 logger = logging.getLogger(__name__)
+
+_Outputs = tuple[Any, Any, Targets]  # what student and teacher gave for a batch, and what it has to score against
 
 
 class TaskEvaluator:
     """Scores of student and teacher on a task, and how often the two agree.
 
-    Metrics are `<name>` of the student, `teacher_<name>`, and `agreement`: the share of rows (or tokens) for which
-    both give the same class, or for a single real output the Pearson correlation; padding and tokens labelled -100 do
-    not count. The teacher is frozen, so where the data keeps its order (`fixed_order`) it runs once per evaluator.
+    Metrics are `<name>` of the student, `teacher_<name>`, and `agreement`: the share of rows (tokens, labels, spans)
+    for which both predict the same, or for a single real output the Pearson correlation; padding and what is labelled
+    -100 do not count. They are summed batch by batch: of a large vocabulary no more than one batch is held. The teacher is
+    frozen, so where the data keeps its order (`fixed_order`) it runs once per evaluator.
 
     Args:
-        compute_metrics: `(logits, labels) -> {name: value}` on numpy arrays, token rows padded with 0 and -100; None
-            for accuracy (of causal language models in predicting the next label), or where labels are real numbers for
-            the Pearson correlation.
+        compute_metrics: `(logits, labels) -> {name: value}` on numpy arrays of all rows, token rows padded with 0 and
+            -100 (pairs of them for the starts and ends of spans); None for accuracy (of causal language models in
+            predicting the next label, and their perplexity), micro and macro F1 where each class has a label of its
+            own, F1 and exact match of spans, or where labels are real numbers the Pearson correlation.
         data_adaptor: as for training; None gives both models the batch.
         primary_metric: None for the first metric of the student, `agreement` where there are no labels.
         fixed_order: the data loader gives the same rows in the same order each time.
@@ -65,38 +69,73 @@ class TaskEvaluator:
         self.data_adaptor = data_adaptor or same_inputs
         self.primary_metric = primary_metric
         self.fixed_order = fixed_order
-        self._teacher_logits: np.ndarray | None = None
+        self._teacher: Any = None  # what it said of each batch, or with `compute_metrics` its logits
 
     def __call__(
         self, student: nn.Module, teacher: nn.Module | None, dataloader: Iterable[Any], accelerator: Any
     ) -> dict[str, float]:
-        runs_teacher = self._teacher_logits is None
-        batches = list(self._predictions(student, teacher if runs_teacher else None, dataloader, accelerator))
-        return self._scores(student, batches, runs_teacher)
+        runs_teacher = self._teacher is None
+        outputs = self._outputs(student, teacher if runs_teacher else None, dataloader, accelerator)
+        return self._scores(student, outputs)
 
-    def _scores(
-        self, student: nn.Module, batches: list[tuple[Tensor | None, ...]], runs_teacher: bool
-    ) -> dict[str, float]:
-        student_logits, teacher_logits, labels, mask = (_join([batch[i] for batch in batches]) for i in range(4))
-        if not runs_teacher:
-            teacher_logits = self._teacher_logits
+    def _scores(self, student: nn.Module, outputs: Iterable[_Outputs]) -> dict[str, float]:
+        score = self._summed if self.compute_metrics is None else self._of_all_rows
+        of_student, of_teacher, agreed = score(student, outputs)
+        self.primary_metric = self.primary_metric or next(iter(of_student), "agreement")
+        metrics = {**of_student, **{f"teacher_{name}": value for name, value in of_teacher.items()}}
+        return {name: float(value) for name, value in {**metrics, **agreed}.items()}
+
+    def _summed(self, student: nn.Module, outputs: Iterable[_Outputs]) -> tuple[dict[str, float], ...]:
+        """The scores of student and teacher, and their agreement, without holding more than one batch."""
+        from accelerate.utils import gather_object
+
+        task: Task | None = None
+        said: list[Answer] = []
+        totals: tuple[Totals, ...] = ({}, {}, {})
+        problem_type = getattr(getattr(student, "config", None), "problem_type", None)
+        remembered = iter(self._teacher or ())
+        for own, others, targets in outputs:
+            task = task or task_of(own, targets, problem_type)
+            answer = task.answer(own, targets)
+            known = next(remembered, None) if others is None else task.answer(others, targets)
+            del own, others  # before the next batch gives as many
+            add(totals[0], answer.sums)
+            if known is not None:
+                said.append(known)
+                add(totals[1], known.sums)
+                if known.classes == answer.classes and known.predictions.shape == answer.predictions.shape:
+                    add(totals[2], task.agreement(answer.predictions, known.predictions, targets))
+        if self.fixed_order and said:
+            self._teacher = said
+        of_processes = gather_object([(task, *totals)])
+        task = next((one[0] for one in of_processes if one[0] is not None), None)
+        if task is None:
+            return {}, {}, {}
+        own, others, both = (added(one[place] for one in of_processes) for place in (1, 2, 3))
+        return task.scores(own), task.scores(others), {"agreement": task.agreed(both)} if both else {}
+
+    def _of_all_rows(self, student: nn.Module, outputs: Iterable[_Outputs]) -> tuple[dict[str, Any], ...]:
+        """The user's own metrics, which are given the logits of all rows at once."""
+        assert self.compute_metrics is not None
+        columns = [tuple(map(_on_cpu, (own, others, t.labels, t.mask))) for own, others, t in outputs]
+        student_logits, teacher_logits, labels, mask = (_join([batch[i] for batch in columns]) for i in range(4))
+        if teacher_logits is None:
+            teacher_logits = self._teacher
         elif self.fixed_order:
-            self._teacher_logits = teacher_logits
+            self._teacher = teacher_logits
         if student_logits is None:
-            return {}
-        compute = self.compute_metrics or partial(_default_metrics, predicts_next_token(student))
-        metrics = dict(compute(student_logits, labels)) if labels is not None else {}
-        self.primary_metric = self.primary_metric or next(iter(metrics), "agreement")
-        if teacher_logits is not None:
-            if labels is not None:
-                scores = compute(teacher_logits, labels)
-                metrics |= {f"teacher_{name}": value for name, value in scores.items()}
-            if teacher_logits.shape == student_logits.shape:
-                if mask is not None and labels is not None and labels.shape == mask.shape:
-                    mask = mask & (labels != IGNORED_LABEL)
-                counted = slice(None) if mask is None else mask
-                metrics["agreement"] = agreement(student_logits[counted], teacher_logits[counted])
-        return {name: float(value) for name, value in metrics.items()}
+            return {}, {}, {}
+        scored = labels is not None
+        own = dict(self.compute_metrics(student_logits, labels)) if scored else {}
+        if teacher_logits is None:
+            return own, {}, {}
+        others = dict(self.compute_metrics(teacher_logits, labels)) if scored else {}
+        if isinstance(student_logits, tuple) or teacher_logits.shape != student_logits.shape:
+            return own, others, {}
+        if mask is not None and scored and labels.shape == mask.shape:
+            mask = mask & (labels != IGNORED_LABEL)
+        counted = slice(None) if mask is None else mask
+        return own, others, {"agreement": agreement(student_logits[counted], teacher_logits[counted])}
 
     def names(self, student: nn.Module, teacher: nn.Module | None, batches: list[Any], accelerator: Any) -> list[str]:
         """The metrics it gives, tried on a batch; none where so few rows cannot be scored.
@@ -106,7 +145,7 @@ class TaskEvaluator:
         """
         trial = TaskEvaluator(self.compute_metrics, self.data_adaptor)
         try:
-            predictions = list(trial._predictions(student, teacher, batches, accelerator))
+            outputs = list(trial._outputs(student, teacher, batches, accelerator))
         except (DistillationError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -115,34 +154,46 @@ class TaskEvaluator:
                 f"the models fail on the first batch of the evaluation data ({keys}): {type(error).__name__}: {error}"
             ) from error
         try:
-            return list(trial._scores(student, predictions, runs_teacher=True))
+            return list(trial._scores(student, outputs))
         except DistillationError:
             raise
         except Exception:  # the metrics are the user's: some need more rows than these
             return []
 
-    def _predictions(
+    def _outputs(
         self, student: nn.Module, teacher: nn.Module | None, dataloader: Iterable[Any], accelerator: Any
-    ) -> Iterator[tuple[Tensor | None, ...]]:
+    ) -> Iterator[_Outputs]:
         with resting(student), torch.no_grad():
             for batch in dataloader:
-                teacher_inputs, student_inputs = adapt_batch(self.data_adaptor, accelerator.device, batch)
-                student_inputs = named_inputs(student_inputs, student, "student")
-                with accelerator.autocast():
-                    student_logits = _logits(student(**forward_inputs(student_inputs, student)))
-                teacher_logits = None
-                if teacher is not None:
-                    model = getattr(teacher, "model", teacher)
-                    teacher_inputs = forward_inputs(named_inputs(teacher_inputs, model, "teacher"), model)
-                    cast: Any = getattr(teacher, "cast", dict)
-                    teacher_logits = _logits(teacher(**cast(teacher_inputs)))
-                labels = student_inputs.get("labels")
-                if labels is None and isinstance(batch, dict):
-                    labels = batch.get("labels")
-                tensors = (student_logits, teacher_logits, labels, _mask_of(student_logits, student_inputs))
-                yield tuple(
-                    t if t is None else t.detach().float().cpu() if t.is_floating_point() else t.cpu() for t in tensors
-                )
+                yield self._of_batch(student, teacher, batch, accelerator)  # nothing of it is held here
+
+    def _of_batch(self, student: nn.Module, teacher: nn.Module | None, batch: Any, accelerator: Any) -> _Outputs:
+        teacher_inputs, student_inputs = adapt_batch(self.data_adaptor, accelerator.device, batch)
+        student_inputs = named_inputs(student_inputs, student, "student")
+        with accelerator.autocast():
+            own = _predicted(student(**forward_inputs(student_inputs, student)))
+        others = None
+        if teacher is not None:
+            model = getattr(teacher, "model", teacher)
+            teacher_inputs = forward_inputs(named_inputs(teacher_inputs, model, "teacher"), model)
+            cast: Any = getattr(teacher, "cast", dict)
+            others = _predicted(teacher(**cast(teacher_inputs)))
+        known = {**batch, **student_inputs} if isinstance(batch, Mapping) else student_inputs
+        return own, others, self._targets(student, own, known)
+
+    def _targets(self, student: nn.Module, output: Any, inputs: Mapping[str, Any]) -> Targets:
+        """What a batch has to score against, where the student's output is."""
+        if isinstance(output, tuple):
+            keys = ("start_positions", "end_positions")
+            positions = tuple(inputs[key] for key in keys) if inputs.keys() >= {*keys} else None
+            return Targets(positions, _fitting(inputs, output[0].shape), input_ids=inputs.get("input_ids"))
+        labels = inputs.get("labels")
+        labels = None if labels is None else labels.to(output.device)
+        mask = None
+        if output.dim() == 3:
+            mask = _fitting(inputs, output.shape[:-1])
+            mask = torch.ones(output.shape[:-1], dtype=torch.bool, device=output.device) if mask is None else mask
+        return Targets(labels, mask, predicts_next_token(student))
 
 
 class MultiLayerBasedDistillationEvaluator:
@@ -182,13 +233,10 @@ class MultiLayerBasedDistillationEvaluator:
             checkpoint_files.save_student(self.save_dir / f"epoch_{epoch}_step_{step}", student_model)
 
 
-def _mask_of(logits: Tensor, inputs: Mapping[str, Any]) -> Tensor | None:
-    """Which tokens of a batch count; None where logits are one for each row."""
-    if logits.dim() != 3:
-        return None
+def _fitting(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
+    """The attention mask of tokens of this shape, if there is one."""
     mask = inputs.get("attention_mask")
-    fits = isinstance(mask, Tensor) and mask.shape == logits.shape[:-1]
-    return mask.bool() if fits else torch.ones(logits.shape[:-1], dtype=torch.bool)  # type: ignore[union-attr]
+    return mask.bool() if isinstance(mask, Tensor) and mask.shape == shape else None
 
 
 def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
@@ -196,15 +244,6 @@ def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
     if student.shape[-1] > 1:
         return float((student.argmax(-1) == teacher.argmax(-1)).mean())
     return pearson(student.ravel(), teacher.ravel())
-
-
-def _default_metrics(next_token: bool, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    if labels.dtype.kind == "f" and logits.size == labels.size:
-        return {"pearson": pearson(logits.ravel(), labels.ravel())}
-    if next_token and labels.ndim == 2:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    counted = labels != IGNORED_LABEL
-    return {"accuracy": float((logits.argmax(-1) == labels)[counted].mean())}
 
 
 def _as_called(function: Any) -> ComputeMetrics:
@@ -234,13 +273,38 @@ def _logits(output: Any) -> Tensor:
     return logits if logits is not None else output[0]
 
 
-def _join(parts: list[Tensor | None]) -> np.ndarray | None:
-    """All processes' parts as one array, in the order of the processes; token rows are padded to one length."""
+def _predicted(output: Any) -> Any:
+    """A model's logits; of a model that finds spans, those of starts and of ends."""
+    if isinstance(output, Mapping) and "logits" not in output and {"start_logits", "end_logits"} <= output.keys():
+        return output["start_logits"], output["end_logits"]
+    return _logits(output)
+
+
+def _on_cpu(values: Any) -> Any:
+    if isinstance(values, tuple):
+        return tuple(map(_on_cpu, values))
+    if not isinstance(values, Tensor):
+        return values
+    return values.detach().float().cpu() if values.is_floating_point() else values.cpu()
+
+
+def _join(parts: list[Any]) -> Any:
+    """All processes' parts as one array, in the order of the processes; token rows are padded to one length.
+
+    Parts that are pairs become a pair.
+    """
     from accelerate.utils import gather_object
 
-    arrays = gather_object([None if part is None else part.numpy() for part in parts])
-    if not arrays or any(array is None for array in arrays):
+    gathered = gather_object(parts)
+    if not gathered or any(part is None for part in gathered):
         return None
+    if isinstance(gathered[0], tuple):
+        return tuple(_joined(list(column)) for column in zip(*gathered, strict=True))
+    return _joined(gathered)
+
+
+def _joined(parts: list[Tensor]) -> np.ndarray:
+    arrays = [part.numpy() for part in parts]
     if arrays[0].ndim < 2 or len({array.shape[1:] for array in arrays}) == 1:
         return np.concatenate(arrays)
     rows = [torch.from_numpy(row) for array in arrays for row in array]

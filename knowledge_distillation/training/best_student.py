@@ -58,7 +58,8 @@ def keep_if_best(run: Run, metrics: Mapping[str, float]) -> str:
     """Write the student where its metric is the best so far. Returns the metric's name."""
     name = metric_named(run.settings.metric_for_best_model or run.evaluator.primary_metric, metrics)
     greater = run.settings.greater_is_better
-    greater = getattr(run.evaluator, "greater_is_better", True) if greater is None else greater
+    if greater is None:
+        greater = getattr(run.evaluator, "greater_is_better", True) and not name.endswith("perplexity")
     best, value = run.progress.best, metrics[name]
     if best is None or math.isnan(best) or (value > best if greater else value < best):
         run.progress.best = value
