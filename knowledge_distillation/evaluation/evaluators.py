@@ -43,8 +43,8 @@ class TaskEvaluator:
 
     Metrics are `<name>` of the student, `teacher_<name>`, and `agreement`: the share of rows (tokens, labels, spans)
     for which both predict the same, or for a single real output the Pearson correlation; padding and what is labelled
-    -100 do not count. They are summed batch by batch: of a large vocabulary no more than one batch is held. The teacher
-    is frozen, so where the data keeps its order (`fixed_order`) it runs once per evaluator.
+    -100 do not count. They are summed batch by batch: of a large vocabulary no more than one batch is held. A teacher
+    is frozen: where the data keeps its order (`fixed_order`) it runs once per evaluator.
 
     Args:
         compute_metrics: `(logits, labels) -> {name: value}` on numpy arrays of all rows, token rows padded with 0 and
