@@ -128,8 +128,10 @@ class TrainingSettings:
         eval_steps, save_steps: optimizer steps between two evaluations, checkpoints; None after each epoch.
         save_total_limit: checkpoints to keep, 1 or more.
         seed: of data order, dropout and projections.
-        mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 where the machine has it.
-        teacher_dtype: `float32`, `bfloat16`, `float16`, or `auto`: as `mixed_precision`.
+        mixed_precision: `no`, `bf16`, `fp16`, or `auto`: bf16 where it is measured to be faster on this machine.
+        teacher_dtype: `float32`, `bfloat16`, `float16`, or `auto`: as `mixed_precision`, and measured where that is.
+        student_dtype: `float32` trains, and saves, a student that comes in half precision in float32, where no update
+            is lost; `own` leaves its weights as they are.
         teacher_cache: folder in which the teacher's mapped features are kept, so that each sample is computed once;
             None keeps none.
         teacher_cache_dtype: `bfloat16`, `float16`, `float32`, `int8`, or `auto`: bf16 for a teacher that computes in
@@ -176,6 +178,7 @@ class TrainingSettings:
     seed: Annotated[WholeNotNegative, Field(lt=2**32, description="a whole number of 0 or more, below 2**32")] = 42
     mixed_precision: Annotated[Literal["auto", "no", "bf16", "fp16"], _off("no")] = "auto"
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    student_dtype: Literal["float32", "own"] = "float32"
     teacher_cache: PathText | None = None
     teacher_cache_dtype: Literal["auto", CacheType] = "auto"
     teacher_cache_top_k: Count | None = None

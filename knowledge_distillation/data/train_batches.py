@@ -7,12 +7,14 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
+from accelerate.state import PartialState
+from accelerate.utils import gather
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..config.settings import TrainingSettings
@@ -23,6 +25,7 @@ from .collating import PadToBucket, default_collator
 from .dataset_rows import NumberedRows, check_rows, lengths_of, without_text
 from .token_budget import TokenBudgetBatchSampler
 
+Place: TypeAlias = Accelerator | PartialState  # which process of how many this is, and its device
 _OWN_SHARES = (LengthGroupedBatchSampler, TokenBudgetBatchSampler)  # samplers that know of processes
 
 
@@ -38,7 +41,7 @@ class TrainBatches:
         what: `training` or `evaluation`, for errors.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int, accelerator: Accelerator, what: str = "training") -> None:
+    def __init__(self, loader: Iterable[Any], seed: int, accelerator: Place, what: str = "training") -> None:
         self.what = what
         self.loader, self.seed, self.accelerator = _sharded(loader, accelerator), seed, accelerator
         self.generator_states: list[torch.Tensor] = []
@@ -76,7 +79,7 @@ class TrainBatches:
         """The largest of all processes' numbers."""
         if self.accelerator.num_processes == 1:
             return number
-        numbers = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        numbers = gather(torch.tensor([number], device=self.accelerator.device))
         return int(numbers.max())
 
     def windows(self, epoch: int, size: int, skip: int = 0) -> Iterator[list[Any]]:
@@ -174,7 +177,7 @@ class _EveryNth:
         return max(0, math.ceil((len(self.batches) - self.start) / self.step))  # type: ignore[arg-type]
 
 
-def _sharded(loader: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
+def _sharded(loader: Iterable[Any], accelerator: Place) -> Iterable[Any]:
     if accelerator.num_processes == 1 or isinstance(getattr(loader, "batch_sampler", None), _OWN_SHARES):
         return loader
     if isinstance(loader, DataLoader) and loader.batch_sampler and not isinstance(loader.dataset, IterableDataset):
@@ -200,7 +203,7 @@ def _sharded(loader: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
 def loader_of(
     dataset: Any,
     settings: TrainingSettings,
-    accelerator: Accelerator,
+    accelerator: Place,
     data_collator: Callable[..., Any] | None,
     processing_class: Any,
     train: bool,
@@ -239,7 +242,7 @@ def loader_of(
 
 
 def _sampler(
-    lengths: Sequence[int], settings: TrainingSettings, accelerator: Accelerator, train: bool
+    lengths: Sequence[int], settings: TrainingSettings, accelerator: Place, train: bool
 ) -> LengthGroupedBatchSampler | TokenBudgetBatchSampler:
     place = {"num_processes": accelerator.num_processes, "process_index": accelerator.process_index}
     if train and settings.max_tokens_per_batch:

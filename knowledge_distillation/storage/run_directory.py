@@ -81,7 +81,7 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 def _may_lack(where: str, key: str) -> bool:
     """Whether one of two runs may lack a key: a run from Python has no recipe, another version other settings."""
-    return where == "settings" or key == "recipe"
+    return where in ("settings", "run") or key == "recipe"
 
 
 def _short(value: Any) -> str:

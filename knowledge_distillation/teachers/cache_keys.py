@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import CodeType
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..features.batch_context import batch_size
 from .cache_format import Span, span_of
+from .frozen import stored_weights
 
 _OF_NO_CONSEQUENCE = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype")
 
@@ -34,9 +35,10 @@ class Identity(NamedTuple):
     def of(cls, model: nn.Module, adaptor: Callable[..., Any] | None = None) -> Identity:
         """Of a teacher with the weights it computes with, and the output adaptor that names its features."""
         weights = xxhash.xxh3_128()
-        for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
-            weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for name, value in stored_weights(model):
+            for tensor in plain_tensors(value):
+                weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         config: Any = getattr(model, "config", None)
         settings = config.to_dict() if hasattr(config, "to_dict") else {}
         settings = {key: value for key, value in settings.items() if key not in _OF_NO_CONSEQUENCE}
@@ -46,6 +48,17 @@ class Identity(NamedTuple):
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         computed_in = str(dtype).removeprefix("torch.")
         return cls(type(model).__name__, weights.hexdigest(), structure.hexdigest(), computed_in)
+
+
+def plain_tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors that a weight consists of: itself, or what a quantized one packs."""
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from plain_tensors(one)
+    elif isinstance(value, Tensor) and hasattr(value, "__tensor_flatten__"):
+        yield from plain_tensors([getattr(value, name) for name in value.__tensor_flatten__()[0]])
+    elif isinstance(value, Tensor):
+        yield value.dequantize() if value.is_quantized else value
 
 
 def code_of(function: Any) -> Any:

@@ -1,9 +1,11 @@
-"""Where a run computes and in which precision: Accelerate, set up from the settings."""
+"""Where a run computes, alone or as one of several processes: Accelerate, set up from the settings."""
 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,31 +13,83 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, LoggerType
+from accelerate.utils.environment import get_cpu_distributed_information
 
 from ..config.settings import TrainingSettings
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, DistillationError, nearest
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # of torchrun and of MPI's launchers
 
 
-def make_accelerator(
-    settings: TrainingSettings, device: torch.device | str | None, output_dir: Path | None
-) -> Accelerator:
-    """An Accelerator for one run; a run before it in the same process may have had another precision or device."""
-    _check_trackers(settings.report_to, output_dir)
+def join_processes(device: torch.device | str | None) -> PartialState:
+    """This process's place among those that were started together, and where it computes.
+
+    Without a GPU Accelerate sees the others only when told to use the processor, so it is told.
+
+    Raises:
+        ConfigError: the device is not there; or several processes were asked for, and each would run alone.
+    """
     device = _existing(device)
     _forget_previous(device)
     if device is not None and device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    precision: str = settings.mixed_precision
-    if precision == "auto":
-        precision = machine_precision(device or PartialState().device)
+    asked = _processes_asked()
+    on_cpu = device.type == "cpu" if device is not None else asked > 1 and not _has_gpu()
+    state = PartialState(cpu=on_cpu)
+    if asked > 1 and state.num_processes == 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {asked}, and Accelerate was set up for 1 process before: each would train alone. Make the "
+            "KnowledgeDistiller first, or your own Accelerator with cpu=True"
+        )
+    if state.num_processes > 1:  # torch's threads would abort an interpreter that ends before them
+        atexit.unregister(_leave_the_others)
+        atexit.register(_leave_the_others)
+    return state
+
+
+def _processes_asked() -> int:
+    """How many processes were started together, by what a launcher tells each of them."""
+    asked = get_cpu_distributed_information().world_size
+    if asked > 1 and not any(name in os.environ for name in _RANKS):
+        raise ConfigError(
+            f"WORLD_SIZE is {asked}, and no RANK says which of them this process is: start them with "
+            f"torchrun --nproc_per_node {asked}, or unset WORLD_SIZE"
+        )
+    # `accelerate launch` without a GPU starts one process, however many were asked for, and leaves this trace.
+    if asked == 1 and "MASTER_PORT" in os.environ and "ACCELERATE_USE_CPU" in os.environ and not _has_rank():
+        raise ConfigError(
+            "accelerate launch was asked for several processes and started one, as it does without a GPU: start them "
+            "with torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N"
+        )
+    return asked
+
+
+def _has_rank() -> bool:
+    return any(name in os.environ for name in _RANKS)
+
+
+def _has_gpu() -> bool:
+    """Whether there is a device on which Accelerate runs several processes."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found is not None and found.type != "mps"
+
+
+def make_accelerator(
+    settings: TrainingSettings, state: PartialState, precision: str, output_dir: Path | None
+) -> Accelerator:
+    """An Accelerator for one run; a run before it in the same process may have had another precision or device.
+
+    Args:
+        state: what `join_processes` gave.
+        precision: `no`, `bf16` or `fp16`.
+    """
+    _check_trackers(settings.report_to, output_dir)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
-            cpu=device is not None and device.type == "cpu",
+            cpu=state.device.type == "cpu",
             step_scheduler_with_optimizer=False,
             log_with=list(settings.report_to) or None,
             project_dir=None if output_dir is None else str(output_dir),
@@ -47,9 +101,6 @@ def make_accelerator(
             f"Accelerate is set up for {accelerator.distributed_type}; one process or data-parallel processes are "
             "supported, since exact averages over accumulated batches need every gradient in place"
         )
-    if accelerator.num_processes > 1:  # torch's threads would abort an interpreter that ends before them
-        atexit.unregister(_leave_the_others)
-        atexit.register(_leave_the_others)
     return accelerator
 
 
@@ -76,6 +127,20 @@ def _leave_the_others() -> None:
         torch.distributed.destroy_process_group()
 
 
+@contextmanager
+def others_may_end(state: PartialState | Accelerator) -> Iterator[None]:
+    """Say so where it fails within the context because another process of the run is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if state.num_processes == 1 or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise
+        raise DistillationError(
+            f"process {state.process_index} of {state.num_processes} ends: another process of this run has ended, "
+            "and the run cannot go on without it. What it wrote says why; the last checkpoint is whole"
+        ) from error
+
+
 def _existing(device: torch.device | str | None) -> torch.device | None:
     """The device asked for; Accelerate would quietly take another one where it is missing."""
     if device is None:
@@ -95,25 +160,6 @@ def _forget_previous(device: torch.device | None) -> None:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def teacher_dtype(settings: TrainingSettings, accelerator: Accelerator) -> torch.dtype | None:
-    """The type of the teacher's weights; None keeps their own."""
-    if settings.teacher_dtype == "auto":
-        return half_precision(accelerator)
-    return _DTYPES[settings.teacher_dtype]
-
-
 def half_precision(accelerator: Accelerator) -> torch.dtype | None:
     """The type in which students compute under mixed precision; None without."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-
-
-def machine_precision(device: torch.device) -> str:
-    """`bf16` where the device computes in it natively, else `no`."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    if device.type == "cpu":
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        # oneDNN may be absent, or told by ONEDNN_MAX_CPU_ISA to leave these instructions alone.
-        usable = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return "bf16" if native and usable else "no"
-    return "no"

@@ -172,6 +172,7 @@ def identity(run: Run) -> dict[str, Any]:
             "batches": run.steps_per_epoch,
             "processes": run.accelerator.num_processes,
             "mixed_precision": run.accelerator.mixed_precision,
+            "teacher_dtype": None if run.teacher is None else str(run.teacher.dtype).removeprefix("torch."),
         },
     }
     return written if run.recipe is None else written | {"recipe": dict(run.recipe)}

@@ -22,12 +22,13 @@ from ..plan.plan import Plan
 from ..storage import checkpoint_files
 from ..teachers.frozen import FrozenTeacher
 from . import checkpoints, loop
-from .accelerate import make_accelerator, teacher_dtype
+from .accelerate import join_processes, make_accelerator, others_may_end
 from .batch import adapt, make_batch
 from .best_student import check_evaluation, evaluate
 from .callbacks import Callback, check_callbacks, standard_callbacks
+from .precision import choose, kept_precision, rows_of, to_float32
 from .prepare import close, enter_stage, leave_stage, make_plan, prepare
-from .roles import models_by_role
+from .roles import check_apart, lent_modules, models_by_role
 from .run import Run
 
 
@@ -102,6 +103,7 @@ class KnowledgeDistiller:
         teachers, peers = models_by_role(student_model, teacher_model, peer_model)
         assert student_model is not None
         students = {"": student_model, **peers}
+        check_apart(students, teachers)
         if evaluator is not None and not callable(evaluator) and not hasattr(evaluator, "evaluate"):
             raise ConfigError(f"evaluator is a callable, or an object with a method evaluate; found {evaluator!r}")
         if (loss_model is None) == (distill_config is None):
@@ -119,33 +121,43 @@ class KnowledgeDistiller:
         if len(stages) > 1 and (optimizer is not None or lr_scheduler is not None):
             raise ConfigError("each stage has an optimizer and a schedule of its own: leave yours out, or the stages")
         output_dir = None if output_dir is None else Path(output_dir)
-        accelerator = make_accelerator(args, device, output_dir)
+        place = join_processes(device)
 
         check_one_source(train_dataloader, train_dataset, "train")
         check_one_source(dev_dataloader, eval_dataset, "dev")
         if train_dataset is not None:
             indexed = loss_model.asks_for("sample_index")
             train_dataloader = loader_of(
-                train_dataset, args, accelerator, data_collator, processing_class, train=True, indexed=indexed
+                train_dataset, args, place, data_collator, processing_class, train=True, indexed=indexed
             )
         if eval_dataset is not None:
-            dev_dataloader = loader_of(eval_dataset, args, accelerator, data_collator, processing_class, train=False)
+            dev_dataloader = loader_of(eval_dataset, args, place, data_collator, processing_class, train=False)
         train_data_adaptor = train_data_adaptor or same_inputs
         dev_data_adaptor = dev_data_adaptor or train_data_adaptor
         if evaluator is None and dev_dataloader is not None:
             evaluator = TaskEvaluator(compute_metrics, dev_data_adaptor, fixed_order=eval_dataset is not None)
 
+        with others_may_end(place):
+            precision = choose(
+                args,
+                place,
+                student_model,
+                teachers.values(),
+                lambda: rows_of(train_dataloader, args.seed, place),
+                kept_precision(args, output_dir),
+            )
+        accelerator = make_accelerator(args, place, precision.mixed_precision, output_dir)
         for model in students.values():
             model.to(accelerator.device)
         check_callbacks(callbacks)
-        dtype, trained = teacher_dtype(args, accelerator), nn.ModuleList(students.values())
+        notes = to_float32(students, args)
         callbacks = list(callbacks)
         if isinstance(train_dataloader, Callback) and train_dataloader not in callbacks:
             callbacks.insert(0, train_dataloader)  # a data-free source learns between the steps
         self.run = Run(
             students=students,
             teachers={
-                name: FrozenTeacher(model, dtype, accelerator.device, trained) for name, model in teachers.items()
+                name: FrozenTeacher(model, precision.teacher, accelerator.device) for name, model in teachers.items()
             },
             loss_model=loss_model,
             settings=args,
@@ -162,6 +174,8 @@ class KnowledgeDistiller:
             evaluator=evaluator,
             processing_class=processing_class,
             output_dir=output_dir,
+            lent=lent_modules(students, teachers),
+            notes=[*filter(None, [precision.why]), *notes],
             num_samples=None if train_dataset is None else len(train_dataset),
         )
         for callback in callbacks:

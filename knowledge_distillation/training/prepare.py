@@ -51,6 +51,8 @@ def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
         sides = (run.students, run.teachers, students, teachers)
         plan = bind(run.loss_model, *sides, entries, run.num_samples, run.processing_class)
     run.undo.callback(plan.close)
+    for module, mode in run.lent:
+        run.undo.callback(setattr, module, "training", mode)
     try:
         if run.train_data_adaptor is two_token_streams:
             raise_all(ConfigError, "distill_config", token_by_token(plan, entries))
@@ -68,6 +70,7 @@ def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
             )
             run.undo.callback(run.stage_teachers.close)
         run.idle_batch = make_batch(run, inputs)
+        plan.notes += run.notes
         if run.stage_teachers.caches:
             plan.notes += run.stage_teachers.cache_notes(*sizes_of_data(run), run.idle_batch.teachers_on_cpu)
     except BaseException:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.entry import PEER, SELF
 from ..errors import ConfigError
 from ..objective.loss_model import usable_name
+from ..teachers.frozen import memory_of
 
 Models = dict[str, nn.Module]
 
@@ -43,6 +44,38 @@ def models_by_role(student: Any, teacher: Any, peer: Any) -> tuple[Models, Model
         if name in teachers:
             raise ConfigError(f"teacher_model and peer_model have one name: {name}")
     return teachers, peers
+
+
+def check_apart(students: Mapping[str, nn.Module], teachers: Mapping[str, nn.Module]) -> None:
+    """See that training a student cannot change a teacher: frozen weights may be shared, trained ones may not.
+
+    Raises:
+        ConfigError: weights or running statistics of a student are a teacher's too.
+    """
+    for name, teacher in teachers.items():
+        theirs = {memory_of(tensor) for tensor in (*teacher.parameters(), *teacher.buffers())}
+        for student_name, student in students.items():
+            shared = [path for path, tensor in _changing(student) if memory_of(tensor) in theirs]
+            if shared:
+                who = f"peer_model {student_name}" if student_name else "student_model"
+                named = ", ".join(shared[:2]) + (f" and {len(shared) - 2} more" if len(shared) > 2 else "")
+                raise ConfigError(
+                    f"{who} and {f'teacher_model {name}'.strip()} share weights that are trained ({named}), so the "
+                    f"teacher would change: give a copy, copy.deepcopy({who.split()[0]}), or freeze what they share"
+                )
+
+
+def lent_modules(students: Mapping[str, nn.Module], teachers: Mapping[str, nn.Module]) -> list[tuple[nn.Module, bool]]:
+    """The teachers' modules that a student has too, each with its mode."""
+    theirs = {module for teacher in teachers.values() for module in teacher.modules()}
+    return [(m, m.training) for student in students.values() for m in student.modules() if m in theirs]
+
+
+def _changing(student: nn.Module) -> list[tuple[str, Tensor]]:
+    """What training changes of a model, by name."""
+    weights = [(path, p) for path, p in student.named_parameters() if p.requires_grad]
+    norms = [(path, m) for path, m in student.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    return weights + [(f"{path}.{name}", b) for path, norm in norms for name, b in norm.named_buffers(recurse=False)]
 
 
 def titled(models: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,8 @@ class Run:
     processing_class: Any = None
     output_dir: Path | None = None
     num_samples: int | None = None  # rows of the training set, for losses with a memory of it
+    lent: Sequence[tuple[nn.Module, bool]] = ()  # modules of a teacher that a student has too, and their modes
+    notes: list[str] = field(default_factory=list)  # lines of the plan on precision
     recipe: Mapping[str, Any] | None = None  # what made the data and the models, where a file says it
     progress: Progress = field(default_factory=Progress)
     losses: dict[str, float] = field(default_factory=dict)  # means of the last epoch

@@ -107,7 +107,8 @@ def read_batches(folder: Path, samples: int, batch_size: int, rounds: int, batch
 def basis(options: argparse.Namespace) -> Job:
     shape = (2, 16) if options.small else (16, 64)
     sizes = {"layers": 4, "width": 32, "heads": 2} if options.small else {}
-    job = Job(entries("hidden", 12), *shape, threads=options.threads, precision=own_precision(), **sizes)
+    precision = own_precision(sizes.get("width", 768), shape[0] * shape[1])
+    job = Job(entries("hidden", 12), *shape, threads=options.threads, precision=precision, **sizes)
     return replace(job, entries=entries("hidden", job.layers), steps=1 if options.small else 2)
 
 

@@ -314,7 +314,7 @@ def main() -> None:
         parser.error("--parity needs --teacher")
     if options.small:
         options.layers, options.width, options.heads, options.rounds, options.steps = 6, 32, 2, 1, 2
-    options.precision = options.precision or own_precision()
+    options.precision = options.precision or own_precision(options.width, ROWS * 64)
     models = options.work / "models"
     models.mkdir(parents=True, exist_ok=True)
     rows = write_models(models, options)

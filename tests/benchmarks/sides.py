@@ -202,11 +202,12 @@ def settings_of(texts: Sequence[str]) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in texts)}
 
 
-def own_precision() -> str:
-    """What `mixed_precision="auto"` chooses here."""
-    from knowledge_distillation.training.accelerate import machine_precision
+def own_precision(width: int, rows: int) -> str:
+    """What `mixed_precision="auto"` chooses here for a student of a width, in batches of so many tokens."""
+    from knowledge_distillation.training.precision import faster
 
-    return {"bf16": "bf16", "no": "float32"}[machine_precision(device_of())]
+    student = nn.Linear(width, 4 * width)
+    return {"bf16": "bf16", "no": "float32"}[faster(device_of(), student, lambda: rows)[0]]
 
 
 SIDES = {side.__name__: side for side in (floor, plain, ours, cached, student)}

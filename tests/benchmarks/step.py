@@ -110,7 +110,7 @@ def jobs(options: argparse.Namespace) -> list[tuple[str, str, Job]]:
                 length,
                 options.steps,
                 padding=options.padding,
-                precision=options.precision or own_precision(),
+                precision=options.precision or own_precision(options.width, rows * length),
                 settings=settings,
                 **models,
             )

@@ -130,17 +130,6 @@ def test_the_teacher_is_the_same_to_the_last_bit_and_the_callers_model_untouched
     assert {p.dtype for p in run.teacher.parameters()} == {torch.float32 if dtype == "auto" else torch.bfloat16}
 
 
-def test_weights_that_student_and_teacher_share_are_trained_for_the_student_alone() -> None:
-    teacher, student = bert(), bert(2)
-    student.bert.embeddings = teacher.bert.embeddings
-    run = distiller(HIDDEN + SOFT, teacher, student)
-    before, ours = weights(run.teacher.model), weights(student)
-    run.train()
-    assert same(before, weights(run.teacher.model))
-    name = "bert.embeddings.word_embeddings.weight"
-    assert not torch.equal(ours[name], student.state_dict()[name])
-
-
 def test_the_student_trains_in_training_mode_and_is_left_so() -> None:
     student = bert(2).eval()
     modes: list[bool] = []
