@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench/peers"), help="for models and logs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16, help="of our batches in a pass")
-    parser.add_argument("--precision", choices=["bf16", "float32"], help="ours; None: bf16 where the machine has it")
+    parser.add_argument("--precision", choices=["bf16", "float32"], help="ours; None: what is measured to be faster")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of our side")
     parser.add_argument("--layers", type=int, default=12)
@@ -314,7 +314,7 @@ def main() -> None:
         parser.error("--parity needs --teacher")
     if options.small:
         options.layers, options.width, options.heads, options.rounds, options.steps = 6, 32, 2, 1, 2
-    options.precision = options.precision or own_precision(options.width, ROWS * 64)
+    options.precision = options.precision or own_precision(options.width, BATCH_SIZE * 64)
     models = options.work / "models"
     models.mkdir(parents=True, exist_ok=True)
     rows = write_models(models, options)
