@@ -32,12 +32,19 @@ def terminal() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+def is_main_process() -> bool:
+    """Whether this is the one of several processes that speaks for all."""
+    return int(os.environ.get("RANK") or 0) == 0
+
+
 def say(text: str) -> None:
-    if text:
+    if text and is_main_process():
         typer.echo(text)
 
 
 def print_table(table: Any) -> None:
+    if not is_main_process():
+        return
     from rich.console import Console
 
     console = Console()

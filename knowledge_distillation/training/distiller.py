@@ -212,15 +212,16 @@ class KnowledgeDistiller:
         """
         run = self.run
         try:
-            prepare(run)
-            check_evaluation(run)
-            if run.output_dir is not None:
-                self._open_output(run.output_dir, resume_from_checkpoint)
-            elif resume_from_checkpoint:
-                raise CheckpointError("resume_from_checkpoint needs an output_dir")
-            run.callbacks += standard_callbacks(run)
-            run.open_trackers()
-            loop.train(run)
+            with others_may_end(run.accelerator):
+                prepare(run)
+                check_evaluation(run)
+                if run.output_dir is not None:
+                    self._open_output(run.output_dir, resume_from_checkpoint)
+                elif resume_from_checkpoint:
+                    raise CheckpointError("resume_from_checkpoint needs an output_dir")
+                run.callbacks += standard_callbacks(run)
+                run.open_trackers()
+                loop.train(run)
         finally:
             self.close()
         return {**run.losses, **run.metrics}
@@ -230,11 +231,12 @@ class KnowledgeDistiller:
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training data, for a loop of one's own. Returns the mean of the loss and of every term."""
         run = self.run
-        prepare(run)
-        run.open_trackers()
-        while run.stage_is_over and not run.progress.stopped and run.has_next_stage:
-            enter_stage(run, run.progress.stage + 1)
-        return {} if run.out_of_steps else loop.train_epoch(run, managed=False)
+        with others_may_end(run.accelerator):
+            prepare(run)
+            run.open_trackers()
+            while run.stage_is_over and not run.progress.stopped and run.has_next_stage:
+                enter_stage(run, run.progress.stage + 1)
+            return {} if run.out_of_steps else loop.train_epoch(run, managed=False)
 
     def evaluate(self) -> dict[str, float]:
         """The evaluator's metrics of the student as it is now.
