@@ -21,6 +21,7 @@ from knowledge_distillation import Callback, KnowledgeDistiller, student_from_te
 from knowledge_distillation.data.token_budget import TokenBudgetBatchSampler
 from knowledge_distillation.evaluation.evaluators import TaskEvaluator
 from knowledge_distillation.features import catalogue as features
+from knowledge_distillation.training.callbacks import EarlyStopping
 
 CONFIG = [
     {"teacher": "layer{2,4}.hidden_states", "student": "layer{1,2}.hidden_states", "loss": "mse"},
@@ -140,17 +141,20 @@ def alone(folder: Path, *options: str) -> dict[str, torch.Tensor]:
     return saved_weights(folder)
 
 
-def in_two(folder: Path, *options: str) -> dict[str, torch.Tensor]:
-    """The weights of two processes, started as a launcher starts them."""
+def both_of(folder: Path, *options: str) -> list[Forked]:
+    """Two processes of one run, started as a launcher starts them."""
     rendezvous = {
         "GLOO_SOCKET_IFNAME": "lo",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port(),
         "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "1",
     }
-    both = [forked(str(folder), *options, **rendezvous, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
-    assert [process.wait() for process in both] == [0, 0]
+    return [forked(str(folder), *options, **rendezvous, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
+
+
+def in_two(folder: Path, *options: str) -> dict[str, torch.Tensor]:
+    """The weights of two processes."""
+    assert [process.wait() for process in both_of(folder, *options)] == [0, 0]
     return saved_weights(folder)
 
 
@@ -178,6 +182,8 @@ def main(*arguments: str) -> None:
     parser.add_argument("--peer", action="store_true", help="a second student; they teach each other")
     parser.add_argument("--stages", action="store_true", help="two stages, with a peer")
     parser.add_argument("--balance", default="none")
+    parser.add_argument("--patience", type=int, help="stop after so many evaluations without improvement")
+    parser.add_argument("--defaults", action="store_true", help="no device and no precision is named")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--cache", help="a folder for the teacher's features")
     parser.add_argument("--language-model", choices=["held", "deferred"], help="and what becomes of its logits")
@@ -217,10 +223,14 @@ def main(*arguments: str) -> None:
         balance_steps=3,
         dev_dataloader=[as_batch(rows(11))],
         evaluator=TaskEvaluator(),
-        callbacks=[*[Slow()][: options.slow], *([StopAt(options.stop_at)] if options.stop_at else [])],
+        callbacks=[
+            *[Slow()][: options.slow],
+            *([StopAt(options.stop_at)] if options.stop_at else []),
+            *([EarlyStopping(options.patience)] if options.patience else []),
+        ],
         output_dir=options.output_dir,
-        device="cpu",
-        mixed_precision="no",
+        device=None if options.defaults else "cpu",
+        mixed_precision="auto" if options.defaults else "no",
         num_train_epochs=3,
         per_device_train_batch_size=options.batch,
         max_tokens_per_batch=options.max_tokens,
