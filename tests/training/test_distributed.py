@@ -127,9 +127,8 @@ def test_two_processes_find_each_other_with_no_setting(tmp_path: Path) -> None:
     """No device is named: without a GPU Accelerate alone would see one process. The first chooses the precision."""
     in_two(tmp_path / "two", "--defaults", "--batch", "4")
     assert begun(tmp_path / "two")["processes"] == 2
-    assert [line["step"] for line in lines_of(tmp_path / "two")] == sorted(
-        [*range(2, 15, 2), 15, 5, 10, 15]
-    )  # one history, of 5 steps an epoch: 37 rows in batches of 2 x 4
+    evaluated = [line["step"] for line in lines_of(tmp_path / "two") if "eval_accuracy" in line]
+    assert evaluated == [5, 10, 15]  # one history, of 5 steps an epoch: 37 rows in batches of 2 x 4
 
 
 @pytest.mark.case("E2")
