@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError, DistillationError
+from .decoder_inputs import decoder_inputs
 from .signature import forward_parameters, inner_model, positional
 
 _CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
@@ -71,13 +72,8 @@ def named_inputs(values: Any, model: nn.Module, who: str = "model") -> dict[str,
         raise DataError(
             f"the data adaptor returned {type(values).__name__} for the {who}; a dict or a tuple is needed"
         )
-    labels, shifted = (
-        inputs.get("labels"),
-        getattr(inner_model(model)[0], "prepare_decoder_input_ids_from_labels", None),
-    )
-    if shifted and isinstance(labels, Tensor) and labels.dim() == 2 and "decoder_input_ids" not in inputs:
-        inputs["decoder_input_ids"] = shifted(labels=labels)
-    return inputs
+    made = decoder_inputs(model, inputs)
+    return inputs if made is None else {**inputs, "decoder_input_ids": made}
 
 
 def forward_inputs(inputs: Inputs, model: nn.Module, with_labels: bool = False) -> dict[str, Any]:
