@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_MOST_LINES = 50  # of one error
+
 
 class DistillationError(Exception):
     """Every error this package raises on purpose."""
@@ -22,9 +24,15 @@ class CheckpointError(DistillationError, RuntimeError):
     """An output directory or a checkpoint does not belong to this run."""
 
 
+def shown(value: object, longest: int = 300) -> str:
+    """A value as it is written, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """` Nearest: x.` for the closest candidate, or nothing where none is close."""
-    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5) if len(name) <= 300 else []
     return f" Nearest: {found[0]}." if found else ""
 
 
@@ -32,5 +40,7 @@ def raise_all(error: type[DistillationError], where: str, problems: Sequence[tup
     """Raise every problem found in a numbered list as one error; return where there is none."""
     if problems:
         count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
-        lines = "".join(f"\n  [{index}] {text}" for index, text in sorted(problems, key=lambda p: p[0]))
-        raise error(f"{count} in {where}{lines}")
+        first = sorted(problems, key=lambda p: p[0])[:_MOST_LINES]
+        lines = "".join(f"\n  [{index}] {text}" for index, text in first)
+        more = f"\n  and {len(problems) - len(first)} more" if len(problems) > len(first) else ""
+        raise error(f"{count} in {where}{lines}{more}")

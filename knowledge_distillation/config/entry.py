@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from ..errors import ConfigError, raise_all
+from ..errors import ConfigError, raise_all, shown
 from .schedules import Schedule, parse_schedule
 from .validation import Count, Flag, NotNegative, PathText, Positive, Text, read, unknown_keys
 
@@ -89,7 +89,7 @@ def _schedules(written: Any, info: ValidationInfo) -> Any:
         try:
             courses[str(name)] = parse_schedule(course, values.get(name))
             if name == "weight" and courses["weight"].lowest < 0:
-                raise ConfigError(f"a weight is 0 or more; found {course!r}")
+                raise ConfigError(f"a weight is 0 or more; found {shown(course)}")
         except ConfigError as error:
             problems.append(f"schedule of {name}: {error}")
     if problems:

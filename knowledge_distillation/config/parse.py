@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, shown
 from .entry import HARD, SOFT, DistillConfig, Entry, Feature
 from .validation import read, unknown_keys
-from .yaml_words import TEXTS, parse_yaml
+from .written import oddity, read_yaml
+from .yaml_words import TEXTS
 
 _LONG_KEYS = tuple(f"{side}_{half}" for side in ("teacher", "student") for half in ("layer_name", "layer_output_name"))
 _OPTIONS = (
     *("weight", "name", "reduction", "schedule", "stage"),
     *("projection", "teacher_projection", "projection_checkpoint", "learning_rate"),
 )
+MOST_NAMES = 1_000  # that one text stands for, and entries of a config
+MOST_BRACES = 20
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_SPAN = re.compile(r"(-?[0-9]+)\.\.(-?[0-9]+)")
 ENTRY_KEYS = ("type", *_LONG_KEYS, "teacher", "student", "loss", "args", *_OPTIONS, "teacher_name")
 
 
@@ -37,18 +40,22 @@ def parse_config(config: Sequence[Mapping[str, Any]] | DistillConfig | str | Pat
     if isinstance(config, DistillConfig):
         return config
     if isinstance(config, (str, Path)):
-        content = read_yaml(Path(config), "distill_config file")
+        content = read_yaml(Path(config), "distill_config file", TEXTS)
         config = content["distill_config"] if isinstance(content, Mapping) and "distill_config" in content else content
     if isinstance(config, Mapping) or not isinstance(config, Sequence):
         raise ConfigError(f"distill_config is a list of entries; found {type(config).__name__}")
     if not config:
         raise ConfigError("distill_config is empty: a run needs at least one entry")
+    if len(config) > MOST_NAMES:
+        raise ConfigError(f"distill_config has {len(config):,} entries: at most {MOST_NAMES:,}")
     entries: list[Entry] = []
     problems: list[tuple[int, str]] = []
     for index, item in enumerate(config):
         texts: list[str] = []
         entries += _parse_item(index, item, texts)
         problems += [(index, text) for text in texts]
+        if len(entries) > MOST_NAMES:
+            raise ConfigError(f"distill_config has more than {MOST_NAMES:,} entries, braces expanded")
     entries = _name_entries(entries)
     names = [entry.name for entry in entries]
     problems += [(e.index, f"name {e.name!r} is used twice") for i, e in enumerate(entries) if e.name in names[:i]]
@@ -62,36 +69,36 @@ def parse_config(config: Sequence[Mapping[str, Any]] | DistillConfig | str | Pat
 
 
 def expand_braces(text: str) -> list[str]:
-    """Expand `a{1,2}b{3..5}` as a shell does; text without braces is a list of itself."""
-    match = re.search(r"\{([^{}]*)\}", text)
-    if not match:
-        return [text]
-    span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", match[1])
-    if span:
-        first, last = int(span[1]), int(span[2])
-        step = 1 if last >= first else -1
-        choices = [str(n) for n in range(first, last + step, step)]
-    else:
-        choices = [choice.strip() for choice in match[1].split(",")]
-    head, tail = text[: match.start()], text[match.end() :]
-    return [expanded for choice in choices for expanded in expand_braces(head + choice + tail)]
-
-
-def read_yaml(path: Path, what: str, texts: Collection[str] = TEXTS) -> Any:
-    """What a YAML file holds; no code comes out of it.
-
-    Args:
-        texts: keys whose values are texts, whatever YAML takes them for.
+    """Expand `a{1,2}b{3..5}` as a shell does; text without braces is a list of itself.
 
     Raises:
-        ConfigError: it is not there, or no valid YAML; `what` says what it should have been.
+        ConfigError: it stands for more than `MOST_NAMES`, or has more than `MOST_BRACES`.
     """
-    if not path.is_file():
-        raise ConfigError(f"{what} {path} does not exist")
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"), texts)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path} is not valid YAML: {error}") from error
+    if text.count("{") > MOST_BRACES:
+        raise ConfigError(f"{shown(text)} has more than {MOST_BRACES} braces")
+    expanded: list[str] = []
+    rest = [text]
+    while rest:
+        one = rest.pop()
+        match = _BRACES.search(one)
+        if match:
+            head, tail = one[: match.start()], one[match.end() :]
+            rest += [head + choice + tail for choice in reversed(_choices(match[1]))]
+        else:
+            expanded.append(one)
+        if len(expanded) + len(rest) > MOST_NAMES:
+            raise ConfigError(f"the braces of {shown(text)} stand for more than {MOST_NAMES:,} names")
+    return expanded
+
+
+def _choices(text: str) -> Sequence[str]:
+    """What stands between two braces, a span or parts between commas; of too many as many as show that they are."""
+    span = _SPAN.fullmatch(text)
+    if not span:
+        return [choice.strip() for choice in text.split(",")]
+    first, last = int(span[1]), int(span[2])
+    step = 1 if last >= first else -1
+    return [str(number) for number in range(first, last + step, step)[: MOST_NAMES + 1]]
 
 
 def _parse_item(index: int, item: Any, problems: list[str]) -> list[Entry]:
@@ -99,10 +106,16 @@ def _parse_item(index: int, item: Any, problems: list[str]) -> list[Entry]:
     if not isinstance(item, Mapping):
         problems.append(f"an entry is a mapping; found {type(item).__name__}")
         return []
+    odd = {key: text for key, value in item.items() if (text := oddity(value, shown(key).strip("'")))}
+    problems += [*filter(None, [oddity(dict.fromkeys(item))]), *odd.values()]
+    if len(problems) > len(odd) or set(odd) - set(_OPTIONS):
+        return []
+    item = {key: value for key, value in item.items() if key not in odd}
     problems += unknown_keys(item, ENTRY_KEYS)
     kind = item.get("type")
-    if kind not in (None, HARD, SOFT):
-        problems.append(f"type is {HARD!r} or {SOFT!r}; found {kind!r}.{nearest(str(kind), (HARD, SOFT))}")
+    if kind is not None and not (isinstance(kind, str) and kind in (HARD, SOFT)):
+        problems.append(f"type is {HARD!r} or {SOFT!r}; found {shown(kind)}.{nearest(str(kind), (HARD, SOFT))}")
+        kind = None
     students, teachers = (_side(side, item, problems) for side in ("student", "teacher"))
     has_teacher = _is_written(item, "teacher")
     if not _is_written(item, "student"):
@@ -154,16 +167,32 @@ def _side(side: str, item: Mapping[str, Any], problems: list[str]) -> list[tuple
             problems.append(f"missing key {output_key if layer else layer_key!r}")
             return []
         if not (isinstance(layer, str) and isinstance(output, str)):
-            problems.append(f"the two halves of a {side} feature are texts; found {layer!r} and {output!r}")
+            problems.append(f"the two halves of a {side} feature are texts; found {shown(layer)} and {shown(output)}")
             return []
-        return [(Feature(*pair.split("\0")),) for pair in expand_braces(f"{layer}\0{output}")]
+        return [(Feature(*pair.split("\0")),) for pair in _expanded(side, f"{layer}\0{output}", problems)]
+    texts = short if isinstance(short, (list, tuple)) else [short]
+    if not texts or len(texts) > MOST_NAMES:
+        problems.append(f"{side} as a list names from 1 to {MOST_NAMES:,} features; found {len(texts):,}")
+        return []
     expanded = []
-    for text in short if isinstance(short, (list, tuple)) else [short]:
+    for text in texts:
         if not isinstance(text, str) or "." not in text.strip("."):
-            problems.append(f"{side} {text!r} is not a feature name of the form 'layer.output'")
+            problems.append(f"{side} {shown(text)} is not a feature name of the form 'layer.output'")
             return []
-        expanded += [Feature(*one.rsplit(".", 1)) for one in expand_braces(text)]
+        names = _expanded(side, text, problems)
+        if not names:
+            return []
+        expanded += [Feature(*one.rsplit(".", 1)) for one in names]
     return [tuple(expanded)] if isinstance(short, (list, tuple)) else [(feature,) for feature in expanded]
+
+
+def _expanded(side: str, text: str, problems: list[str]) -> list[str]:
+    """The names that a text stands for; none where it stands for too many."""
+    try:
+        return expand_braces(text)
+    except ConfigError as error:
+        problems.append(f"{side}: {error}")
+        return []
 
 
 def _pair(
@@ -187,7 +216,9 @@ def _loss(item: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     loss, args = item.get("loss"), item.get("args")
     if isinstance(loss, Mapping):
         if set(loss) - {"loss_function", "args"} or "loss_function" not in loss:
-            problems.append(f"loss as a mapping has the keys 'loss_function' and 'args'; found {sorted(loss)}")
+            problems.append(
+                f"loss as a mapping has the keys 'loss_function' and 'args'; found {shown(sorted(map(str, loss)))}"
+            )
             return {}
         if args is not None and loss.get("args") is not None:
             problems.append("args are given twice: beside the loss and inside it")
@@ -196,7 +227,7 @@ def _loss(item: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         problems.append("missing key 'loss'")
         return {}
     if not (isinstance(loss, str) or callable(loss)):
-        problems.append(f"loss is a name or a callable; found {loss!r}")
+        problems.append(f"loss is a name or a callable; found {shown(loss)}")
         return {}
     return {"loss": loss, "args": {} if args is None else args}
 
@@ -206,10 +237,10 @@ def _teacher_names(names: Any, has_teacher: bool, problems: list[str]) -> list[s
         return []
     listed = list(names) if isinstance(names, (list, tuple)) else [names]
     if not listed or any(not isinstance(name, str) or not name for name in listed):
-        problems.append(f"teacher_name is the name of a teacher, or a list of names; found {names!r}")
+        problems.append(f"teacher_name is the name of a teacher, or a list of names; found {shown(names)}")
         return []
     if not has_teacher:
-        problems.append(f"teacher_name {names!r} is given, and no teacher feature")
+        problems.append(f"teacher_name {shown(names)} is given, and no teacher feature")
     return listed
 
 

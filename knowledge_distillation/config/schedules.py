@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, shown
 from .validation import Fraction, Number, read, unknown_keys
 
 SCHEDULE_KEYS = {
@@ -80,7 +80,7 @@ def parse_schedule(course: Any, own: Any) -> Schedule:
     kind = options.pop("type", None)
     if not isinstance(kind, str) or kind not in SCHEDULE_KEYS:
         raise ConfigError(
-            f"type is one of {', '.join(SCHEDULE_KEYS)}; found {kind!r}.{nearest(str(kind), SCHEDULE_KEYS)}"
+            f"type is one of {', '.join(SCHEDULE_KEYS)}; found {shown(kind)}.{nearest(str(kind), SCHEDULE_KEYS)}"
         )
     problems = unknown_keys(options, SCHEDULE_KEYS[kind], f"{kind} has no key {{!r}}")
     if kind == "step" and not {"values", "at"} <= set(options):
@@ -93,10 +93,10 @@ def parse_schedule(course: Any, own: Any) -> Schedule:
     problems += wrong
     if not problems and schedule is not None:
         if kind in ("linear", "cosine") and schedule.begin >= schedule.finish or not schedule.fraction:
-            problems.append(f"it takes some time from begin to finish; found {course!r}")
+            problems.append(f"it takes some time from begin to finish; found {shown(course)}")
         at = list(schedule.at)
         if kind == "step" and (len(schedule.values) != len(at) + 1 or at != sorted(at)):
-            problems.append(f"step has one value more than places, which rise; found {course!r}")
+            problems.append(f"step has one value more than places, which rise; found {shown(course)}")
     if problems or schedule is None:
         raise ConfigError("; ".join(problems))
     return schedule

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from .validation import (
     Count,
     Flag,
@@ -23,6 +22,7 @@ from .validation import (
     read,
     unknown_keys,
 )
+from .written import oddity, parse_yaml
 
 CacheType = Literal["bfloat16", "float16", "float32", "int8"]
 OPTIMIZERS: Mapping[str, Mapping[str, type]] = {  # name -> its arguments
@@ -33,14 +33,14 @@ _OFF = ("no", "off", "false", "none")
 _OF_A_STAGE = ("num_train_epochs", "max_steps", "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type")
 
 
-def _arguments(value: Any) -> Any:
+def _arguments(value: Any, info: ValidationInfo) -> Any:
     """A text such as `momentum=0.9,nesterov=True` as a mapping; everything else as it is."""
     if not isinstance(value, str):
         return value
     pairs = [part.partition("=") for part in value.replace(" ", "").split(",") if part]
     if not all(sign for _, sign, _ in pairs):
         raise ValueError
-    return {key: yaml.safe_load(text) for key, _, text in pairs}
+    return {key: parse_yaml(text, f"{info.field_name}: {key}") for key, _, text in pairs}
 
 
 Arguments = Annotated[Mapping[str, Any], BeforeValidator(_arguments), Field(description="a mapping")]
@@ -54,7 +54,7 @@ def _check_optimizer_arguments(arguments: Mapping[str, Any] | None, info: Valida
         for key, value in arguments.items():
             kind = types.get(key, type(value))
             if type(value) is not kind and not (kind is float and type(value) is int):
-                problems.append(f"{key} of optim {optim} is of type {kind.__name__}; found {value!r}")
+                problems.append(f"{key} of optim {optim} is of type {kind.__name__}; found {shown(value)}")
         if problems:
             raise ValueError(*problems)
     return arguments
@@ -87,14 +87,17 @@ def _stages(stages: Any) -> tuple[Any, ...]:
     checked, problems = [], []
     for number, stage in enumerate(stages or ()):
         if not isinstance(stage, Mapping) or not isinstance(stage.get("name"), (str, int)):
-            problems.append(f"stages[{number}] is a mapping with a name; found {stage!r}")
+            problems.append(f"stages[{number}] is a mapping with a name; found {shown(stage)}")
             continue
         changes = {key: value for key, value in stage.items() if key != "name"}
         wrong = unknown_keys(changes, _OF_A_STAGE, "{!r} is no setting of a stage")
         settings, more = read(TrainingSettings, {key: value for key, value in changes.items() if key in _OF_A_STAGE})
         problems += [f"stages[{number}]: {text}" for text in wrong + more]
         checked.append(
-            {key: getattr(settings, key, value) if key in changes else value for key, value in stage.items()}
+            {
+                key: getattr(settings, key) if key in changes and key in _OF_A_STAGE else value
+                for key, value in stage.items()
+            }
         )
     names = [str(stage["name"]) for stage in checked]
     problems += [f"stage {name!r} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
@@ -199,6 +202,9 @@ class TrainingSettings:
     @classmethod
     def parse(cls, written: Mapping[str, Any]) -> TrainingSettings:
         """Check names, types and ranges; every problem in one ConfigError."""
+        odd = [problem for key, value in written.items() if (problem := oddity(value, str(key)))]
+        if odd:
+            raise ConfigError("settings: " + "; ".join(odd))
         settings, wrong = read(cls, written)
         problems = unknown_keys(written, [f.name for f in fields(cls)], "unknown setting {!r}", "") + wrong
         if problems or settings is None:

@@ -8,10 +8,10 @@ from contextlib import suppress
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from ..errors import nearest
+from ..errors import nearest, shown
 
 T = TypeVar("T")
 
@@ -29,6 +29,12 @@ def _path(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
+def _check_path(path: str) -> str:
+    if any(len(os.fsencode(part)) > 255 for part in path.split(os.sep)):
+        raise ValueError
+    return path
+
+
 # What each takes is its description: a problem says so.
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, description="a number")]
 NotNegative = Annotated[Number, Field(ge=0, description="a finite number of 0 or more")]
@@ -39,7 +45,9 @@ WholeNotNegative = Annotated[Whole, Field(ge=0, description="a whole number of 0
 Count = Annotated[Whole, Field(ge=1, description="a whole number of 1 or more")]
 Flag = Annotated[bool, Strict(), Field(description="true or false")]
 Text = Annotated[str, Field(description="a text")]
-PathText = Annotated[str, BeforeValidator(_path), Field(min_length=1, description="a path")]
+PathText = Annotated[
+    str, BeforeValidator(_path), AfterValidator(_check_path), Field(min_length=1, description="a path")
+]
 
 
 def read(kind: type[T], written: Mapping[str, Any], of: str = "") -> tuple[T | None, list[str]]:
@@ -94,10 +102,10 @@ def _expected(hint: Any, found: Any) -> str:
     for part in parts_of(hint):
         if get_origin(part) is Literal:
             choices = get_args(part)
-            return f"one of {', '.join(choices)}; found {found!r}.{nearest(str(found), choices)}"
+            return f"one of {', '.join(choices)}; found {shown(found)}.{nearest(str(found), choices)}"
         for extra in reversed(getattr(part, "__metadata__", ())):
             if isinstance(extra, FieldInfo) and extra.description:
-                return f"{extra.description}; found {found!r}"
+                return f"{extra.description}; found {shown(found)}"
     raise TypeError(f"a field of type {hint} does not say what it takes")
 
 

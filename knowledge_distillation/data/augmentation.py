@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config.validation import Flag, WholeNotNegative, read, unknown_keys
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Augmentation:
         if isinstance(written, bool):
             return (default or cls()) if written else None
         if not isinstance(written, Mapping):
-            raise ConfigError(f"augment is true, false or a mapping of padding and flip; found {written!r}")
+            raise ConfigError(f"augment is true, false or a mapping of padding and flip; found {shown(written)}")
         fields = vars(default or cls())
         unknown = unknown_keys(written, fields, "augment has no {!r}", "It has")
         values = {name: written.get(name, value) for name, value in fields.items()}

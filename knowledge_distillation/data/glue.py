@@ -176,7 +176,7 @@ def _from_hub(task: GlueTask) -> dict[str, Dataset]:
 
 
 def _from_folder(task: GlueTask, data_dir: Path, on_broken_row: str) -> dict[str, Dataset]:
-    folder = _task_folder(task, data_dir.expanduser())
+    folder = _task_folder(task, Path(os.path.expanduser(data_dir)))
     files = _file_names(task, folder)
     if files is _MSR_FILES:
         logger.warning("%s has no train.tsv: validation is %s, GLUE's test set", folder, files["validation"])
@@ -191,7 +191,7 @@ def _from_folder(task: GlueTask, data_dir: Path, on_broken_row: str) -> dict[str
 
 
 def _task_folder(task: GlueTask, data_dir: Path) -> Path:
-    if not data_dir.is_dir():
+    if not os.path.isdir(data_dir):
         raise DataError(f"data_dir {data_dir} is not a folder; expected one that holds {task.folder}/")
     for name in (task.folder, task.name):
         if (data_dir / name).is_dir():

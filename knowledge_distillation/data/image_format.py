@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class ImageFormat:
 def saved_format(model: Any) -> dict[str, Any]:
     """`size`, `mean` and `std` that lie beside a model, in a directory or on the hub, as far as they are there."""
     path = _preprocessor_of(model) if isinstance(model, (str, Path)) else None
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -71,12 +72,12 @@ def saved_format(model: Any) -> dict[str, Any]:
 
 def is_local(name: str) -> bool:
     """Whether a model's name is that of a directory, and not one on the hub."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.exists(name)
 
 
 def _preprocessor_of(model: str | Path) -> Path | None:
     if is_local(str(model)):
-        return Path(model).expanduser() / _PREPROCESSOR
+        return Path(os.path.expanduser(model)) / _PREPROCESSOR
     from transformers.utils import cached_file
 
     try:

@@ -139,7 +139,7 @@ def _parts(task: ImageTask, data_dir: Any) -> tuple[dict[str, ImageSplit], tuple
         if task.name == FOLDER:
             raise ConfigError("task image_folder needs data_dir: the folder of the pictures")
         return _from_hub(task)
-    root = Path(data_dir).expanduser()
+    root = Path(os.path.expanduser(data_dir))
     places = [root, root / task.name]
     for path in [root] if root.suffix == ".npz" else [place / f"{task.name}_jpeg.npz" for place in places]:
         if path.is_file():

@@ -39,11 +39,11 @@ class Signature(NamedTuple):
 
 def signature_of(loss: Callable[..., Any]) -> Signature:
     """The signature of a function, a module, or the class of a module."""
-    constructor = _parameters(loss) if isinstance(loss, type) else []
     try:
+        constructor = _parameters(loss) if isinstance(loss, type) else []
         of_forward = isinstance(loss, (type, nn.Module))
         call = _parameters(loss.forward if of_forward else loss)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         return Signature({}, {}, True)
     call = call[1:] if isinstance(loss, type) else call  # a class has no self yet
     any_keyword = any(p.kind is p.VAR_KEYWORD for p in call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         ConfigError: the file cannot be read, or its names or shapes are not the model's.
     """
-    state, own = _unwrapped(_read(Path(path).expanduser()), path), model.state_dict()
+    state, own = _unwrapped(_read(Path(os.path.expanduser(path))), path), model.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     shapes = [

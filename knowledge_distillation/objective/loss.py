@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..config.entry import Entry
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, shown
 from ..losses.arguments import FILLED, MASKS, Signature, check_arguments, signature_of
 from ..losses.labels import checked_weights
 from ..losses.table import LossSpec, get_loss, spec_behind, spec_of
@@ -107,7 +107,7 @@ class Loss:
         """What is wrong with the entry's arguments, or None."""
         temperature, course = self.entry.args.get("temperature", 1), self.entry.schedule.get("temperature")
         if self.by_name and not (isinstance(temperature, (int, float)) and temperature > 0):
-            return f"loss {self.name}: temperature is above 0; found {temperature!r}"
+            return f"loss {self.name}: temperature is above 0; found {shown(temperature)}"
         if self.by_name and course is not None and course.lowest <= 0:
             return f"loss {self.name}: temperature is above 0; its schedule goes down to {course.lowest:g}"
         parameters = self.signature.parameters
@@ -115,7 +115,7 @@ class Loss:
             return f"loss {self.name}: class_weights go with reduction mean or sum; found {self.entry.reduction}"
         for name, value in self.entry.args.items() if self.by_name else ():
             if name in parameters and isinstance(parameters[name].default, bool) and not isinstance(value, bool):
-                return f"loss {self.name}: {name} is true or false; found {value!r}"
+                return f"loss {self.name}: {name} is true or false; found {shown(value)}"
         return check_arguments(self.name, self.signature, self.entry.args, [*MASKS, *context])
 
     def _schedule_problem(self) -> str | None:

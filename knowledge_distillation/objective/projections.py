@@ -17,6 +17,8 @@ from ..errors import CheckpointError, ConfigError, nearest
 from ..features.deferred import materialized
 from ..storage.checkpoint_files import checkpoint_errors, latest
 
+MOST_PARAMETERS = 2**28  # of one projection: 1 GB
+
 
 class Heads(nn.Module):
     """Each teacher head as a learned weighted mean of student heads: rows of probabilities keep their sum of 1.
@@ -103,6 +105,13 @@ def build_projection(projection: Projection, kind: str, feature: Tensor, other: 
     axis = 1 if kind in ("map", "attention") else -1
     width = feature.shape[axis]
     to = projection.width or other.shape[axis]  # type: ignore[union-attr]
+    inner = projection.hidden_size or (to if projection.type == "mlp" else 0)
+    size = inner * (width + to) if inner and projection.type in ("mlp", "exit") else width * to
+    if size > MOST_PARAMETERS:
+        raise ConfigError(
+            f"projection {projection.type} of {width} to {to} would have {size:,} parameters: at most "
+            f"{MOST_PARAMETERS:,}"
+        )
     layer: Any = partial(nn.Conv2d, kernel_size=1) if kind == "map" else nn.Linear
     if projection.type in ("linear", "conv1x1"):
         return layer(width, to)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config.layer_entries import Entries
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, shown
 from . import methods, stage_methods
 from .soft_targets import is_regression
 
@@ -70,7 +70,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise ConfigError(f"method {name} takes no {key!r}.{nearest(key, own)}{takes}")
         what, fits = _OPTIONS.get(str(parameters[key].annotation), ("", lambda value: True))
         if not fits(value):
-            raise ConfigError(f"{key} of method {name} is {what}; found {value!r}")
+            raise ConfigError(f"{key} of method {name} is {what}; found {shown(value)}")
     missing = [key for key in own if parameters[key].default is inspect.Parameter.empty and key not in options]
     if missing:
         raise ConfigError(f"method {name} needs {missing[0]}")

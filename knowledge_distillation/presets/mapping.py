@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..config.layer_entries import Entries, layer_entries
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, shown
 
 Pairs = list[tuple[int, int]]  # of a teacher and a student layer
 Mapped = str | Sequence[Sequence[int]]  # a strategy by name, or pairs
@@ -68,10 +68,10 @@ def check_mapping(mapping: Any, names: Iterable[str]) -> None:
         if mapping not in strategies:
             near = nearest(mapping, strategies)
             raise ConfigError(
-                f"mapping is one of {', '.join(strategies)}, or pairs of layers; found {mapping!r}.{near}"
+                f"mapping is one of {', '.join(strategies)}, or pairs of layers; found {shown(mapping)}.{near}"
             )
     elif not mapping or not isinstance(mapping, (list, tuple)) or not all(map(_is_pair, mapping)):
-        raise ConfigError(f"mapping is a list of [teacher layer, student layer] pairs; found {mapping!r}")
+        raise ConfigError(f"mapping is a list of [teacher layer, student layer] pairs; found {shown(mapping)}")
 
 
 def _is_pair(pair: Any) -> bool:

@@ -13,13 +13,14 @@ from ..data.embedded import embedded_sentiment
 from ..data.glue import load_glue
 from ..data.image_format import saved_format
 from ..data.images import load_images
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from ..presets import by_name as preset_table
 from ..presets.layer_search import Proposal, search
 from .build_models import build_model, from_pretrained
 from .recipe import EMBEDDED, Recipe
 
 NO_TEACHER = "recipe: teacher is missing: a directory, a hub name, or a mapping to build one"
+MOST_LAYERS = 1_000  # of a student that is cut out
 WORDS = "words"  # a student's tokenizer of the task's words
 
 
@@ -70,19 +71,30 @@ class LoadedRecipe:
         if model is None:
             raise ConfigError("recipe: student is missing: {layers: [...]}, a directory, a hub name, or a mapping")
         if isinstance(model, Mapping) and "layers" in model:
-            extra = sorted(set(model) - {"layers", "of"})
+            extra = [key for key in model if key not in ("layers", "of")]
             if extra:
-                raise ConfigError(f"recipe: a student cut out of a model has the keys layers and of; found {extra}")
+                found = shown(extra)
+                raise ConfigError(f"recipe: a student cut out of a model has the keys layers and of; found {found}")
+            layers = model["layers"]
+            lists = [*layers.values()] if isinstance(layers, Mapping) else [layers]
+            if any(not isinstance(one, (list, str, int, float)) for one in lists) or MOST_LAYERS < max(
+                len(one) for one in [[], *lists] if isinstance(one, list)
+            ):
+                raise ConfigError(
+                    f"recipe: student: layers is a list of at most {MOST_LAYERS:,} numbers, or a mapping of such; "
+                    f"found {shown(layers)}"
+                )
             if tokenizer is not None:
                 raise ConfigError("recipe: a student cut out of a model reads its tokens: leave student_tokenizer out")
-            source = build_model(model["of"], self.recipe, self.tokenizer, seed) if "of" in model else self.teacher
-            return student_from_teacher(source, model["layers"])
+            of = model.get("of")
+            source = self.teacher if of is None else build_model(of, self.recipe, self.tokenizer, seed, "student: of")
+            return student_from_teacher(source, layers)
         if not isinstance(model, Mapping) or "embeddings" not in model:
-            return build_model(model, self.recipe, tokenizer or self.tokenizer, seed)
+            return build_model(model, self.recipe, tokenizer or self.tokenizer, seed, "student")
         if model["embeddings"] != "teacher":
-            raise ConfigError(f"recipe: embeddings of a student can be 'teacher'; found {model['embeddings']!r}")
+            raise ConfigError(f"recipe: embeddings of a student can be 'teacher'; found {shown(model['embeddings'])}")
         model = {key: value for key, value in model.items() if key != "embeddings"}
-        student = build_model(model, self.recipe, tokenizer or self.tokenizer, seed)
+        student = build_model(model, self.recipe, tokenizer or self.tokenizer, seed, "student")
         begin_with_teacher(student, self.teacher, self.tokenizer, tokenizer)
         return student
 
@@ -193,11 +205,10 @@ def load_tokenizer(recipe: Recipe, raw: Mapping[str, Any]) -> Any:
     """The named tokenizer, the teacher's, or one trained on the task's own text."""
     from ..data.text import train_tokenizer
 
-    name = recipe.tokenizer or (recipe.teacher if isinstance(recipe.teacher, str) else None)
-    if name is None and isinstance(recipe.student, str):
-        name = recipe.student
-    if name is not None:
-        return from_pretrained("AutoTokenizer", name, "tokenizer")
+    sources = {"tokenizer": recipe.tokenizer, "teacher's tokenizer": recipe.teacher}
+    for what, name in {**sources, "student's tokenizer": recipe.student}.items():
+        if isinstance(name, str):
+            return from_pretrained("AutoTokenizer", name, what)
     return train_tokenizer(_texts(recipe, raw), vocab_size=recipe.vocab_size)
 
 
@@ -208,7 +219,7 @@ def load_student_tokenizer(recipe: Recipe, raw: Mapping[str, Any]) -> Any:
     if recipe.student_tokenizer is None:
         return None
     if recipe.student_tokenizer != WORDS:
-        return from_pretrained("AutoTokenizer", recipe.student_tokenizer, "tokenizer")
+        return from_pretrained("AutoTokenizer", recipe.student_tokenizer, "student_tokenizer")
     return train_word_tokenizer(_texts(recipe, raw), vocab_size=recipe.vocab_size)
 
 

@@ -3,69 +3,115 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from .. import models
 from ..data.image_format import ImageFormat, is_local
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, shown
 from ..models.weights import load_weights
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+# Of a model that a recipe describes.
+MOST_PARAMETERS = 500_000_000
+MOST_MODULES = 20_000
+MOST_CLASSES = 100_000
 
 # Fields for configs that have the one named beside them, and not for others.
 _OF_SOME_FAMILIES = {name: name for name in ("image_size", "num_channels", "sentence_pairs")}
 _OF_SOME_FAMILIES["sep_token_id"] = "sentence_pairs"
 
 
-def build_model(model: Any, recipe: Recipe, tokenizer: Any, seed: int) -> Any:
+def build_model(model: Any, recipe: Recipe, tokenizer: Any, seed: int, side: str = "teacher") -> Any:
     """A model with the task's head: loaded by name, or built from scratch out of a mapping.
 
     Args:
         tokenizer: of an image task its `ImageFormat`.
+        side: what the recipe calls the model, for errors.
     """
-    import transformers
-    from transformers import CONFIG_MAPPING, AutoConfig, set_seed
+    from transformers import set_seed
 
     models.register()
     auto, sizes = _head(recipe, tokenizer)
     set_seed(seed)
-    if isinstance(model, str):
-        classes = {key: sizes[key] for key in ("num_labels", "id2label", "label2id") if key in sizes}
-        return from_pretrained(auto, model, f"model for {recipe.task}", **classes)
+    try:
+        if isinstance(model, str):
+            classes = {key: sizes[key] for key in ("num_labels", "id2label", "label2id") if key in sizes}
+            return from_pretrained(auto, model, f"model for {recipe.task}", **classes)
+        return _built(model, recipe, auto, sizes)
+    except ConfigError as error:
+        raise ConfigError(f"recipe: {side}: {str(error).removeprefix('recipe: ')}") from error
+
+
+def _built(model: Any, recipe: Recipe, auto: str, sizes: Mapping[str, Any]) -> Any:
+    """A model built from scratch out of a mapping."""
+    import transformers
+    from transformers import CONFIG_MAPPING, AutoConfig
+
     if not isinstance(model, Mapping) or "model_type" not in model:
-        raise ConfigError(f"recipe: a model is a name, or a mapping with model_type; found {model!r}")
+        raise ConfigError(f"a model is a name, or a mapping with model_type; found {shown(model)}")
     options = dict(model)
-    kind, zero = options.pop("model_type"), bool(options.pop("zero_residual_branches", False))
+    kind, zero = options.pop("model_type"), options.pop("zero_residual_branches", False)
     weights = options.pop("weights", None)
     if weights is not None and not isinstance(weights, str):
-        raise ConfigError(f"recipe: weights of a model is the path of a file; found {weights!r}")
-    try:
-        config = AutoConfig.for_model(kind)
-    except ValueError as error:
-        raise ConfigError(
-            f"recipe: model_type {kind!r} is not one transformers knows.{nearest(str(kind), CONFIG_MAPPING)}"
-        ) from error
-    unknown = [key for key in options if not hasattr(config, key)]
+        raise ConfigError(f"weights of a model is the path of a file; found {shown(weights)}")
+    if not isinstance(zero, bool):
+        raise ConfigError(f"zero_residual_branches is true or false; found {shown(zero)}")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        near = nearest(str(kind), CONFIG_MAPPING)
+        raise ConfigError(f"model_type {shown(kind)} is not one transformers knows.{near}")
+    config = AutoConfig.for_model(kind)
+    unknown = [key for key in options if not isinstance(key, str) or not hasattr(config, key)]
     if unknown:
-        texts = [f"{key!r}.{nearest(key, config.to_dict())}" for key in unknown]
-        raise ConfigError(f"recipe: a {kind} config has no field {' '.join(texts)}")
+        texts = [f"{shown(key)}.{nearest(str(key), config.to_dict())}" for key in unknown]
+        raise ConfigError(f"a {kind} config has no field {' '.join(texts)}")
+    if isinstance(options.get("num_labels"), int) and options["num_labels"] > MOST_CLASSES:
+        raise ConfigError(f"num_labels is at most {MOST_CLASSES:,}; found {options['num_labels']}")
     sizes = {key: value for key, value in sizes.items() if hasattr(config, _OF_SOME_FAMILIES.get(key, "model_type"))}
     try:
-        built = getattr(transformers, auto).from_config(AutoConfig.for_model(kind, **{**sizes, **options}))
+        with _of_moderate_size():
+            built = getattr(transformers, auto).from_config(AutoConfig.for_model(kind, **{**sizes, **options}))
     except Exception as error:  # a config checks itself, each family with errors of its own
         raise ConfigError(
-            f"recipe: cannot build a {kind} for {recipe.task}: {shorten(str(error), 300, placeholder='...')}"
+            f"cannot build a {kind} for {recipe.task}: {shorten(str(error), 300, placeholder='...')}"
         ) from error
     if zero:
         zero_residual_branches(built)
     if weights is not None:
         load_weights(built, weights)
     return built
+
+
+@contextmanager
+def _of_moderate_size() -> Iterator[None]:
+    """Break off the making of a model that grows too large, before its parameters are filled."""
+    from torch.nn.modules import module as registration
+
+    made = {"parameters": 0, "modules": 0}
+
+    def count(module: Any, name: str, part: Any) -> None:
+        kind = "modules" if hasattr(part, "forward") else "parameters"
+        made[kind] += part.numel() if kind == "parameters" and part is not None else 1
+        most = MOST_MODULES if kind == "modules" else MOST_PARAMETERS
+        if made[kind] > most:
+            raise ConfigError(f"it has more than {most:,} {kind}. A model that was saved may: name its directory")
+
+    hooks = (
+        registration.register_module_module_registration_hook(count),
+        registration.register_module_parameter_registration_hook(count),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _head(recipe: Recipe, tokenizer: Any) -> tuple[str, dict[str, Any]]:
@@ -103,10 +149,10 @@ def from_pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
 
     models.register()
     looks_local = is_local(name)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     needed = "tokenizer_config.json" if auto == "AutoTokenizer" else "config.json"
-    if looks_local and not path.is_dir():
-        raise ConfigError(f"recipe: {name!r}: no such directory")
+    if looks_local and not os.path.isdir(path):
+        raise ConfigError(f"recipe: {name!r}: no such directory, for the {what}")
     if looks_local and not (path / needed).exists():
         files = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         inner = path / "student"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -11,18 +12,20 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from ..config.entry import DistillConfig
-from ..config.parse import parse_config, read_yaml
+from ..config.parse import parse_config
 from ..config.settings import TrainingSettings
 from ..config.validation import Count, Number, PathText, read, unknown_keys
+from ..config.written import oddity, parse_yaml, read_yaml, shortened
 from ..config.yaml_words import TEXTS as TEXTS_OF_RUNS
-from ..config.yaml_words import parse_yaml, text_keys
+from ..config.yaml_words import text_keys
 from ..data.augmentation import Augmentation
 from ..data.glue import GLUE_TASKS, GlueTask, find_task
 from ..data.images import IMAGE_TASKS, ImageTask
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, shown
 from ..presets import by_name as preset_table
 from ..presets.mapping import STRATEGIES, check_mapping
 
+MOST_BASES = 20  # recipes in a chain
 EMBEDDED = "embedded"
 METHOD = "layers"  # of a recipe that says neither a method nor a distill_config
 METHOD_OF_IMAGES = "hinton"  # the same of an image task: any two models have logits
@@ -44,9 +47,9 @@ def _check_stages(stages: list[Any]) -> list[Any]:
     for number, stage in enumerate(stages):
         entries = stage.get("distill_config") if isinstance(stage, Mapping) else None
         if not isinstance(stage, Mapping) or not isinstance(stage.get("name"), (str, int)):
-            problems.append(f"stages[{number}] is a mapping with a name; found {stage!r}")
+            problems.append(f"stages[{number}] is a mapping with a name; found {shown(stage)}")
         elif entries is not None and not isinstance(entries, list):
-            problems.append(f"stages[{number}]: distill_config is a list; found {entries!r}")
+            problems.append(f"stages[{number}]: distill_config is a list; found {shown(entries)}")
         elif any(isinstance(entry, Mapping) and "stage" in entry for entry in entries or []):
             problems.append(f"stages[{number}]: its entries belong to stage {stage['name']!r} and name no other")
     if problems:
@@ -55,6 +58,7 @@ def _check_stages(stages: list[Any]) -> list[Any]:
 
 
 Text = Annotated[PathText, Field(description="a text")]
+Size = Annotated[Count, Field(le=1_000_000, description="a whole number from 1 to 1,000,000")]
 Settings = Annotated[dict[str, Any], Field(description="a mapping of settings")]
 Entries = Annotated[list[Any], Field(description="a list of entries")]
 Stages = Annotated[list[Any], AfterValidator(_check_stages), Field(description="a list of stages")]
@@ -100,12 +104,12 @@ class Recipe:
     data_dir: Text | None = None
     max_train_samples: Count | None = None
     max_eval_samples: Count | None = None
-    image_size: Count | None = None
+    image_size: Size | None = None
     augment: Any = None
-    max_length: Count = 128
+    max_length: Size = 128
     tokenizer: Text | None = None
     student_tokenizer: Text | None = None
-    vocab_size: Count = 8000
+    vocab_size: Size = 8000
     method: Text | None = None
     alpha: Number | None = None
     temperature: Number | None = None
@@ -261,6 +265,9 @@ def load_recipe(
         _override(content, override)
     for key, value in values.items():
         _set(content, key.split("."), value)
+    problem = oddity(content)
+    if problem:
+        raise ConfigError(f"recipe: {problem}")
     recipe, wrong = read(Recipe, content)
     assert recipe is not None  # every field has a default
     problems = recipe.problems(unknown_keys(content, [f.name for f in fields(Recipe)]) + wrong)
@@ -285,6 +292,10 @@ def _make_room(content: dict[str, Any], named: set[str], method: Any) -> None:
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         raise ConfigError(f"recipe {path} is its own base: {' -> '.join(p.name for p in (*above, path))}")
+    if len(above) > MOST_BASES:
+        raise ConfigError(
+            f"recipe {above[0]} stands on more than {MOST_BASES} others, each the base of the one before"
+        )
     content = read_yaml(path, "recipe", TEXTS) or {}
     if not isinstance(content, dict):
         raise ConfigError(f"recipe {path} is a mapping; found {type(content).__name__}")
@@ -293,7 +304,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return content
     if not isinstance(base, str):
-        raise ConfigError(f"recipe {path}: base is the path of a recipe; found {base!r}")
+        raise ConfigError(f"recipe {path}: base is the path of a recipe; found {shown(base)}")
     return _merged(_read(path.parent / base, (*above, path.resolve())), content)
 
 
@@ -313,16 +324,10 @@ def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _override(content: dict[str, Any], text: str) -> None:
-    import yaml
-
     key, sign, value = text.partition("=")
     if not sign:
-        raise ConfigError(f"--set takes key=value, as in training.learning_rate=1e-4; found {text!r}")
-    try:
-        parsed = parse_yaml(value, TEXTS, named_by(key))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
-    _set(content, key.split("."), parsed)
+        raise ConfigError(f"--set takes key=value, as in training.learning_rate=1e-4; found {shown(text)}")
+    _set(content, key.split("."), parse_yaml(value, f"--set {shortened(text)}: the value", TEXTS, named_by(key)))
 
 
 def named_by(key: str) -> str:
@@ -331,19 +336,20 @@ def named_by(key: str) -> str:
 
 
 def _set(content: Any, keys: list[str], value: Any) -> None:
+    whole = shortened(".".join(keys))
     for depth, key in enumerate(keys):
-        if isinstance(content, dict) and depth and key.isdigit():
-            raise ConfigError(f"--set {'.'.join(keys)}: the recipe has no list {'.'.join(keys[:depth])}")
-        parent, place = ".".join(keys[:depth]), key  # type: tuple[str, Any]
+        parent, place = shortened(".".join(keys[:depth])), key  # type: tuple[str, Any]
+        number = int(key) if re.fullmatch("[0-9]{1,9}", key) else None
+        if isinstance(content, dict) and depth and number is not None:
+            raise ConfigError(f"--set {whole}: the recipe has no list {parent}")
         if isinstance(content, list):
-            if not key.isdigit() or int(key) >= len(content):
+            if number is None or number >= len(content):
                 raise ConfigError(
-                    f"--set {'.'.join(keys)}: {parent} is a list of {len(content)} items, counted from 0; "
-                    f"found {key!r}"
+                    f"--set {whole}: {parent} is a list of {len(content)} items, counted from 0; found {shown(key)}"
                 )
-            place = int(key)
+            place = number
         elif not isinstance(content, dict):
-            raise ConfigError(f"--set {'.'.join(keys)}: {parent} is {content!r}, not a mapping")
+            raise ConfigError(f"--set {whole}: {parent} is {shown(content)}, not a mapping")
         if depth == len(keys) - 1:
             content[place] = value
         else:

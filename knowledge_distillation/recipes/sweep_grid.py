@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from ..config.entry import DistillConfig
-from ..config.yaml_words import parse_yaml
-from ..errors import ConfigError, nearest
+from ..config.written import parse_yaml, shortened
+from ..errors import ConfigError, nearest, shown
 from ..losses.arguments import signature_of
 from ..losses.table import get_loss
 from ..presets import by_name as preset_table
@@ -61,17 +61,12 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
     Raises:
         ConfigError: no values, a key or a value twice.
     """
-    import yaml
-
     grid: dict[str, list[Any]] = {}
     for text in texts:
         key, sign, values = text.partition("=")
         if not sign or not key:
-            raise ConfigError(f"--grid takes key=value,value as in temperature=2,4,8; found {text!r}")
-        try:
-            grid_values = parse_yaml(f"[{values}]", TEXTS, named_by(key))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--grid {text}: the values are not valid YAML") from error
+            raise ConfigError(f"--grid takes key=value,value as in temperature=2,4,8; found {shown(text)}")
+        grid_values = parse_yaml(f"[{values}]", f"--grid {shortened(text)}: the list of values", TEXTS, named_by(key))
         if key in grid:
             raise ConfigError(f"--grid {key} is given twice: put all its values into one")
         grid[key] = grid_values
@@ -84,7 +79,7 @@ def parse_seeds(text: str | None, recipe: Recipe) -> list[int]:
     if text is None:
         return [recipe.settings.seed]
     if not re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
-        raise ConfigError(f"--seeds takes whole numbers, as in 1,2,3; found {text!r}")
+        raise ConfigError(f"--seeds takes whole numbers, as in 1,2,3; found {shown(text)}")
     return [int(number) for number in text.split(",")]
 
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..config.settings import TrainingSettings
 from ..config.stages import stages_of
 from ..data.train_batches import TrainBatches, check_one_source, loader_of
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, shown
 from ..evaluation.evaluators import TaskEvaluator
 from ..features.inputs import same_inputs
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
@@ -105,7 +105,9 @@ class KnowledgeDistiller:
         students = {"": student_model, **peers}
         check_apart(students, teachers)
         if evaluator is not None and not callable(evaluator) and not hasattr(evaluator, "evaluate"):
-            raise ConfigError(f"evaluator is a callable, or an object with a method evaluate; found {evaluator!r}")
+            raise ConfigError(
+                f"evaluator is a callable, or an object with a method evaluate; found {shown(evaluator)}"
+            )
         if (loss_model is None) == (distill_config is None):
             raise ConfigError("give either distill_config or loss_model")
         if num_epoch is not None:

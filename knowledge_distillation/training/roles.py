@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config.entry import PEER, SELF
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from ..objective.loss_model import usable_name
 from ..teachers.frozen import memory_of
 
@@ -33,7 +33,9 @@ def models_by_role(student: Any, teacher: Any, peer: Any) -> tuple[Models, Model
                 "model as it was before torch.compile"
             )
         if not isinstance(model, nn.Module):
-            raise ConfigError(f"{name} is a torch module; found {model!r}: load it first, as with from_pretrained")
+            raise ConfigError(
+                f"{name} is a torch module; found {shown(model)}: load it first, as with from_pretrained"
+            )
     for who, others in (("teacher_model", teachers), ("peer_model", peers)):
         if any(model is student for model in others.values()):
             raise ConfigError(f"{who} is student_model itself: give a copy, made with copy.deepcopy(student_model)")

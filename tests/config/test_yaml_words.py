@@ -8,10 +8,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from runs import distill, written
 
+from knowledge_distillation import ConfigError
 from knowledge_distillation.config.parse import parse_config
 from knowledge_distillation.config.settings import TrainingSettings
 from knowledge_distillation.config.validation import parts_of
-from knowledge_distillation.config.yaml_words import TEXTS, parse_yaml
+from knowledge_distillation.config.written import parse_yaml
+from knowledge_distillation.config.yaml_words import TEXTS
 from knowledge_distillation.recipes.recipe import load_recipe
 from knowledge_distillation.recipes.sweep_grid import parse_grid
 
@@ -57,11 +59,13 @@ def test_every_setting_that_takes_a_text_gets_the_word(word: str) -> None:
     }
     assert {"mixed_precision", "teacher_cache", "metric_for_best_model", "report_to", "optim"} <= takes_text
     for name in takes_text - {"lr_scheduler_kwargs", "stages"}:
-        assert parse_yaml(f"{{{name}: {word}}}") == {name: word}
-        assert parse_yaml(f"training: {{{name}: [{word}, &a {word}, *a]}}") == {"training": {name: [word] * 3}}
-        assert parse_yaml(word, key=name) == word
+        assert parse_yaml(f"{{{name}: {word}}}", "it", TEXTS) == {name: word}
+        assert parse_yaml(f"training: {{{name}: [{word}, &a {word}, *a]}}", "it", TEXTS) == {
+            "training": {name: [word] * 3}
+        }
+        assert parse_yaml(word, "it", TEXTS, key=name) == word
     assert "group_by_length" not in TEXTS and get_args(hints["group_by_length"])[0] is bool
-    assert parse_yaml(f"group_by_length: {word}")["group_by_length"] is (word.lower() in ("yes", "on"))
+    assert parse_yaml(f"group_by_length: {word}", "it", TEXTS)["group_by_length"] is (word.lower() in ("yes", "on"))
 
 
 def test_words_in_entries_stages_and_recipes(tmp_path: Path) -> None:
@@ -76,6 +80,6 @@ def test_words_in_entries_stages_and_recipes(tmp_path: Path) -> None:
 
 
 def test_yaml_that_refers_to_itself_and_empty_yaml() -> None:
-    assert parse_yaml("") is None
-    circle = parse_yaml("&a [*a, no]")
-    assert circle[0] is circle and circle[1] is False
+    assert parse_yaml("", "it", TEXTS) is None
+    with pytest.raises(ConfigError, match="nested too deep"):
+        parse_yaml("&a [*a, no]", "it", TEXTS)

@@ -395,7 +395,7 @@ def test_the_command_prints_a_table_and_a_heat_map_and_names_the_best_student(tm
         (("--grid", "distill_config.0.wieght=1"), "[0] unknown key 'wieght'."),
         (
             ("--grid", "student.hiden_size=16"),
-            "recipe: a bert config has no field 'hiden_size'. Nearest: hidden_size.",
+            "recipe: student: a bert config has no field 'hiden_size'. Nearest: hidden_size.",
         ),
         (("--grid", "temperature=2,-1"), "temperature"),
         (("--grid", "weight=1", "--seeds", "a"), "--seeds takes whole numbers, as in 1,2,3; found 'a'"),
