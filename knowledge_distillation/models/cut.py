@@ -87,18 +87,17 @@ def _base(teacher: Any) -> PreTrainedModel:
     return teacher
 
 
-def _chosen(teacher: nn.Module, stacks: Sequence[Stack], layers: Layers) -> Cuts:
+def _chosen(teacher: PreTrainedModel, stacks: Sequence[Stack], layers: Layers) -> Cuts:
     """Stack -> the numbers of the layers to keep, counted from 1."""
     name = type(teacher).__name__
-    if isinstance(layers, Mapping) != bool(stacks[0].name) and not (
-        len(stacks) == 1 and not isinstance(layers, Mapping)
-    ):
-        form = "a list of layer numbers"
-        if stacks[0].name:
-            form = "a mapping {" + ", ".join(f'"{stack.name}": [...]' for stack in stacks) + "}"
-        raise ConfigError(f"layers of {name} are given as {form}; found {layers!r}")
     if not isinstance(layers, Mapping):
-        return {stacks[0]: _numbers(name, stacks[0], layers)}
+        stack = _only(teacher, stacks)
+        if stack is None:
+            form = "{" + ", ".join(f'"{stack.name}": [...]' for stack in stacks) + "}"
+            raise ConfigError(f"layers of {name} are given as a mapping {form}; found {layers!r}")
+        return {stack: _numbers(name, stack, layers)}
+    if not stacks[0].name or not layers:
+        raise ConfigError(f"layers of {name} are given as a list of layer numbers; found {layers!r}")
     chosen: dict[Stack, list[int]] = {}
     for key, numbers in layers.items():
         stack = next((stack for stack in stacks if key in stack.aliases), None)
@@ -107,9 +106,16 @@ def _chosen(teacher: nn.Module, stacks: Sequence[Stack], layers: Layers) -> Cuts
             known = " and ".join(repr(name) for name in names)
             raise ConfigError(f"layers name {known}; found {list(layers)}.{nearest(str(key), names)}")
         chosen[stack] = _numbers(name, stack, numbers)
-    if not chosen:
-        raise ConfigError(f"layers of {name} are none: {layers!r}")
     return chosen
+
+
+def _only(teacher: PreTrainedModel, stacks: Sequence[Stack]) -> Stack | None:
+    """The stack that a list of numbers means: the only one, or those the model itself calls its hidden layers."""
+    if len(stacks) == 1:
+        return stacks[0]
+    key = teacher.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    own = (stack for stack in stacks if not stack.scope and stack.key == key)
+    return None if teacher.config.is_encoder_decoder else next(own, None)
 
 
 def _numbers(name: str, stack: Stack, chosen: Any) -> list[int]:

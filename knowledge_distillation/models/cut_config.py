@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..config.entry import Feature
 from ..config.layer_entries import layer_entries
+from ..errors import ConfigError
 from ..features.catalogue import Catalogue, catalogue
 from ..features.preserve import resting
 from .cut_probe import run
@@ -40,11 +41,26 @@ def matching_config(
             entries += _by_path(student, forms, stack, pairs)
         else:
             entries += _by_number(theirs, ours, name, pairs)
-    logits = Feature("output", "logits")
-    if _same(theirs, ours, logits, logits):
-        loss = "kl_divergence" if theirs.offers[logits].shape[-1] > 1 else "mse"
-        entries.append({"teacher": str(logits), "student": str(logits), "loss": loss})
+    entries += _of_outputs(theirs, ours, bool(entries))
+    if not entries:
+        name = type(teacher).__name__
+        raise ConfigError(f"{name} offers nothing that its cut student offers in equal shapes: give inputs that do")
     return entries
+
+
+def _of_outputs(theirs: Catalogue, ours: Catalogue, mapped: bool) -> Iterator[dict[str, Any]]:
+    """The logits; of a model that has none, and of which no layer is mapped, its first output."""
+    logits = Feature("output", "logits")
+    others = [feature for feature in theirs.offers if feature.layer == "output" and not mapped]
+    for feature in [logits] if logits in theirs.offers else others:
+        if _same(theirs, ours, feature, feature):
+            classes = feature == logits and theirs.offers[logits].shape[-1] > 1
+            yield {
+                "teacher": str(feature),
+                "student": str(feature),
+                "loss": "kl_divergence" if classes else "mse",
+            }
+            return
 
 
 def _by_number(theirs: Catalogue, ours: Catalogue, name: str, pairs: Pairs) -> Iterator[dict[str, Any]]:

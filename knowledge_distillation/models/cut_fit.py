@@ -156,7 +156,7 @@ def _explained(teacher: nn.Module, cuts: Cuts, fit: Fit) -> str:
     lines = [text for placing in fit.placings if placing.wrong for text in _why(placing, len(cuts) > 1)]
     if fit.around:
         lines.append("around the layers " + _some(fit.around))
-    return "; ".join([*dict.fromkeys(lines), *_what_would_do(teacher, cuts, fit)])
+    return "; ".join(dict.fromkeys([*lines, *_what_would_do(teacher, fit)]))
 
 
 def _why(placing: Placing, many: bool) -> Iterator[str]:
@@ -170,7 +170,7 @@ def _why(placing: Placing, many: bool) -> Iterator[str]:
         yield f"{start}would be built differently: {_some(placing.different)}"
 
 
-def _what_would_do(teacher: nn.Module, cuts: Cuts, fit: Fit) -> Iterator[str]:
+def _what_would_do(teacher: nn.Module, fit: Fit) -> Iterator[str]:
     """For each place that is wrongly taken, the layers that could be there."""
     for path in dict.fromkeys(placing.path for placing in fit.placings if placing.wrong):
         builds = builds_of(teacher, path)

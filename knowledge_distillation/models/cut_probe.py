@@ -97,7 +97,37 @@ def probe_layers(
                 share = _share(theirs[path][number].gave, ours[path][place].gave)
                 if share > (_HALF if loose else _SINGLE):
                     found.append(Difference(path, number, place, share))
+    for path in [path for path in wanted if path not in seen]:
+        for place, number in enumerate(wanted[path], start=1):
+            alone = _alone(teacher.get_submodule(f"{path}.{number - 1}"), student.get_submodule(f"{path}.{place - 1}"))
+            if alone is not None:
+                seen.add(path)
+                if alone > (_HALF if loose else _SINGLE):
+                    found.append(Difference(path, number, place, alone))
     return Probe(found, [path for path in wanted if path not in seen])
+
+
+def _alone(layer: nn.Module, own: nn.Module) -> float | None:
+    """How far two layers are apart on noise, as no input of the model reaches them; None where they need more."""
+    width = next((m.in_features for m in layer.modules() if isinstance(m, nn.Linear)), None)
+    missing = [
+        parameter.name
+        for parameter in list(inspect.signature(layer.forward).parameters.values())[1:]
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    if width is None:
+        return None
+    outputs = []
+    for module in (layer, own):
+        parameter = next(module.parameters())
+        noise = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(_SEED))
+        try:
+            with resting(module), preserved(module):
+                output = module(noise.to(parameter.device, parameter.dtype), **dict.fromkeys(missing))
+        except Exception:
+            return None
+        outputs.append([output if isinstance(output, Tensor) else output[0]])
+    return _share(*([tensor.cpu() for tensor in given] for given in outputs))
 
 
 def _by_turns(

@@ -203,14 +203,16 @@ def _shared(teacher: PreTrainedModel) -> Stack | None:
 
 
 def _named(stacks: Sequence[Stack]) -> list[Stack]:
-    """Each with the first of its names that no other stack has, and all of those."""
-    names = [list(dict.fromkeys(_names(stack))) for stack in stacks]
-    uses = Counter(name for own in names for name in own)
+    """Each with all names that no other stack has; those that the config gives come before those of its modules."""
+    given = Counter(name for stack in stacks for name in dict.fromkeys(_plain(stack)))
+    met = Counter(name for stack in stacks for name in dict.fromkeys(_met(stack)))
     named = []
-    for stack, own in zip(stacks, names, strict=True):
-        mine = [name for name in own if uses[name] == 1]
-        name = mine[0] if len(stacks) > 1 or mine[0] in _plain(stack) else ""
-        named.append(replace(stack, name=name, aliases=frozenset(mine)))
+    for stack in stacks:
+        own = [name for name in dict.fromkeys(_plain(stack)) if given[name] == 1]
+        own += [name for name in dict.fromkeys(_met(stack)) if met[name] == 1 and not given[name]]
+        own.append(".".join((*stack.scope, stack.key)))
+        name = own[0] if len(stacks) > 1 or own[0] in _plain(stack) else ""
+        named.append(replace(stack, name=name, aliases=frozenset(own)))
     return named
 
 
@@ -222,8 +224,6 @@ def _plain(stack: Stack) -> list[str]:
     return [name for name in (side, f"{plain}_model" if part != plain else "", part, plain) if name]
 
 
-def _names(stack: Stack) -> Iterator[str]:
-    yield from _plain(stack)
-    for path in stack.paths:
-        yield from (name for name in path.split(".") if not name.isdigit())
-    yield ".".join((*stack.scope, stack.key))
+def _met(stack: Stack) -> list[str]:
+    """The names on the way to its modules."""
+    return [name for path in stack.paths for name in path.split(".") if not name.isdigit()]
