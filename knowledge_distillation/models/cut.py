@@ -6,6 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -66,38 +67,53 @@ def student_from_teacher(
 
 
 def _base(teacher: Any) -> PreTrainedModel:
-    """The model itself, its adapters merged."""
+    """The model itself, with its adapters merged in a copy.
+
+    Raises:
+        ConfigError: no transformers model, or one whose weights are not there or not whole.
+    """
     name = type(teacher).__name__
-    if callable(getattr(teacher, "merge_and_unload", None)):
-        try:
+    try:
+        if callable(getattr(teacher, "merge_and_unload", None)):
             teacher = copy.deepcopy(teacher).merge_and_unload()
-        except Exception as error:
-            raise ConfigError(f"the adapters of {name} cannot be merged, so no layer is whole: {error}") from error
+        elif isinstance(teacher, nn.Module) and any(_is_adapter(module) for module in teacher.modules()):
+            teacher = _without_adapters(copy.deepcopy(teacher))
+    except Exception as error:
+        raise ConfigError(f"the adapters of {name} cannot be merged, so no layer is whole: {error}") from error
     if not isinstance(teacher, PreTrainedModel):
-        raise ConfigError(
-            f"a student is cut out of a transformers model; found {name}. Give the model inside it, adapters merged"
-        )
+        raise ConfigError(f"a student is cut out of a transformers model; found {name}: give the model inside it")
+    quantized = getattr(teacher, "is_quantized", False)
     for path, tensor in teacher.state_dict().items():
         if tensor.is_meta:
-            raise ConfigError(
-                f"{name}: {path} lies on no device now (offloaded), so it cannot be copied: load it whole"
-            )
-        if type(tensor.data) is not Tensor or getattr(teacher, "is_quantized", False):
+            raise ConfigError(f"{name}: {path} lies on no device (offloaded), so it cannot be copied: load it whole")
+        if quantized or type(tensor.data) is not Tensor:
             raise ConfigError(f"{name}: {path} is quantized or spread over processes: load it whole, unquantized")
     return teacher
 
 
+def _is_adapter(module: nn.Module) -> bool:
+    """A layer that PEFT put around one of the model's own."""
+    return all(callable(getattr(module, name, None)) for name in ("merge", "get_base_layer"))
+
+
+def _without_adapters(model: nn.Module) -> nn.Module:
+    for path, module in list(model.named_modules()):
+        if _is_adapter(module):
+            module.merge()
+            model.set_submodule(path, module.get_base_layer())
+    return model
+
+
 def _chosen(teacher: PreTrainedModel, stacks: Sequence[Stack], layers: Layers) -> Cuts:
     """Stack -> the numbers of the layers to keep, counted from 1."""
-    name = type(teacher).__name__
-    if not isinstance(layers, Mapping):
-        stack = _only(teacher, stacks)
-        if stack is None:
-            form = "{" + ", ".join(f'"{stack.name}": [...]' for stack in stacks) + "}"
-            raise ConfigError(f"layers of {name} are given as a mapping {form}; found {layers!r}")
-        return {stack: _numbers(name, stack, layers)}
-    if not stacks[0].name or not layers:
-        raise ConfigError(f"layers of {name} are given as a list of layer numbers; found {layers!r}")
+    name, only = type(teacher).__name__, _only(teacher, stacks)
+    if not isinstance(layers, Mapping) and only is not None:
+        return {only: _numbers(name, only, layers)}
+    if not isinstance(layers, Mapping) or not layers or not stacks[0].name:
+        form = "a list of layer numbers"
+        if only is None:
+            form = "a mapping {" + ", ".join(f'"{stack.name}": [...]' for stack in stacks) + "}"
+        raise ConfigError(f"layers of {name} are given as {form}; found {layers!r}")
     chosen: dict[Stack, list[int]] = {}
     for key, numbers in layers.items():
         stack = next((stack for stack in stacks if key in stack.aliases), None)
@@ -131,7 +147,9 @@ def _numbers(name: str, stack: Stack, chosen: Any) -> list[int]:
 def _saved(teacher: PreTrainedModel, settings: dict[str, Any]) -> PretrainedConfig:
     """The student's config, which is what loading it gives."""
     config = config_from(teacher, settings)
-    loaded = type(config).from_dict(json.loads(config.to_json_string()))
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        loaded = type(config).from_pretrained(folder)
     one, other = (json.loads(json.dumps(c.to_dict(), default=str)) for c in (config, loaded))
     changed = [key for key in one if one[key] != other.get(key)]
     if changed:

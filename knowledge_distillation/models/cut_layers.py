@@ -17,11 +17,15 @@ _SWITCHES = ("training", "gradient_checkpointing")
 
 @dataclass
 class Build:
-    """How a layer is built: name -> shape of its weights, path -> class of its modules, and their plain attributes."""
+    """How a layer is built: name -> shape of its weights, path -> class of its modules, and their plain attributes.
+
+    `bare` are the paths of modules without weights, as DropPath, which is no module at all where its rate is 0.
+    """
 
     weights: dict[str, tuple[int, ...]]
     classes: dict[str, str]
     settings: dict[str, Any]
+    bare: set[str]
 
 
 @dataclass
@@ -49,7 +53,8 @@ def build_of(layer: nn.Module) -> Build:
         if not name.startswith("_") and name not in _SWITCHES and _is_plain(value)
     }
     classes = {path: type(module).__name__ for path, module in layer.named_modules()}
-    return Build({name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}, classes, settings)
+    bare = {path for path, module in layer.named_modules() if not module.state_dict()}
+    return Build({name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}, classes, settings, bare)
 
 
 def placings(teacher: nn.Module, student: nn.Module, cuts: Cuts) -> Iterator[Placing]:
@@ -78,7 +83,8 @@ def _placed(
             found.different.append(f"{name} is {_shape(layer.weights[name])}, not {_shape(own.weights[name])}")
     for name in layer.classes.keys() & own.classes.keys():
         if layer.classes[name] != own.classes[name]:
-            found.different.append(f"{name or 'it'} is a {layer.classes[name]}, not a {own.classes[name]}")
+            text = f"{name or 'it'} is a {layer.classes[name]}, not a {own.classes[name]}"
+            (found.depth if name in layer.bare & own.bare else found.different).append(text)
     for name in layer.settings.keys() & own.settings.keys():
         one, other = layer.settings[name], own.settings[name]
         if one == other or _is_place(one, other, numbers) or _is_cut(one, other, numbers):

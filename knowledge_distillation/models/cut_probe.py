@@ -135,7 +135,7 @@ def _by_turns(
 ) -> Difference | None:
     """Of layers that are one module: whether the student's hidden states are the teacher's first ones."""
     theirs, ours = (run(model, inputs, output_hidden_states=True).hidden_states for model in (teacher, student))
-    share = max(_share([one.cpu()], [other.cpu()]) for one, other in zip(theirs[:-1], ours[:-1], strict=False))
+    share = max(_share([one.cpu()], [other.cpu()]) for one, other in zip(theirs, ours, strict=False))
     return Difference("", numbers[-1], len(numbers), share) if share > _SINGLE else None
 
 
