@@ -41,7 +41,6 @@ def matching_config(
             entries += _by_path(student, forms, stack, pairs)
         else:
             entries += _by_number(theirs, ours, name, pairs)
-            entries += _between_others(theirs, ours, stack, pairs)
     entries += _of_outputs(theirs, ours, bool(entries))
     if not entries:
         name = type(teacher).__name__
@@ -84,24 +83,6 @@ def _is_named(theirs: Catalogue, stack: Stack, name: str) -> bool:
         return False
     places = [offer.location.path for feature, offer in theirs.offers.items() if feature.layer.startswith(name)]
     return not stack.paths or any(place.startswith(f"{path}.") for place in places for path in stack.paths)
-
-
-def _between_others(theirs: Catalogue, ours: Catalogue, stack: Stack, pairs: Pairs) -> Iterator[dict[str, Any]]:
-    """Attention of models in which some layers have it: it is numbered by itself, and found by where it lies."""
-    for path in stack.paths:
-        for number, place in pairs:
-            one, other = (
-                next(
-                    (f for f, offer in known.offers.items() if _is_numbered_apart(f, offer.location.path, layer)), None
-                )
-                for known, layer in ((theirs, f"{path}.{number - 1}."), (ours, f"{path}.{place - 1}."))
-            )
-            if one and other and _same(theirs, ours, one, other):
-                yield {"teacher": str(one), "student": str(other), "loss": "mse"}
-
-
-def _is_numbered_apart(feature: Feature, place: str, layer: str) -> bool:
-    return feature.output == "attention" and feature.layer.startswith("block") and place.startswith(layer)
 
 
 def _by_path(student: nn.Module, forms: Forms, stack: Stack, pairs: Pairs) -> Iterator[dict[str, Any]]:

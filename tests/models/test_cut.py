@@ -269,7 +269,7 @@ def test_a_detector_is_cut_by_encoder_and_decoder():
         (
             "Qwen3NextForCausalLM",
             {**MOE, **SHARED, **LINEAR, "head_dim": 8},
-            [{"teacher": "block1.attention", "student": "block1.attention", "loss": "mse"}],
+            [{"teacher": "layer4.attention", "student": "layer2.attention", "loss": "mse"}],
         ),
     ],
 )
