@@ -29,9 +29,17 @@ def matching_config(
 
     A stack whose layers have no numbers among a model's features, as the towers of CLIP, is mapped by the paths of its
     modules.
+
+    Raises:
+        ConfigError: the model's features cannot be named, or there are none that both offer.
     """
-    with resting(teacher), resting(student):
-        theirs, ours = catalogue(teacher, inputs), catalogue(student, inputs)
+    try:
+        with resting(teacher), resting(student):
+            theirs, ours = catalogue(teacher, inputs), catalogue(student, inputs)
+    except Exception as error:
+        raise ConfigError(
+            f"the features of {type(teacher).__name__} have no names: {error}. Write the list"
+        ) from error
     entries: list[dict[str, Any]] = []
     forms = (_forms(teacher, cuts, inputs), _forms(student, cuts, inputs))
     for stack, numbers in cuts.items():

@@ -132,7 +132,7 @@ def _shared(teacher: nn.Module, found: Sequence[Placing]) -> list[str]:
     names = []
     for placing in found:
         path = placing.path
-        if placing.place != 1 or placing.lost or not placing.borrowed:
+        if placing.place != 1 or placing.lost or placing.resized or not placing.borrowed:
             continue
         if set(placing.borrowed) <= build_of(teacher.get_submodule(f"{path}.0")).weights.keys():
             names += [f"{path}.0.{name}" for name in placing.borrowed]
@@ -166,8 +166,8 @@ def _why(placing: Placing, many: bool) -> Iterator[str]:
         yield f"{start}would lose {_some(placing.lost)}"
     if placing.borrowed:
         yield f"{start}lacks {_some(placing.borrowed)}"
-    if placing.different and not placing.lost and not placing.borrowed:
-        yield f"{start}would be built differently: {_some(placing.different)}"
+    if not placing.lost and not placing.borrowed and (different := placing.resized + placing.different):
+        yield f"{start}would be built differently: {_some(different)}"
 
 
 def _what_would_do(teacher: nn.Module, fit: Fit) -> Iterator[str]:

@@ -37,12 +37,13 @@ class Placing:
     place: int
     lost: list[str] = field(default_factory=list)
     borrowed: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
     depth: list[str] = field(default_factory=list)  # numbers that depth has entered
 
     @property
     def wrong(self) -> int:
-        return len(self.lost) + len(self.borrowed) + len(self.different)
+        return len(self.lost) + len(self.borrowed) + len(self.resized) + len(self.different)
 
 
 def build_of(layer: nn.Module) -> Build:
@@ -80,7 +81,7 @@ def _placed(
     found.borrowed = [name for name in own.weights if name not in layer.weights]
     for name in layer.weights.keys() & own.weights.keys():
         if layer.weights[name] != own.weights[name]:
-            found.different.append(f"{name} is {_shape(layer.weights[name])}, not {_shape(own.weights[name])}")
+            found.resized.append(f"{name} is {_shape(layer.weights[name])}, not {_shape(own.weights[name])}")
     for name in layer.classes.keys() & own.classes.keys():
         if layer.classes[name] != own.classes[name]:
             text = f"{name or 'it'} is a {layer.classes[name]}, not a {own.classes[name]}"
