@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, DistillationError
 from .token_budget import edges
 
 Collator = Callable[..., Any]
@@ -48,6 +48,37 @@ class PadToBucket:
         longest = max(len(row[name]) for row in rows for name in padded)
         edge = int(edges([longest], self.multiple, self.longest)[0])
         return replace(self.collator, padding="max_length", max_length=edge)(rows)
+
+
+@dataclass(frozen=True)
+class NamingRows:
+    """Another collator, whose errors say which rows lack what others of the batch have."""
+
+    collator: Collator
+
+    def __call__(self, rows: list[Any]) -> Any:
+        try:
+            return self.collator(rows)
+        except Exception as error:
+            odd = _odd_rows(rows)
+            if not odd:
+                raise
+            said = error if isinstance(error, DistillationError) else f"{type(error).__name__}: {error}"
+            raise DataError(f"{'; '.join(odd[:4])} ({said})") from error
+
+
+def _odd_rows(rows: list[Any]) -> list[str]:
+    """What is missing in which rows."""
+    if not all(isinstance(row, Mapping) for row in rows):
+        return []
+    keys = dict.fromkeys(key for row in rows for key in row)
+    missing = {number: [key for key in keys if row.get(key) is None] for number, row in enumerate(rows)}
+    return [
+        f"row {number} has no {', '.join(map(repr, names))}"
+        + (f" (idx {rows[number]['idx']})" if "idx" in rows[number] else "")
+        for number, names in missing.items()
+        if names
+    ]
 
 
 def _labels_tokens(row: Any) -> bool:

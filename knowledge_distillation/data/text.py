@@ -147,12 +147,13 @@ def tokenize(
         encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
         if student_tokenizer is not None:
             encoded |= {STUDENT + name: column for name, column in student_tokenizer(*texts, **cut).items()}
-        if label:
-            encoded["labels"] = rows[label]
         return encoded
 
-    removed = [*text_columns, *([label] if label else [])]
-    return dataset.map(encode, batched=True, remove_columns=removed, desc="Tokenizing")
+    encoded = dataset.map(encode, batched=True, remove_columns=list(text_columns), desc="Tokenizing")
+    if not label:
+        return encoded
+    names = [name for name in encoded.column_names if name != label]
+    return encoded.rename_column(label, "labels").select_columns([*names, "labels"])  # a ClassLabel keeps its names
 
 
 def _check_columns(dataset: Dataset, text_columns: Sequence[str]) -> None:

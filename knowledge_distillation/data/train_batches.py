@@ -18,10 +18,10 @@ from accelerate.utils import gather
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..config.settings import TrainingSettings
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, DistillationError
 from ..storage.random_state import random_state, set_random_state
 from .batching import LengthGroupedBatchSampler
-from .collating import PadToBucket, default_collator
+from .collating import NamingRows, PadToBucket, default_collator
 from .dataset_rows import NumberedRows, check_rows, lengths_of, without_text
 from .token_budget import TokenBudgetBatchSampler
 
@@ -65,7 +65,8 @@ class TrainBatches:
                 iterator = iter(self.loader)
             except TypeError as error:
                 raise DataError(f"the {self.what} data is no iterable of batches: {error}") from error
-            first = next(iterator, _END)
+            with _drawing(f"the first batch of the {self.what} data"):
+                first = next(iterator, _END)
         self._set(states)
         if iterator is self.loader and first is not _END:  # an iterator cannot begin again
             self.loader = itertools.chain([first], iterator)
@@ -88,13 +89,16 @@ class TrainBatches:
         Every process gets as many windows: one that is out of batches gets empty ones. Where the data has a length
         the number of windows is known beforehand, and no process waits to ask another.
         """
-        batches = self._epoch(epoch, skip)
+        batches, number = self._epoch(epoch, skip), skip
         try:
             left: float = math.ceil(max(0, len(self) - skip) / size)
         except TypeError:
             left = math.inf
         while left:
-            window = list(itertools.islice(batches, size))
+            after = f" or one of the {size - 1} after it" if size > 1 else ""
+            with _drawing(f"batch {number + 1} of epoch {epoch + 1}{after}"):
+                window = list(itertools.islice(batches, size))
+            number += len(window)
             if left == math.inf and not self.max_over_processes(len(window)):
                 return
             yield window
@@ -162,6 +166,18 @@ class TrainBatches:
 
 
 _END = object()
+
+
+@contextmanager
+def _drawing(batch: str) -> Iterator[None]:
+    """An error within the context says which batch could not be made."""
+    try:
+        yield
+    except DistillationError as error:  # of a worker process its traceback is part of the text
+        said = str(error).rstrip().rpartition("\n")[2] if "Original Traceback" in str(error) else str(error)
+        raise type(error)(f"{batch}: {said}") from error
+    except Exception as error:
+        raise DataError(f"{batch} cannot be made: {type(error).__name__}: {error}") from error
 
 
 class _EveryNth:
@@ -235,7 +251,7 @@ def loader_of(
     return DataLoader(
         NumberedRows(rows) if indexed else rows,
         batch_sampler=_sampler(lengths or [1] * len(rows), settings, accelerator, train),
-        collate_fn=collate,
+        collate_fn=NamingRows(collate),
         num_workers=settings.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )

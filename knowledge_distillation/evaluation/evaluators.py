@@ -26,6 +26,7 @@ from ..features.inputs import (
     named_inputs,
     predicts_next_token,
     same_inputs,
+    shapes_of,
 )
 from ..features.preserve import resting
 from ..losses.labels import IGNORED_LABEL
@@ -144,15 +145,7 @@ class TaskEvaluator:
             DataError: a model cannot run on the batch, or gives nothing to evaluate.
         """
         trial = TaskEvaluator(self.compute_metrics, self.data_adaptor)
-        try:
-            outputs = list(trial._outputs(student, teacher, batches, accelerator))
-        except (DistillationError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            keys = ", ".join(map(str, batches[0])) if isinstance(batches[0], Mapping) else type(batches[0]).__name__
-            raise DataError(
-                f"the models fail on the first batch of the evaluation data ({keys}): {type(error).__name__}: {error}"
-            ) from error
+        outputs = list(trial._outputs(student, teacher, batches, accelerator))
         try:
             return list(trial._scores(student, outputs))
         except DistillationError:
@@ -163,9 +156,23 @@ class TaskEvaluator:
     def _outputs(
         self, student: nn.Module, teacher: nn.Module | None, dataloader: Iterable[Any], accelerator: Any
     ) -> Iterator[_Outputs]:
+        labelled: bool | None = None  # as the first batch is
         with resting(student), torch.no_grad():
-            for batch in dataloader:
-                yield self._of_batch(student, teacher, batch, accelerator)  # nothing of it is held here
+            for number, batch in enumerate(dataloader, start=1):
+                try:
+                    outputs = self._of_batch(student, teacher, batch, accelerator)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    said = error if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+                    raise DataError(f"batch {number} of the evaluation data ({shapes_of(batch)}): {said}") from error
+                has_labels = outputs[2].labels is not None
+                if labelled not in (None, has_labels):
+                    odd = "no labels, which those before it have" if labelled else "labels, and those before it none"
+                    raise DataError(f"batch {number} of the evaluation data ({shapes_of(batch)}) has {odd}")
+                labelled = has_labels
+                yield outputs
+                del outputs  # nothing of it is held here
 
     def _of_batch(self, student: nn.Module, teacher: nn.Module | None, batch: Any, accelerator: Any) -> _Outputs:
         teacher_inputs, student_inputs = adapt_batch(self.data_adaptor, accelerator.device, batch)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,8 +73,37 @@ def named_inputs(values: Any, model: nn.Module, who: str = "model") -> dict[str,
         raise DataError(
             f"the data adaptor returned {type(values).__name__} for the {who}; a dict or a tuple is needed"
         )
+    if inputs.get("labels") is not None:
+        inputs["labels"] = _as_numbers(inputs["labels"], inputs)
     made = decoder_inputs(model, inputs)
-    return inputs if made is None else {**inputs, "decoder_input_ids": made}
+    if made is not None:
+        inputs["decoder_input_ids"] = made
+    labels = inputs.get("labels")
+    if isinstance(labels, Tensor) and labels.dim() == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
+        tokens = (inputs.get(key) for key in ("input_ids", "decoder_input_ids"))
+        if not any(isinstance(ids, Tensor) and ids.shape == labels.shape for ids in tokens):
+            inputs["labels"] = labels[:, 0]  # a column of class numbers
+    return inputs
+
+
+def _as_numbers(labels: Any, inputs: Inputs) -> Any:
+    """Labels as a tensor: whole numbers and booleans of any type as class numbers, which losses take as int64.
+
+    Raises:
+        DataError: they are texts.
+    """
+    if isinstance(labels, (list, tuple, np.ndarray)) and len(labels):
+        if isinstance(labels[0], (str, bytes)):
+            raise DataError(
+                f"labels are texts, such as {labels[0]!r}: class numbers are needed. A data set makes them of texts "
+                "by class_encode_column"
+            )
+        if isinstance(labels[0], (Mapping, Tensor)):  # what a picture holds: only the model itself can read it
+            return labels
+        device = next((value.device for value in inputs.values() if isinstance(value, Tensor)), None)
+        labels = torch.as_tensor(np.asarray(labels)).to(device)
+    whole = isinstance(labels, Tensor) and not labels.is_floating_point() and not labels.is_complex()
+    return labels.long() if whole else labels
 
 
 def forward_inputs(inputs: Inputs, model: nn.Module, with_labels: bool = False) -> dict[str, Any]:
@@ -149,9 +179,9 @@ def on_first_batch(who: str, inputs: Inputs) -> Iterator[None]:
     except (DistillationError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        shapes = {k: shape_of(v) if isinstance(v, Tensor) else type(v).__name__ for k, v in inputs.items()}
-        shown = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
-        raise DataError(f"the {who} fails on the first batch ({shown}): {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"the {who} fails on the first batch ({shapes_of(inputs)}): {type(error).__name__}: {error}"
+        ) from error
 
 
 def first_rows(inputs: Inputs, rows: int = 2) -> dict[str, Any]:
@@ -171,3 +201,14 @@ def predicts_next_token(model: nn.Module) -> bool:
 
 def shape_of(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "scalar"
+
+
+def shapes_of(batch: Any) -> str:
+    """The keys of a batch with their shapes, in words."""
+    if isinstance(batch, Mapping):
+        return ", ".join(f"{key} {_shape_or_type(value)}" for key, value in batch.items())
+    return ", ".join(map(_shape_or_type, batch if isinstance(batch, (list, tuple)) else [batch]))
+
+
+def _shape_or_type(value: Any) -> str:
+    return shape_of(value) if isinstance(value, Tensor) else type(value).__name__

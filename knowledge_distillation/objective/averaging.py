@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -132,10 +133,22 @@ def call_loss(loss: Loss, function: Callable[..., Any] | None, device: torch.dev
     with torch.autocast(device.type, enabled=False):
         try:
             return function(*sides, **args)
-        except ConfigError:
+        except (ConfigError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise ConfigError(f"loss {loss.name} failed: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def naming_entry(bound: BoundEntry) -> Iterator[None]:
+    """An error within the context says whose it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        said = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"distill_config[{bound.entry.index}]: {said}") from error
 
 
 def _masks_and_number(

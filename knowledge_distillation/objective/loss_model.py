@@ -17,7 +17,7 @@ from ..features.batch_context import batch_size, make_context, mask_keys
 from ..features.deferred import Deferred, HeadLogits, materialized
 from ..features.inputs import Inputs
 from ..features.kinds import kind_by_name
-from .averaging import BoundEntry, average, call_loss, value_of, values_of, weights_of
+from .averaging import BoundEntry, average, call_loss, naming_entry, value_of, values_of, weights_of
 from .balance import Balance
 from .fitting import Modules, fit_labels, fit_loss, fit_student, fit_teacher
 from .fused.vocabulary import HeadTerm, head_loss
@@ -246,19 +246,21 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             with torch.autocast(student[name][0].device.type, enabled=False):
                 target = apply_projections(self.projections, bound.entry, target, "teacher")
             feature = student[name][0]
-            if isinstance(feature, HeadLogits) and self.balance is None:
-                rows, _, number = weights_of(bound, feature, context, counts)
-                reference = context["labels"] if bound.entry.hard else target[0]
-                part = HeadTerm(bound.loss.function, reference, rows, args, weight / number)
-                heads.setdefault(feature, []).append((bound, number, part))
-                continue
-            value = value_of(bound, student[name], target, context, args, counts)
+            with naming_entry(bound):
+                if isinstance(feature, HeadLogits) and self.balance is None:
+                    rows, _, number = weights_of(bound, feature, context, counts)
+                    reference = context["labels"] if bound.entry.hard else target[0]
+                    part = HeadTerm(bound.loss.function, reference, rows, args, weight / number)
+                    heads.setdefault(feature, []).append((bound, number, part))
+                    continue
+                value = value_of(bound, student[name], target, context, args, counts)
             weighted = value * (weight if self.balance is None else weight * self.balance[name])
             loss = weighted if loss is None else loss + weighted
             attached[name] = value
         for logits, entries in heads.items():  # one pass over a head for all that look at its logits
             parts = [part for _, _, part in entries]
-            weighted, sums = call_loss(entries[0][0].loss, head_loss, logits.device, logits, parts)
+            with naming_entry(entries[0][0]):
+                weighted, sums = call_loss(entries[0][0].loss, head_loss, logits.device, logits, parts)
             loss = weighted if loss is None else loss + weighted
             for (bound, number, _), summed in zip(entries, sums, strict=True):
                 attached[bound.entry.name] = summed / number

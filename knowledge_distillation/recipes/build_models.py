@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -14,6 +13,7 @@ from typing import Any
 from .. import models
 from ..data.image_format import ImageFormat, is_local
 from ..errors import ConfigError, nearest, shown
+from ..models.classes import are_names, in_common
 from ..models.weights import load_weights
 from .recipe import Recipe
 
@@ -24,6 +24,7 @@ MOST_PARAMETERS = 500_000_000
 MOST_MODULES = 20_000
 MOST_CLASSES = 100_000
 
+_CLASSES = ("num_labels", "id2label", "label2id")
 # Fields for configs that have the one named beside them, and not for others.
 _OF_SOME_FAMILIES = {name: name for name in ("image_size", "num_channels", "sentence_pairs")}
 _OF_SOME_FAMILIES["sep_token_id"] = "sentence_pairs"
@@ -43,7 +44,7 @@ def build_model(model: Any, recipe: Recipe, tokenizer: Any, seed: int, side: str
     set_seed(seed)
     try:
         if isinstance(model, str):
-            classes = {key: sizes[key] for key in ("num_labels", "id2label", "label2id") if key in sizes}
+            classes = {key: sizes[key] for key in _CLASSES if key in sizes}
             return from_pretrained(auto, model, f"model for {recipe.task}", **classes)
         return _built(model, recipe, auto, sizes)
     except ConfigError as error:
@@ -74,7 +75,12 @@ def _built(model: Any, recipe: Recipe, auto: str, sizes: Mapping[str, Any]) -> A
         raise ConfigError(f"a {kind} config has no field {' '.join(texts)}")
     if isinstance(options.get("num_labels"), int) and options["num_labels"] > MOST_CLASSES:
         raise ConfigError(f"num_labels is at most {MOST_CLASSES:,}; found {options['num_labels']}")
-    sizes = {key: value for key, value in sizes.items() if hasattr(config, _OF_SOME_FAMILIES.get(key, "model_type"))}
+    own = () if not options.keys() & {*_CLASSES} else _CLASSES  # what the recipe says of classes goes together
+    sizes = {
+        key: value
+        for key, value in sizes.items()
+        if key not in own and hasattr(config, _OF_SOME_FAMILIES.get(key, "model_type"))
+    }
     try:
         with _of_moderate_size():
             built = getattr(transformers, auto).from_config(AutoConfig.for_model(kind, **{**sizes, **options}))
@@ -120,7 +126,10 @@ def _head(recipe: Recipe, tokenizer: Any) -> tuple[str, dict[str, Any]]:
         return "AutoModelForImageClassification", tokenizer.fields()
     task = recipe.glue_task
     tokens = {"pad_token_id": tokenizer.pad_token_id, "sep_token_id": tokenizer.sep_token_id}
-    sizes = {"num_labels": task.num_labels, "sentence_pairs": len(task.text_columns) == 2}
+    sizes: dict[str, Any] = {"num_labels": task.num_labels, "sentence_pairs": len(task.text_columns) == 2}
+    if task.label_names is not None:
+        names = dict(enumerate(task.label_names))
+        sizes |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
     return "AutoModelForSequenceClassification", {"vocab_size": len(tokenizer), **sizes, **tokens}
 
 
@@ -161,7 +170,7 @@ def from_pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
     where = str(path) if looks_local else name
     try:
         if "num_labels" in arguments:
-            _check_labels(transformers.AutoConfig.from_pretrained(where), name, what, **arguments)
+            arguments = _classes_of(transformers.AutoConfig.from_pretrained(where), name, what, arguments)
         return getattr(transformers, auto).from_pretrained(where, **arguments)
     except ConfigError:
         raise
@@ -171,27 +180,22 @@ def from_pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
         ) from error
 
 
-def _check_labels(
-    config: Any, name: str, what: str, num_labels: int, id2label: Mapping[int, str] | None = None, **_: Any
-) -> None:
-    """A saved classification head has to have the task's classes, those of the same names in the same order."""
+def _classes_of(config: Any, name: str, what: str, classes: dict[str, Any]) -> dict[str, Any]:
+    """What is to be said of the classes of a saved model: nothing of their names where it has a head.
+
+    A run compares these with the data's. Names that have nothing in common with those are replaced here.
+    """
     heads = ("ForSequenceClassification", "ForImageClassification")
     if not any(str(one).endswith(heads) for one in config.architectures or ()):
-        return
-    if config.num_labels != num_labels:
+        return classes
+    if config.num_labels != classes["num_labels"]:
         raise ConfigError(
-            f"recipe: cannot load {what} {name!r}: it has {config.num_labels} classes, and the task {num_labels}"
+            f"recipe: cannot load {what} {name!r}: it has {config.num_labels} classes, and the task "
+            f"{classes['num_labels']}"
         )
-    mine, theirs = ([names[i] for i in sorted(names)] for names in (id2label or {}, config.id2label))
-    if mine == theirs or not (_are_names(mine) and _are_names(theirs)):
-        return
-    first = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
-    other = f"its class {first} is {theirs[first]!r}, and that of the data {mine[first]!r}"
-    if sorted(mine) == sorted(theirs):
-        raise ConfigError(f"recipe: cannot load {what} {name!r}: {other}: the same classes in another order")
-    logger.warning("%s %r: %s. Classes go by number", what, name, other)
-
-
-def _are_names(classes: Sequence[str]) -> bool:
-    """Whether classes are called something, and not LABEL_0, LABEL_1 or 0, 1."""
-    return bool(classes) and not all(re.fullmatch(r"(LABEL_)?\d+", one) for one in classes)
+    mine, theirs = ([names[i] for i in sorted(names)] for names in (classes.get("id2label") or {}, config.id2label))
+    if not are_names(mine) or not are_names(theirs) or in_common(mine, theirs):
+        return {"num_labels": classes["num_labels"]}
+    first = f"its class 0 is {theirs[0]!r}, and that of the data {mine[0]!r}"
+    logger.warning("%s %r: %s. Classes go by number", what, name, first)
+    return classes

@@ -33,7 +33,11 @@ def adapt(run: Run, raw: Any) -> tuple[Inputs, Inputs]:
     With a teacher cache it is on the CPU, where looking at it waits for nothing.
     """
     device = torch.device("cpu") if run.settings.teacher_cache else run.accelerator.device
-    for_teacher, for_student = adapt_batch(run.train_data_adaptor, device, raw)
+    return named(run, *adapt_batch(run.train_data_adaptor, device, raw))
+
+
+def named(run: Run, for_teacher: Any, for_student: Any) -> tuple[Inputs, Inputs]:
+    """What a data adaptor returned, for each student and each teacher by the names of its `forward`."""
     students = {name: named_inputs(for_student, model, name or "student") for name, model in run.students.items()}
     teachers = {
         name: named_inputs(for_teacher, teacher.model, f"teacher {name}".strip())

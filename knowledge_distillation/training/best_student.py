@@ -13,6 +13,7 @@ from ..errors import ConfigError, DataError, nearest
 from ..evaluation.evaluators import TaskEvaluator
 from ..features.preserve import modes_kept, preserved, resting
 from .checkpoints import save_students
+from .class_order import settle_classes
 from .run import Run
 
 
@@ -25,6 +26,7 @@ def evaluate(run: Run) -> dict[str, float]:
     """The evaluator's metrics of the student as it is now."""
     if run.evaluator is None or decides_itself(run):
         raise ConfigError("evaluate() needs dev_dataloader or eval_dataset, and an evaluator that is a callable")
+    settle_classes(run)
     with resting(run.student), torch.no_grad():
         metrics = run.evaluator(run.student, run.teacher, run.dev_dataloader, run.accelerator)
     if not isinstance(metrics, Mapping):

@@ -13,10 +13,12 @@ from tqdm.auto import tqdm
 
 from ..config.settings import TrainingSettings
 from ..config.stages import stages_of
+from ..data.class_labels import with_class_numbers
 from ..data.train_batches import TrainBatches, check_one_source, loader_of
 from ..errors import CheckpointError, ConfigError, shown
 from ..evaluation.evaluators import TaskEvaluator
 from ..features.inputs import same_inputs
+from ..models.classes import class_names
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from ..plan.plan import Plan
 from ..storage import checkpoint_files
@@ -127,6 +129,8 @@ class KnowledgeDistiller:
 
         check_one_source(train_dataloader, train_dataset, "train")
         check_one_source(dev_dataloader, eval_dataset, "dev")
+        names = class_names(student_model)
+        train_dataset, eval_dataset = (with_class_numbers(rows, names) for rows in (train_dataset, eval_dataset))
         if train_dataset is not None:
             indexed = loss_model.asks_for("sample_index")
             train_dataloader = loader_of(

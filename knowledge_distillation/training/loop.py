@@ -7,6 +7,7 @@ from torch import Tensor
 from . import checkpoints
 from .batch import adapt, make_batch
 from .best_student import ask_evaluator, evaluate_and_keep_best, keeps_best
+from .diagnosis import check_on_host, naming_batches
 from .prepare import enter_stage
 from .progress import RunningMean
 from .run import Run
@@ -45,7 +46,10 @@ def train_epoch(run: Run, managed: bool = True) -> dict[str, float]:
     mean = RunningMean()
     windows = run.batches.windows(progress.epoch, run.settings.gradient_accumulation_steps, skip=progress.batches)
     for window in windows:
-        values = step(run, [make_batch(run, adapt(run, raw)) for raw in window])
+        with naming_batches(run, window):
+            for raw in window:
+                check_on_host(run, raw)
+            values = step(run, [make_batch(run, adapt(run, raw)) for raw in window])
         mean.add(values)
         run.advance(len(window))
         after_step(run, values, managed)

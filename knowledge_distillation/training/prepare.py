@@ -24,7 +24,9 @@ from ..teachers.teachers import Teachers, open_teachers
 from .accelerate import half_precision
 from .batch import adapt, make_batch, on_device
 from .channels_last import channels_last, follow_layout
+from .class_order import settle_classes
 from .optimizers import check_scheduler, constant_rate, make_optimizer, make_scheduler
+from .row_checks import check_rows
 from .run import Run
 from .step import StudentAndProjections
 
@@ -37,6 +39,11 @@ def make_plan(run: Run) -> Plan:
         if run.batches is None:
             raise ConfigError("train_dataloader or train_dataset is missing")
         run.plan = bind_entries(run, run.loss_model.config.entries, cached=len(run.stages) == 1)
+        try:
+            check_rows(run)
+        except BaseException:
+            close(run)
+            raise
         for note in run.plan.notes:
             if note.startswith("warning: "):
                 logger.warning(note.removeprefix("warning: "))
@@ -45,6 +52,7 @@ def make_plan(run: Run) -> Plan:
 
 def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
     """Bind some entries on the first batch; open the teachers' caches for them where `cached`."""
+    settle_classes(run)
     with seeded(run.settings.seed):  # projections begin alike on every process
         inputs = adapt(run, run.batches.peek())
         students, teachers = on_device(run, inputs)
@@ -53,6 +61,7 @@ def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
     run.undo.callback(plan.close)
     for module, mode in run.lent:
         run.undo.callback(setattr, module, "training", mode)
+    plan.notes += run.class_notes
     try:
         if run.train_data_adaptor is two_token_streams:
             raise_all(ConfigError, "distill_config", token_by_token(plan, entries))

@@ -54,7 +54,8 @@ class Run:
     losses: dict[str, float] = field(default_factory=dict)  # means of the last epoch
     metrics: dict[str, float] = field(default_factory=dict)
     stop_asked: bool = False
-
+    classes_settled: bool = False
+    class_notes: list[str] = field(default_factory=list)  # what is worth knowing of the models' classes
     plan: Any = None  # the `Plan` of the present stage
     stage_teachers: Teachers = field(default_factory=lambda: Teachers({}, {}))  # those of the stage, cached or not
     module: Any = None  # students and projections, as Accelerate prepared them

@@ -11,6 +11,7 @@ import torch
 import yaml
 from data.test_images import by_class, packed
 from runs import distill, same, weights
+from tolerance import assert_near
 from transformers import AutoModelForImageClassification
 
 from knowledge_distillation import Callback, ConfigError
@@ -293,6 +294,7 @@ def test_models_that_do_not_fit(tmp_path):
         ready(tmp_path, student={**NARROW, "embeddings": "teacher"}).student()
 
 
+@pytest.mark.case("D2")
 def test_classes_in_another_order_are_not_taken_for_those_of_the_data(tmp_path, caplog):
     data, form = by_class(tmp_path / "data", {"cat": 4, "dog": 4}, (8, 8)), {"depth": 10, "num_labels": 2}
     names = {
@@ -305,15 +307,24 @@ def test_classes_in_another_order_are_not_taken_for_those_of_the_data(tmp_path, 
         config = WideResNetConfig(**form, id2label=dict(enumerate(classes)))
         WideResNetForImageClassification(config).save_pretrained(tmp_path / folder)
     content = {"task": "image_folder", "data_dir": str(data), "max_train_samples": None, "max_eval_samples": None}
-    for folder in ("same", "plain", "foreign"):
-        assert ready(tmp_path, **content, teacher=str(tmp_path / folder)).teacher.config.id2label == {
-            0: "cat",
-            1: "dog",
-        }
+    named = {"same": ["cat", "dog"], "plain": names["plain"], "foreign": ["cat", "dog"], "turned": ["dog", "cat"]}
+    for folder, classes in named.items():
+        caplog.clear()
+        loaded = ready(tmp_path, **content, teacher=str(tmp_path / folder))
+        assert list(loaded.teacher.config.id2label.values()) == classes
         said = "its class 0 is 'n01', and that of the data 'cat'. Classes go by number"
         assert [said in record.message for record in caplog.records] == [True] * (folder == "foreign")
-    with pytest.raises(ConfigError, match="class 0 is 'dog', and that of the data 'cat': the same classes in another"):
-        ready(tmp_path, **content, teacher=str(tmp_path / "turned"))
+        student = loaded.student()
+        run = loaded.distiller(student, loaded.config(student), None)
+        notes = run.plan().notes
+        assert list(student.config.id2label.values()) == ["cat", "dog"]
+        turned = "teacher: its classes are put in the order of the data, by name: cat, dog"
+        assert (turned in notes) == (folder == "turned")
+        unnamed = "warning: the classes of the data are cat, dog, and those of the teacher have no names: classes go"
+        assert any(note.startswith(unnamed) for note in notes) == (folder == "plain")
+        batch = next(iter(run.dev_dataloader))["pixel_values"]
+        order = [1, 0] if folder == "turned" else [0, 1]
+        assert_near(run.teacher(batch).logits, loaded.teacher.eval()(batch).logits[:, order].detach())
 
 
 # --- weights out of a plain file -------------------------------------------------------------------------------------
