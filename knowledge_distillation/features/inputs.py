@@ -185,11 +185,17 @@ def on_first_batch(who: str, inputs: Inputs) -> Iterator[None]:
 
 
 def first_rows(inputs: Inputs, rows: int = 2) -> dict[str, Any]:
-    """The first rows of every tensor and list that has the batch's length."""
-    with_rows = {key for key, value in inputs.items() if isinstance(value, Tensor) and value.dim() > 0}
-    size = next((len(value) for key, value in inputs.items() if key in with_rows), 0)
+    """The first rows of every tensor and list that has the batch's length.
+
+    All rows, where tensors have several lengths: the patches of several pictures lie one after the other, and another
+    input says which are whose.
+    """
+    lengths = {key: len(value) for key, value in inputs.items() if isinstance(value, Tensor) and value.dim() > 0}
+    size = next(iter(lengths.values()), 0)
+    if any(length not in (1, size) and inputs[key].dim() > 1 for key, length in lengths.items()):
+        return dict(inputs)
     return {
-        key: value[:rows] if (key in with_rows or isinstance(value, list)) and len(value) == size else value
+        key: value[:rows] if (key in lengths or isinstance(value, list)) and len(value) == size else value
         for key, value in inputs.items()
     }
 

@@ -480,6 +480,16 @@ def test_first_rows_leave_what_has_no_rows():
     assert rows["flag"] is True
 
 
+def test_first_rows_are_all_rows_where_pictures_lie_in_one_row_of_patches():
+    """Two patches of the first picture would not be a picture, and its size would be that of another."""
+    packed = {"pixel_values": torch.zeros(32, 192), "image_grid_thw": torch.ones(3, 3), "labels": torch.zeros(3)}
+    assert {key: len(value) for key, value in first_rows(packed).items()} == {
+        "pixel_values": 32,
+        "image_grid_thw": 3,
+        "labels": 3,
+    }
+
+
 # --- a probe changes nothing -----------------------------------------------------------------------
 
 

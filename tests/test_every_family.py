@@ -1,0 +1,37 @@
+"""Families of transformers: that some which fell short once do not, and that none came out worse than the page says."""
+
+from __future__ import annotations
+
+import pytest
+from every_family import reason_of, result_of, worse
+from family_checks import check
+
+SAMPLE = {  # each of a kind of its own that once went wrong
+    "glm4v_vision": "works",  # patches of several pictures in one row
+    "mamba": "works without attention",  # a list of entries that named maps it does not have
+    "gpt_neo": "works",  # a pattern of layers that was not cut with them
+    "deepseek_v3": "works",  # layers of two kinds
+    "clip": "works without attention",  # the depth in two sub-configs
+    "esm": "works",  # a weight whose width is the number of layers
+}
+
+
+@pytest.mark.parametrize("family", SAMPLE)
+def test_a_family_that_fell_short(family):
+    found = check(family)
+    assert not found["faults"]
+    assert result_of(found) == SAMPLE[family], reason_of(found)
+
+
+def test_a_family_that_comes_out_worse_is_named():
+    page = "### Works\n| `one` |\n| `two` |\n### Not built\n| `three` |\n"
+    walked = [
+        {"family": "one", "faults": ["padding counts"], "maps": 1, "loss": 1.0},
+        {"family": "two", "faults": [], "maps": 1, "loss": 1.0},
+        {"family": "three", "faults": [], "maps": 1, "loss": 1.0},
+        {"family": "four", "faults": [], "maps": 1, "loss": 1.0},
+    ]
+    assert worse(walked, page) == [
+        "one: works on the page, now falls short: padding counts",
+        "four: not there on the page, now works: ",
+    ]
