@@ -1,4 +1,4 @@
-"""Families of transformers: that some which fell short once do not, and that none came out worse than the page says."""
+"""Families of transformers: some that fell short once work, and none comes out worse than the page says."""
 
 from __future__ import annotations
 
