@@ -6,20 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config.entry import Feature
 from ..config.layer_entries import layer_entries
 from ..errors import ConfigError
+from ..features.capture import Capture
 from ..features.catalogue import Catalogue, catalogue
-from ..features.preserve import resting
-from .cut_probe import run
+from ..features.preserve import preserved, resting
+from .cut_probe import moved, run
 from .cut_settings import Cuts
 from .cut_stacks import Stack
 
 _NUMBERED = ("layer", "encoder_layer", "decoder_layer")
 Pairs = Sequence[tuple[int, int]]
-Forms = tuple[dict[str, str], dict[str, str]]  # of teacher and student
+_TAUGHT = ("hidden_states", "logits")
+Form = tuple[str, tuple[int, ...]]
+Forms = tuple[dict[str, Form], dict[str, Form]]  # of teacher and student
 
 
 def matching_config(
@@ -36,17 +40,19 @@ def matching_config(
     try:
         with resting(teacher), resting(student):
             theirs, ours = catalogue(teacher, inputs), catalogue(student, inputs)
+        for feature in _without_gradient(student, ours, inputs):
+            del ours.offers[feature]
     except Exception as error:
         raise ConfigError(
             f"the features of {type(teacher).__name__} have no names: {error}. Write the list"
         ) from error
     entries: list[dict[str, Any]] = []
-    forms = (_forms(teacher, cuts, inputs), _forms(student, cuts, inputs))
+    forms = (_forms(teacher, cuts, inputs), _forms(student, cuts, inputs, gradient=True))
     for stack, numbers in cuts.items():
         pairs = [(number, place) for place, number in enumerate(numbers, start=1)]
         name = next((name for name in _NUMBERED if _is_named(theirs, stack, name)), None)
         if name is None:
-            entries += _by_path(student, forms, stack, pairs)
+            entries += _by_path(forms, stack, pairs)
         else:
             entries += _by_number(theirs, ours, name, pairs)
     entries += _of_outputs(theirs, ours, bool(entries))
@@ -62,7 +68,8 @@ def _of_outputs(theirs: Catalogue, ours: Catalogue, mapped: bool) -> Iterator[di
     others = [feature for feature in theirs.offers if feature.layer == "output" and not mapped]
     for feature in [logits] if logits in theirs.offers else others:
         if _same(theirs, ours, feature, feature):
-            classes = feature == logits and theirs.offers[logits].shape[-1] > 1
+            offer = theirs.offers[feature]
+            classes = feature == logits and offer.shape[-1] > 1 and offer.kind in ("vector", "tokens")
             yield {
                 "teacher": str(feature),
                 "student": str(feature),
@@ -93,30 +100,48 @@ def _is_named(theirs: Catalogue, stack: Stack, name: str) -> bool:
     return not stack.paths or any(place.startswith(f"{path}.") for place in places for path in stack.paths)
 
 
-def _by_path(student: nn.Module, forms: Forms, stack: Stack, pairs: Pairs) -> Iterator[dict[str, Any]]:
+def _by_path(forms: Forms, stack: Stack, pairs: Pairs) -> Iterator[dict[str, Any]]:
     """Layers by the paths of their modules, where the inputs reach them and they are trained."""
     for path in stack.paths[:1]:
         both = [(number - 1, place - 1) for number, place in pairs]
-        names = [[f"{path}.{n}" for n in chosen] for chosen in zip(*both, strict=True)]
-        trained = any(p.requires_grad for p in student.get_submodule(path).parameters())
-        outputs = {form.get(name) for form, own in zip(forms, names, strict=True) for name in own}
-        if trained and len(outputs) == 1 and (output := outputs.pop()):
-            yield from layer_entries(both, [output], f"{path}.")
+        outputs = [
+            (forms[0].get(f"{path}.{number}"), forms[1].get(f"{path}.{place}", ("", ()))) for number, place in both
+        ]
+        if all(theirs == ours for theirs, ours in outputs) and len({ours[0] for _, ours in outputs}) == 1:
+            yield from layer_entries(both, [outputs[0][1][0]], f"{path}.")
 
 
-def _forms(model: nn.Module, cuts: Cuts, inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Path -> the name of a layer's first tensor, of layers that the inputs reach."""
-    forms = {}
+def _forms(model: nn.Module, cuts: Cuts, inputs: Mapping[str, Any], gradient: bool = False) -> dict[str, Form]:
+    """Path -> how a layer gives out its first tensor, its name and shape: of layers that the inputs reach.
+
+    Args:
+        gradient: only of layers that a gradient leaves.
+    """
+    forms: dict[str, Form] = {}
     with ExitStack() as stack:
         for path in (path for cut in cuts for path in cut.paths):
             for name, layer in model.get_submodule(path).named_children():
 
                 def after(module: nn.Module, args: Any, output: Any, name: str = f"{path}.{name}") -> None:
-                    forms[name] = "output" if isinstance(output, Tensor) else "output[0]"
+                    first = output if isinstance(output, Tensor) else output[0]
+                    if isinstance(first, Tensor) and name not in forms and first.requires_grad >= gradient:
+                        forms[name] = ("output" if first is output else "output[0]", tuple(first.shape))
 
                 stack.callback(layer.register_forward_hook(after).remove)
-        run(model, inputs)
+        run(model, inputs, gradient)
     return forms
+
+
+def _without_gradient(student: nn.Module, ours: Catalogue, inputs: Mapping[str, Any]) -> list[Feature]:
+    """States and logits that no gradient leaves: a model may have frozen parts, or run some of them without one."""
+    wanted = {f: offer.location for f, offer in ours.offers.items() if f.output in ("embedding", *_TAUGHT)}
+    capture = Capture(student, wanted)
+    try:
+        with resting(student), preserved(student), torch.enable_grad():
+            taken = capture(moved(inputs, student))
+    finally:
+        capture.close()
+    return [feature for feature, tensor in taken.items() if isinstance(tensor, Tensor) and not tensor.requires_grad]
 
 
 def _same(theirs: Catalogue, ours: Catalogue, one: Feature, other: Feature) -> bool:

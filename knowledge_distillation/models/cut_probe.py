@@ -180,21 +180,11 @@ def _calls(
     return calls
 
 
-def run(model: nn.Module, inputs: Mapping[str, Any], **flags: Any) -> Any:
+def run(model: nn.Module, inputs: Mapping[str, Any], gradient: bool = False, **flags: Any) -> Any:
     """One pass in eval mode without a cache; the model stays as it was."""
-    parameters = inspect.signature(model.forward).parameters
-    if "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        with _without_cache(model):
-            return _pass(model, inputs, **flags)
-    return _pass(model, inputs, **flags)
-
-
-def _pass(model: nn.Module, inputs: Mapping[str, Any], **flags: Any) -> Any:
-    device = next(model.parameters()).device
-    moved = {key: _moved(value, device, model) for key, value in inputs.items()}
-    with resting(model), preserved(model):
+    with _without_cache(model), resting(model), preserved(model), torch.set_grad_enabled(gradient):
         torch.manual_seed(_SEED)
-        return model(**moved, **flags)
+        return model(**moved(inputs, model), **flags)
 
 
 @contextmanager
@@ -212,11 +202,14 @@ def _without_cache(model: nn.Module) -> Iterator[None]:
             config.use_cache = value
 
 
-def _moved(value: Any, device: torch.device, model: nn.Module) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    dtype = getattr(model, "dtype", None)
-    return value.to(device, dtype) if value.is_floating_point() and dtype else value.to(device)
+def moved(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Inputs where the model lies, in its precision."""
+    device = next(model.parameters()).device
+    dtype = getattr(model, "dtype", torch.float32)
+    return {
+        key: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
+        for key, value in inputs.items()
+    }
 
 
 def _alike(calls: Mapping[int, _Call]) -> list[Key]:
