@@ -74,7 +74,7 @@ def mask_keys(
     feature: Feature, kind: str, tensor: Tensor, context: Mapping[str, Any]
 ) -> tuple[str | None, str | None]:
     """The context keys that tell how long a feature's rows and keys are: masks, else any input as long, else None."""
-    if kind not in PER_TOKEN:
+    if kind not in (*PER_TOKEN, "positions"):
         return None, None
     encoder, decoder = "attention_mask", "decoder_attention_mask"
     stack = _STACK.search(f"{feature.layer}.{feature.output}")
@@ -89,6 +89,8 @@ def mask_keys(
         )
         return next(fits, None)
 
+    if kind == "positions":
+        return None, fitting(tensor.shape[1], ours + others)
     rows = fitting(tensor.shape[1 if kind == "tokens" else 2], ours + others)
     cross = feature.output.startswith("cross_")
     keys = fitting(tensor.shape[-1], [encoder] if cross else ours + others) if kind == "attention" else None

@@ -17,6 +17,8 @@ from .signature import forward_parameters, inner_model, positional
 
 _CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
 
+LABELS = ("labels", "start_positions", "end_positions")  # what only a loss reads
+
 Inputs = Mapping[str, Any]
 DataAdaptor = Callable[[torch.device, Any], tuple[Any, Any]]
 
@@ -112,7 +114,7 @@ def forward_inputs(inputs: Inputs, model: nn.Module, with_labels: bool = False) 
     Labels are context for losses: no model computes a loss of its own, unless an entry reads it (`with_labels`).
     """
     parameters, _ = forward_parameters(model)
-    return {key: value for key, value in inputs.items() if key in parameters and (key != "labels" or with_labels)}
+    return {key: value for key, value in inputs.items() if key in parameters and (key not in LABELS or with_labels)}
 
 
 def merged_inputs(inputs: Mapping[str, Inputs]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ def kind_by_rank(dims: int) -> str:
 def kind_by_name(feature: Feature, tensor: Tensor) -> str:
     """The kind of a feature that nobody can measure: by its name, or by its rank where the name is not one of ours."""
     declared = declared_kind(feature.output)
+    if tensor.dim() == 2 and feature.output in ("start_logits", "end_logits"):
+        return "positions"
     return declared if tensor.dim() == 4 and declared in ("attention", "heads") else kind_by_rank(tensor.dim())
 
 
@@ -57,9 +59,10 @@ def measured_kind(shape: Sequence[int], form: str, declared: str = "", images: b
         return _BY_RANK[len(shape)]
     if images:
         return _kind_of_image(form, declared, lengths)
+    if len(shape) == 2 and lengths == [1]:
+        return "positions"
     if len(shape) == 2 and lengths:
-        found = "a score for each position" if lengths == [1] else "a row for each token of the whole batch"
-        raise _unmasked(shape, f"it has {found}", "map the logits or hidden states")
+        raise _unmasked(shape, "it has a row for each token of the whole batch", "map the logits or hidden states")
     if 0 in lengths and form[0] == _LENGTH:
         raise _unmasked(shape, "its first dimension is the length", "map a feature whose first dimension is the batch")
     lengths = [dim for dim in lengths if dim]

@@ -45,6 +45,7 @@ class LossSpec:
         two_classes: what it is worth where there are only two classes: said before the run.
         top_k: it follows from the teacher's largest logits and what the others have together, but for these values of
             its arguments; None for one that needs every logit.
+        softmax: it compares the probabilities that a softmax makes of logits, item by item.
     """
 
     name: str
@@ -57,9 +58,11 @@ class LossSpec:
     among_samples: bool = False
     two_classes: str = ""
     top_k: Mapping[str, float] | None = None
+    softmax: bool = False
 
 
 _ATTENTION, _VECTORS_OR_TOKENS, _DIRECTIONS = ("attention",), ("vector", "tokens"), ("vector", "tokens", "heads")
+_CHOICES = ("vector", "tokens", "positions")
 _PLANES, _SAMPLES = ("map", "tokens"), ("vector", "tokens", "map")
 _MSE = {"vector": hidden_mse, "tokens": hidden_mse, "heads": hidden_mse, "map": hidden_mse, "attention": attention_mse}
 
@@ -73,15 +76,15 @@ LOSSES = (
     LossSpec("mse", _MSE),
     LossSpec("mse_with_mask", _MSE),
     LossSpec("hidden_mse", _for(_SAMPLES, hidden_mse)),
-    LossSpec("logits_mse", _for(_VECTORS_OR_TOKENS, logits_mse), logits=True),
+    LossSpec("logits_mse", _for(_CHOICES, logits_mse), logits=True),
     LossSpec("attention_mse", _for(_ATTENTION, attention_mse)),
     LossSpec("attention_mse_with_mask", _for(_ATTENTION, attention_mse)),
     LossSpec("cos", _for(_DIRECTIONS, cos)),
-    LossSpec("cross_entropy", _for(_VECTORS_OR_TOKENS, soft_cross_entropy), logits=True, top_k={}),
-    LossSpec("soft_cross_entropy", _for(_VECTORS_OR_TOKENS, soft_cross_entropy), logits=True, top_k={}),
-    LossSpec("kl_divergence", _for(_VECTORS_OR_TOKENS, kl_divergence), logits=True, top_k={}),
+    LossSpec("cross_entropy", _for(_CHOICES, soft_cross_entropy), softmax=True, logits=True, top_k={}),
+    LossSpec("soft_cross_entropy", _for(_CHOICES, soft_cross_entropy), softmax=True, logits=True, top_k={}),
+    LossSpec("kl_divergence", _for(_CHOICES, kl_divergence), softmax=True, logits=True, top_k={}),
     # against the labels
-    LossSpec("cross_entropy", _for(_VECTORS_OR_TOKENS, hard_cross_entropy), hard=True),
+    LossSpec("cross_entropy", _for(_CHOICES, hard_cross_entropy), softmax=True, hard=True),
     LossSpec("mse", {"vector": label_mse}, hard=True),
     LossSpec("own_loss", {"scalar": own_loss}, hard=True),
     # transformers
@@ -97,14 +100,15 @@ LOSSES = (
     LossSpec("gram", {"tokens": gram}, own_shapes=True),
     LossSpec("bert_emd", _for(("tokens", "attention"), BertEMD), own_shapes=True, several=True),
     # logits
-    LossSpec("reverse_kl", _for(_VECTORS_OR_TOKENS, reverse_kl), logits=True),
-    LossSpec("js_divergence", _for(_VECTORS_OR_TOKENS, js_divergence), logits=True, top_k={"beta": 1}),
-    LossSpec("skewed_kl", _for(_VECTORS_OR_TOKENS, skewed_kl), logits=True, top_k={}),
-    LossSpec("skewed_reverse_kl", _for(_VECTORS_OR_TOKENS, skewed_reverse_kl), logits=True, top_k={"skew": 0}),
-    LossSpec("total_variation", _for(_VECTORS_OR_TOKENS, total_variation), logits=True, top_k={}),
+    LossSpec("reverse_kl", _for(_CHOICES, reverse_kl), softmax=True, logits=True),
+    LossSpec("js_divergence", _for(_CHOICES, js_divergence), softmax=True, logits=True, top_k={"beta": 1}),
+    LossSpec("skewed_kl", _for(_CHOICES, skewed_kl), softmax=True, logits=True, top_k={}),
+    LossSpec("skewed_reverse_kl", _for(_CHOICES, skewed_reverse_kl), softmax=True, logits=True, top_k={"skew": 0}),
+    LossSpec("total_variation", _for(_CHOICES, total_variation), softmax=True, logits=True, top_k={}),
     LossSpec(
         "dkd",
-        _for(_VECTORS_OR_TOKENS, dkd),
+        _for(_CHOICES, dkd),
+        softmax=True,
         logits=True,
         top_k={},
         two_classes="one other class leaves nothing to decouple, and the loss is alpha times kl_divergence",
@@ -118,19 +122,21 @@ LOSSES = (
     ),
     LossSpec(
         "logit_standardization",
-        _for(_VECTORS_OR_TOKENS, logit_standardization),
+        _for(_CHOICES, logit_standardization),
+        softmax=True,
         logits=True,
         two_classes="standardised logits are constants, so it is label smoothing of the teacher's class",
     ),
     LossSpec("objectness_scaled", {"tokens": objectness_scaled}, logits=True),
     LossSpec(
         "ensemble_cross_entropy",
-        _for(_VECTORS_OR_TOKENS, ensemble_cross_entropy),
+        _for(_CHOICES, ensemble_cross_entropy),
+        softmax=True,
         own_shapes=True,
         several=True,
         top_k={},
     ),
-    LossSpec("ensemble_kl", _for(_VECTORS_OR_TOKENS, ensemble_kl), own_shapes=True, several=True, top_k={}),
+    LossSpec("ensemble_kl", _for(_CHOICES, ensemble_kl), softmax=True, own_shapes=True, several=True, top_k={}),
     LossSpec("adversarial", _for(_VECTORS_OR_TOKENS, Adversarial), own_shapes=True, several=True, top_k={}),
     # relations
     LossSpec("similarity_preserving", _for(_SAMPLES, similarity_preserving), own_shapes=True, among_samples=True),

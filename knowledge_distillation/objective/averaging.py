@@ -15,6 +15,7 @@ from ..config.entry import Entry
 from ..errors import ConfigError
 from ..features.batch_context import batch_size
 from ..features.deferred import Deferred, TopKLogits, materialized
+from .answers import Answers
 from .loss import Loss
 from .masking import Items, Layout, Masks, layout_of, per_sample, total, zero_padding
 from .projections import at_least_float32
@@ -31,6 +32,7 @@ class BoundEntry:
         items: which items count.
         classes: the width of what the loss gets.
         samples: rows of the probe batch.
+        answers: how it reads labels and logits.
     """
 
     loss: Loss
@@ -39,6 +41,7 @@ class BoundEntry:
     items: Items
     classes: int
     samples: int
+    answers: Answers = Answers()
 
     @cached_property
     def entry(self) -> Entry:
@@ -62,7 +65,7 @@ def values_of(
         keywords["mask"] = masks.rows
     padding = items.padding(masks, all_of_it=loss.by_name or "mask" in keywords)
     student_features, teacher_features = (
-        tuple(at_least_float32(zero_padding(feature, bound.kind, padding)) for feature in features)
+        tuple(at_least_float32(bound.answers.logits(zero_padding(one, bound.kind, padding))) for one in features)
         for features in (materialized(student), _beside(teacher, *materialized(student[:1])))
     )
     reference = (context.get("labels"),) if bound.entry.hard else teacher_features
@@ -70,6 +73,7 @@ def values_of(
     values = call_loss(loss, loss.function, student_features[0].device, *sides, **args, **keywords)
     if not isinstance(values, Tensor):
         raise ConfigError(f"loss {loss.name} returned {type(values).__name__}; a tensor is needed")
+    values = bound.answers.of_rows(values, context["labels"] if loss.compares_labels else None)
     return values, layout_of(bound.kind, student_features[0].shape, values.shape)
 
 

@@ -51,7 +51,15 @@ def fit_teacher(
     return apply_projections(modules.projections, entry, teacher, "teacher")
 
 
-def fit_student(modules: Modules, loss: Loss, kind: str, number: int, student: Tensor, teacher: Tensor | None) -> None:
+def fit_student(
+    modules: Modules,
+    loss: Loss,
+    kind: str,
+    number: int,
+    student: Tensor,
+    teacher: Tensor | None,
+    yes_or_no: bool = False,
+) -> None:
     """Add the projection an entry needs, and see that both sides then have one shape."""
     entry, projection = loss.entry, loss.entry.projection
     free = loss.own_shapes or teacher is None
@@ -87,8 +95,11 @@ def fit_student(modules: Modules, loss: Loss, kind: str, number: int, student: T
             shape = modules.projections[key](at_least_float32(student)).shape
     if not free and teacher is not None and shape != teacher.shape:
         raise ConfigError(_mismatch(kind, logits, student, teacher, pair))
-    if teacher is not None and shape[-1] == 1 and of_logits and loss.name != "logits_mse":
-        raise ConfigError(f"{pair}: with one output a softmax is always 1 and the loss 0. Use logits_mse")
+    if teacher is not None and shape[-1] == 1 and of_logits and loss.name != "logits_mse" and not yes_or_no:
+        raise ConfigError(
+            f"{pair}: with one output a softmax is always 1 and the loss 0. Use logits_mse; or for yes or no give "
+            "labels that are whole numbers, 0 and 1"
+        )
 
 
 def _add(
@@ -168,7 +179,8 @@ def fit_labels(loss: Loss, student: Tensor, labels: Any) -> None:
     classes = student.shape[-1]
     if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < classes:
         labels_run = f"from {int(real.min())} to {int(real.max())}"
-        raise ConfigError(f"labels run {labels_run}, and {feature} has {classes} classes")
+        one = ". One logit is for labels 0 and 1" if classes == 1 else ""
+        raise ConfigError(f"labels run {labels_run}, and {feature} has {classes} classes{one}")
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:

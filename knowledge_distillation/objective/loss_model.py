@@ -17,6 +17,7 @@ from ..features.batch_context import batch_size, make_context, mask_keys
 from ..features.deferred import Deferred, HeadLogits, materialized
 from ..features.inputs import Inputs
 from ..features.kinds import kind_by_name
+from .answers import answers_of
 from .averaging import BoundEntry, average, call_loss, naming_entry, value_of, values_of, weights_of
 from .balance import Balance
 from .fitting import Modules, fit_labels, fit_loss, fit_student, fit_teacher
@@ -159,12 +160,14 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         context: Mapping[str, Any],
         teacher_model: nn.Module | None = None,
         num_samples: int | None = None,
+        problem_type: str | None = None,
     ) -> Terms:
         """Settle one entry on probed features and return its value there.
 
         Args:
             kind: of the student's features.
             num_samples: the size of the training set, for losses with a memory of it.
+            problem_type: of the student's config, where it says one.
 
         Raises:
             ConfigError: the loss, its arguments, or the shapes do not fit.
@@ -175,20 +178,23 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         loss = loss_of(entry, kind_of_loss)
         if loss.fused is None:
             own, target = materialized(own), materialized(target)
+        rows, keys = mask_keys(entry.student[0], kind, own[0], context) if kind == kind_of_loss else (None, None)
+        answers = answers_of(loss, kind_of_loss, own[0], context, keys, problem_type)
+        context = answers.context(context)
         loss.check([*context, *([] if num_samples is None else ["num_samples"])])
         modules = Modules(self.projections, self.losses, self.training)
         target = fit_teacher(modules, entry, kind, own, target)
         for number, tensor in enumerate(own):
             other = target[number if len(target) == len(own) else 0] if target else None
-            fit_student(modules, loss, kind, number, tensor, other)
+            fit_student(modules, loss, kind, number, tensor, other, answers.yes_or_no)
         projected = apply_projections(self.projections, entry, own)
-        fit_labels(loss, projected[0], context.get("labels"))
+        fit_labels(loss, answers.logits(projected[0]), context.get("labels"))
         loss = fit_loss(modules, loss, projected, target, teacher_model, num_samples)
-        rows, keys = mask_keys(entry.student[0], kind, own[0], context) if kind == kind_of_loss else (None, None)
         keys = rows if kind_of_loss == "tokens" else keys
         items = Items(rows, keys, loss.labelled, entry.reduction, class_weights=loss.class_weights)
         classes, samples = (projected[0].shape[-1], projected[0].shape[0]) if projected[0].dim() else (0, 0)
-        bound = BoundEntry(loss, loss.context_keys(context), kind_of_loss, items, classes, samples)
+        classes = 2 if answers.yes_or_no else classes
+        bound = BoundEntry(loss, loss.context_keys(context), kind_of_loss, items, classes, samples, answers)
         values, layout = values_of(bound, projected, target, context, loss.call_args)
         bound = replace(bound, items=replace(items, layout=layout, sizes=sizes_of(values.shape, layout)))
         self.bound[entry.name] = bound
@@ -245,15 +251,15 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
             with torch.autocast(student[name][0].device.type, enabled=False):
                 target = apply_projections(self.projections, bound.entry, target, "teacher")
-            feature = student[name][0]
+            feature, own_context = student[name][0], bound.answers.context(context)
             with naming_entry(bound):
                 if isinstance(feature, HeadLogits) and self.balance is None:
-                    rows, _, number = weights_of(bound, feature, context, counts)
-                    reference = context["labels"] if bound.entry.hard else target[0]
+                    rows, _, number = weights_of(bound, feature, own_context, counts)
+                    reference = own_context["labels"] if bound.entry.hard else target[0]
                     part = HeadTerm(bound.loss.function, reference, rows, args, weight / number)
                     heads.setdefault(feature, []).append((bound, number, part))
                     continue
-                value = value_of(bound, student[name], target, context, args, counts)
+                value = value_of(bound, student[name], target, own_context, args, counts)
             weighted = value * (weight if self.balance is None else weight * self.balance[name])
             loss = weighted if loss is None else loss + weighted
             attached[name] = value
@@ -271,7 +277,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def counts(self, context: Mapping[str, Any]) -> dict[str, Tensor | int]:
         """How many values of each entry one batch will have: known from its inputs, before any forward pass."""
         size = batch_size(context)
-        return {name: bound.items.count(context, size) for name, bound in self.bound.items()}
+        return {name: bound.items.count(bound.answers.context(context), size) for name, bound in self.bound.items()}
 
     def _now(self, progress: float) -> list[tuple[BoundEntry, Any, Mapping[str, Any]]]:
         """The entries with their weights and arguments at the present progress, without those whose schedule is at 0.

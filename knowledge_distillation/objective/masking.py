@@ -213,6 +213,8 @@ def zero_padding(feature: Tensor, kind: str, masks: Masks) -> Tensor:
     """
     rows, keys = masks.rows, masks.keys
     mask = None
+    if kind == "positions" and keys is not None and keys.shape == feature.shape:  # padding is no class of its row
+        feature = feature.masked_fill(~keys.bool() & keys.bool().any(1, keepdim=True), -torch.inf)
     if rows is not None and rows.dim() == 1:
         mask = rows.bool()
     elif kind in PER_TOKEN:

@@ -171,6 +171,7 @@ def _bind_entries(
     teacher_features = {feature: value for feature, value in student_features.items() if feature.model}
     for probe in teacher_probes:
         teacher_features |= probe.features
+    students = {p.name: p.model for p in student_probes}
     models = {p.name: p.model for p in teacher_probes} | {p.name or SELF: p.model for p in student_probes}
     kinds = {feature: kind for probe in student_probes for feature, kind in probe.source.kinds.items()}
     flawed = loss_model.config.flawed
@@ -184,7 +185,9 @@ def _bind_entries(
         try:
             teacher_model = models[entry.teacher[0].model] if entry.teacher else None
             kind = kinds[entry.student[0]]
-            terms = loss_model.bind(entry, student_features, target, kind, context, teacher_model, num_samples)
+            problem_type = getattr(getattr(students[entry.student[0].model], "config", None), "problem_type", None)
+            of_run = (teacher_model, num_samples, problem_type)
+            terms = loss_model.bind(entry, student_features, target, kind, context, *of_run)
             projected = entry.name in loss_model.projections or bool(entry.projection.shared)
             if not projected and not any(student_features[feature].requires_grad for feature in entry.student):
                 raise ConfigError(

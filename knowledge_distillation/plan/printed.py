@@ -65,7 +65,7 @@ def notes_of(probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLos
         notes.append(f"student: no entry reaches {names}: frozen for this run")
     for bound in loss_model.bound.values():
         spec, layout = bound.loss.spec, bound.items.layout.name
-        if spec.two_classes and bound.classes == 2:
+        if spec.two_classes and bound.classes == 2 and bound.kind != "positions":
             notes.append(f"warning: {bound.entry.name}: with two classes {spec.two_classes}")
         if spec.among_samples and bound.samples < 3:
             few = f"{bound.samples} of them in a batch leave little or nothing to learn"

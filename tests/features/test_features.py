@@ -395,6 +395,7 @@ def test_kinds_of_module_paths_are_found_by_two_lengths(tiny, family, name, kind
         ((2, 8, 5, 5), (2, 8, 8, 8), "attention"),
         ((2, 8, 5, 16), (2, 8, 8, 16), "heads"),
         ((2, 8, 5, 5), (2, 8, 5, 5), "map"),
+        ((2, 5), (2, 8), "positions"),
     ],
 )
 def test_kind_of_shapes_at_two_lengths(short, long, kind):
@@ -404,7 +405,6 @@ def test_kind_of_shapes_at_two_lengths(short, long, kind):
 @pytest.mark.parametrize(
     ("short", "long", "message"),
     [
-        ((2, 5), (2, 8), "a score for each position"),
         ((10, 4), (16, 4), "a row for each token of the whole batch"),
         ((2, 5, 5), (2, 8, 8), "its length is in dimension 1 and 2, which no mask fits"),
         ((2, 8, 5), (2, 8, 8), "its length is in dimension 2"),
