@@ -297,7 +297,10 @@ def test_early_stopping_waits_for_a_score_that_is_a_number_no_longer_than_its_pa
 @pytest.mark.parametrize("loss", ["kl_divergence", "cross_entropy", "soft_cross_entropy"])
 def test_a_softmax_over_one_output_is_refused(loss: str) -> None:
     entry = {**SOFT[0], "loss": loss}
-    message = refusal(lambda: distiller([entry], bert(num_labels=1), bert(2, num_labels=1)).plan())
+    data = batches(labels=False)
+    message = refusal(
+        lambda: distiller([entry], bert(num_labels=1), bert(2, num_labels=1), train_dataloader=data).plan()
+    )
     assert "with one output a softmax is always 1 and the loss 0. Use logits_mse" in message
     distiller([{**entry, "loss": "logits_mse"}], bert(num_labels=1), bert(2, num_labels=1)).plan()
 
