@@ -16,6 +16,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# Keys of a recipe that only a student and its teacher ask for.
+OF_DISTILLATION = (
+    *("student", "student_tokenizer", "method", "method_args", "alpha", "temperature", "mapping", "distill_config"),
+    "stages",
+)
 RECIPE = ("recipe", "overrides", "teacher", "student", "task", "data_dir", "method")
 
 
@@ -36,9 +41,6 @@ def run(
     from ..errors import ConfigError
 
     recipe = options.recipe()
-    of_methods = (options.values["alpha"], options.values["temperature"])
-    if recipe.own_entries() is not None and of_methods != (None, None):
-        raise ConfigError("--alpha and --temperature belong to a method, and this recipe has a distill_config")
     loaded, student, distiller = _distillation(recipe, recipe.output_dir)
     if baseline and not distiller.is_taught:
         raise ConfigError("--baseline is the student on labels alone, and this recipe has no other entries")
@@ -65,6 +67,7 @@ def finetune(options: RecipeOptions, resume: bool) -> None:
     """Fine-tune a teacher on a task: the same loop, with labels only. Its directory is OUTPUT_DIR/student."""
     from ..recipes.build import LoadedRecipe
 
+    options.leaves_unread("finetune trains on labels alone", *OF_DISTILLATION)
     recipe = options.recipe()
     loaded = LoadedRecipe.of(recipe)
     distiller = loaded.distiller(loaded.teacher, None, recipe.output_dir, finetune=True)
@@ -156,8 +159,11 @@ def presets(
     student: Annotated[Optional[str], typer.Option("--student", help="The same; none: a quarter of it.")] = None,
 ) -> None:
     """List the presets, or show the distill_config that one expands to for two models."""
+    from ..errors import ConfigError
     from .listing import list_presets, show_preset
 
+    if name is None and (teacher or student):
+        raise ConfigError("--teacher and --student are of one preset: distill presets NAME --teacher ...")
     if name is None:
         print_table(list_presets())
     else:
@@ -186,6 +192,7 @@ def evaluate(
     from ..recipes.build_models import build_model
     from ..teachers.frozen import FrozenTeacher
 
+    options.leaves_unread("evaluate trains nothing", *OF_DISTILLATION, "finetune", "output_dir", "max_train_samples")
     teacher = options.values["teacher"]
     options.values.update(teacher=teacher or model, task=task)
     if teacher is not None and task not in IMAGE_TASKS:  # each reads its own tokens

@@ -31,6 +31,19 @@ class RecipeOptions:
     overrides: Sequence[str]
     values: dict[str, Any]
 
+    def leaves_unread(self, why: str, *keys: str) -> None:
+        """Refuse a `--set` that the command would not look at. A file may have such keys, for other commands.
+
+        Raises:
+            ConfigError: a key among these is set.
+        """
+        from ..errors import ConfigError
+
+        for override in self.overrides:
+            key = override.partition("=")[0]
+            if key.partition(".")[0] in keys:
+                raise ConfigError(f"--set {key}: distill {why}, and does not read it")
+
     def recipe(self) -> Any:
         from ..recipes.recipe import load_recipe
 

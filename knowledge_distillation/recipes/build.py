@@ -169,6 +169,9 @@ class LoadedRecipe:
             args=args,
         )
         run.recipe = recipe.identity(finetune)
+        run.data_note = f"data: {recipe.data_source}, " + ", ".join(
+            f"{len(rows):,} rows of {split}" for split, rows in data.items() if split in ("train", "validation")
+        )
         return run
 
 

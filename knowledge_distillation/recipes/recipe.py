@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,7 +21,7 @@ from ..config.yaml_words import TEXTS as TEXTS_OF_RUNS
 from ..config.yaml_words import text_keys
 from ..data.augmentation import Augmentation
 from ..data.glue import GLUE_TASKS, GlueTask, find_task
-from ..data.images import IMAGE_TASKS, ImageTask
+from ..data.images import DIGITS, IMAGE_TASKS, ImageTask
 from ..errors import ConfigError, nearest, shown
 from ..presets import by_name as preset_table
 from ..presets.mapping import STRATEGIES, check_mapping
@@ -182,6 +183,14 @@ class Recipe:
         return IMAGE_TASKS.get(self.task)
 
     @property
+    def data_source(self) -> str:
+        """The task, and where its rows are read, in words."""
+        if self.task in (EMBEDDED, DIGITS):
+            return f"{self.task}, which comes with its own rows"
+        variable = "GLUE_DATA_DIR" if self.image_task is None else "IMAGE_DATA_DIR"
+        return f"{self.task} from {self.data_dir or os.environ.get(variable) or 'the hub'}"
+
+    @property
     def augmented(self) -> bool:
         """Whether the pictures of an image task are changed at random."""
         task = self.image_task
@@ -211,6 +220,7 @@ class Recipe:
         attempt(self._check_method)
         if not of_keys:  # among them may be the task
             attempt(self._check_images)
+            attempt(self._check_data)
         return [*of_keys, *problems]
 
     def _check_method(self) -> None:
@@ -222,9 +232,21 @@ class Recipe:
                 check_mapping(options["mapping"], [*STRATEGIES, "search"])
         elif self.method is not None:
             raise ConfigError("give either method or distill_config; null takes one out")
-        elif self.method_args or self.mapping is not None:
-            key = "method_args" if self.method_args else "mapping"
-            raise ConfigError(f"{key} belongs to a method, and this recipe has a distill_config")
+        else:
+            unread = [key for key in ("method_args", *_OF_METHODS) if getattr(self, key) not in (None, {})]
+            if unread:
+                raise ConfigError(f"{unread[0]} belongs to a method, and this recipe has a distill_config")
+
+    def _check_data(self) -> None:
+        """A folder that nobody would read."""
+        if self.data_dir is None or self.task not in (EMBEDDED, DIGITS):
+            return
+        what = f"task {self.task!r} comes with its own data and reads no folder"
+        raise ConfigError(
+            f"data_dir is {self.data_dir!r}, and {what}: name the task whose files lie there (--task sst2 reads "
+            "SST-2/, --task image_folder pictures by class); rows of your own go to "
+            "KnowledgeDistiller(train_dataset=...)"
+        )
 
     def _check_images(self) -> None:
         Augmentation.parse(self.augment, None)

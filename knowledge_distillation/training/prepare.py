@@ -61,7 +61,7 @@ def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
     run.undo.callback(plan.close)
     for module, mode in run.lent:
         run.undo.callback(setattr, module, "training", mode)
-    plan.notes += run.class_notes
+    plan.notes += [*filter(None, [run.data_note]), *run.class_notes]
     try:
         if run.train_data_adaptor is two_token_streams:
             raise_all(ConfigError, "distill_config", token_by_token(plan, entries))

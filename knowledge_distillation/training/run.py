@@ -54,6 +54,7 @@ class Run:
     losses: dict[str, float] = field(default_factory=dict)  # means of the last epoch
     metrics: dict[str, float] = field(default_factory=dict)
     stop_asked: bool = False
+    data_note: str = ""  # what the data is, and how many rows it has
     classes_settled: bool = False
     class_notes: list[str] = field(default_factory=list)  # what is worth knowing of the models' classes
     plan: Any = None  # the `Plan` of the present stage

@@ -150,7 +150,55 @@ def test_other_commands_refuse_too(folder: Path) -> None:
     refused(distill("finetune"), "recipe: teacher is missing")
     refused(distill("run", folder / "recipe.yaml", "--task", "sst3"), "task 'sst3' is unknown. Nearest: sst2.")
     unused = distill("run", folder / "recipe.yaml", "--alpha", 0.3)
-    refused(unused, "--alpha and --temperature belong to a method, and this recipe has a distill_config")
+    refused(unused, "recipe: alpha belongs to a method, and this recipe has a distill_config")
+
+
+@pytest.mark.case("D1")
+@pytest.mark.parametrize("command", ["finetune", "run", "check"])
+def test_a_folder_that_no_task_reads_is_refused_and_nothing_else_is_trained_on(command: str, folder: Path) -> None:
+    (folder / "glue" / "train.csv").write_text("sentence,label\nfine,1\n")
+    model = ("--teacher", folder / "nowhere", "--data-dir", folder / "glue")
+    options = ("-o", folder / "out") if command != "check" else ()
+    for task in ([], ["--task", "embedded"], ["--task", "digits"]):
+        result = distill(command, *model, *options, *task)
+        refused(
+            result, "data_dir is ", "comes with its own data and reads no folder: name the task whose files lie there"
+        )
+    (folder / "glue" / "SST-2" / "train.tsv").rename(folder / "glue" / "SST-2" / "train.csv")
+    refused(distill("check", folder / "recipe.yaml"), "SST-2 has no file train.tsv. It holds: dev.tsv, train.csv")
+    (folder / "glue" / "SST-2" / "train.csv").rename(folder / "glue" / "SST-2" / "train.tsv")
+    (folder / "glue" / "train.csv").unlink()
+
+
+@pytest.mark.case("D1")
+def test_the_plan_names_the_data_and_its_rows(folder: Path) -> None:
+    result = distill("check", folder / "recipe.yaml")
+    assert result.exit_code == 0
+    assert "data: sst2 from " in result.output and "24 rows of train, 10 rows of validation" in result.output
+
+
+UNREAD = {
+    "a method's argument beside entries": (("check", "--set", "temperature=2"), "temperature belongs to a method"),
+    "student of a fine-tuning": (
+        ("finetune", "--set", "student.num_hidden_layers=1"),
+        "--set student.num_hidden_layers",
+    ),
+    "entries of a fine-tuning": (("finetune", "--set", "distill_config.0.weight=2"), "and does not read it"),
+    "weight of an evaluation": (("evaluate", "--set", "alpha=0.3"), "--set alpha: distill evaluate trains nothing"),
+    "teacher of no preset": (("presets", "--teacher", "bert"), "--teacher and --student are of one preset"),
+}
+
+
+@pytest.mark.case("D1")
+@pytest.mark.parametrize("what", UNREAD)
+def test_an_option_that_a_command_would_not_look_at_is_refused(what: str, folder: Path) -> None:
+    (command, *options), message = UNREAD[what]
+    given = {
+        "check": [folder / "recipe.yaml"],
+        "finetune": [folder / "recipe.yaml"],
+        "evaluate": [folder / "nowhere", "--task", "sst2"],
+    }
+    refused(distill(command, *given.get(command, []), *options), message)
 
 
 HEADS = [{"teacher": "layer2.attention", "student": "layer1.attention", "loss": "mse"}]
