@@ -96,7 +96,7 @@ def test_an_override_makes_what_is_missing_on_its_way() -> None:
 
 
 def test_values_of_overrides_are_yaml() -> None:
-    read = load_recipe(None, ["training.learning_rate=1e-4", "training.eval_steps=null", "data_dir=a=b"])
+    read = load_recipe(None, ["training.learning_rate=1e-4", "training.eval_steps=null", "task=sst2", "data_dir=a=b"])
     assert read.training == {"learning_rate": "1e-4", "eval_steps": None}  # YAML wants 1.0e-4; the settings read both
     assert read.data_dir == "a=b"
 
