@@ -156,7 +156,7 @@ def _explained(teacher: nn.Module, cuts: Cuts, fit: Fit) -> str:
     lines = [text for placing in fit.placings if placing.wrong for text in _why(placing, len(cuts) > 1)]
     if fit.around:
         lines.append("around the layers " + _some(fit.around))
-    return "; ".join(dict.fromkeys([*lines, *_what_would_do(teacher, fit)]))
+    return "; ".join(dict.fromkeys([*lines, *_what_would_do(teacher, cuts, fit)]))
 
 
 def _why(placing: Placing, many: bool) -> Iterator[str]:
@@ -170,15 +170,15 @@ def _why(placing: Placing, many: bool) -> Iterator[str]:
         yield f"{start}would be built differently: {_some(different)}"
 
 
-def _what_would_do(teacher: nn.Module, fit: Fit) -> Iterator[str]:
+def _what_would_do(teacher: nn.Module, cuts: Cuts, fit: Fit) -> Iterator[str]:
     """For each place that is wrongly taken, the layers that could be there."""
-    for path in dict.fromkeys(placing.path for placing in fit.placings if placing.wrong):
-        builds = builds_of(teacher, path)
-        for placing in fit.placings:
-            if placing.path == path and placing.wrong:
-                fitting = fits(builds, builds_of(fit.model, path)[placing.place - 1])
-                could = f"can be {', '.join(map(str, fitting))}" if fitting else "can be none of them"
-                yield f"layer {placing.place} of such a student {could}"
+    numbers = {path: chosen for stack, chosen in cuts.items() for path in stack.paths}
+    for placing in fit.placings:
+        if placing.wrong:
+            own = builds_of(fit.model, placing.path)[placing.place - 1]
+            fitting = fits(builds_of(teacher, placing.path), own, placing, numbers[placing.path])
+            could = f"can be {', '.join(map(str, fitting))}" if fitting else "can be none of them"
+            yield f"layer {placing.place} of such a student {could}"
 
 
 def _some(names: Sequence[str]) -> str:

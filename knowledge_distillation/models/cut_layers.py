@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,7 @@ def _placed(
         if one == other or _is_place(one, other, numbers) or _is_cut(one, other, numbers):
             continue
         counted = _counts([build.settings.get(name) for build in theirs])
+        counted = counted or (type(one) is int and (one, other) == (len(theirs), len(numbers)))  # of all layers
         text = f"{name} is {one}, not {other}"
         if isinstance(one, float) and isinstance(other, float):
             found.depth.append(text)
@@ -141,7 +143,9 @@ def _is_place(one: Any, other: Any, numbers: Sequence[int]) -> bool:
 
 
 def _counts(values: Sequence[Any]) -> bool:
-    """Whether an attribute grows from layer to layer by the same step: it says where a layer is, and no more."""
+    """Whether an attribute says where a layer is, and no more: a number that grows evenly, or a path with one."""
+    if all(isinstance(value, str) for value in values):
+        return len({re.sub(r"\d+", "#", value) for value in values}) == 1 and len(set(values)) == len(values)
     whole = len(values) > 1 and all(type(value) is int for value in values)
     return whole and values[1] != values[0] and len({b - a for a, b in zip(values, values[1:], strict=False)}) == 1
 
@@ -157,6 +161,11 @@ def _shape(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) or "one number"
 
 
-def fits(builds: Sequence[Build], own: Build) -> list[int]:
-    """The layers of the teacher with the weights of a layer that is built so."""
-    return [number for number, layer in enumerate(builds, start=1) if layer.weights == own.weights]
+def fits(theirs: Sequence[Build], own: Build, placing: Placing, numbers: Sequence[int]) -> list[int]:
+    """The layers of the teacher that could be where this one cannot, in a student that is built so."""
+    fitting = []
+    for number in range(1, len(theirs) + 1):
+        others = [number if place == placing.place else n for place, n in enumerate(numbers, start=1)]
+        if not _placed(theirs, own, placing.path, number, placing.place, others).wrong:
+            fitting.append(number)
+    return fitting or [n for n, layer in enumerate(theirs, start=1) if layer.weights == own.weights]

@@ -86,6 +86,8 @@ def _copied(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(values: Any, numbers: Sequence[int]) -> Any:
+    if list(values) == list(range(len(values))):  # no values: the places of all layers
+        return list(range(len(numbers)))
     picked = [values[number - 1] for number in numbers]
     return "".join(picked) if isinstance(values, str) else picked
 
@@ -98,29 +100,33 @@ def _renumbered(value: Any, numbers: Sequence[int], depth: int) -> Any:
     if isinstance(value, dict) and value and all(str(k).isdigit() and int(k) < depth for k in value):
         kept = {new: item for k, item in value.items() for new in places.get(int(k), [])}
         return {str(new) if isinstance(next(iter(value)), str) else new: item for new, item in kept.items()}
-    whole = isinstance(value, (list, tuple)) and bool(value) and all(type(n) is int and 0 <= n < depth for n in value)
-    if whole and len(set(value)) == len(value) < depth:
+    whole = isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
+    if whole and len(set(value)) == len(value) and any(n < depth for n in value):
         return sorted(new for place in value for new in places.get(place, []))
     return None
 
 
 def _copies(teacher: PreTrainedModel, stack: Stack, own: Mapping[str, Any]) -> list[str]:
     """Settings that repeat the depth because the config makes them from it: left out, they are made anew."""
-    candidates = [k for k, v in own.items() if k != stack.key and type(v) is int and v == stack.depth and "layer" in k]
-    if not candidates:
-        return []
-    settings = settings_of(teacher.config)
-    mine = inside(settings, stack.scope)
-    for key in candidates:
-        del mine[key]
-    mine[stack.key] += 1
-    for field in stack.per_layer:
-        mine[field] = mine[field] + mine[field][-1:]
-    try:
-        remade = inside(config_from(teacher, settings).to_dict(), stack.scope)
-    except Exception:
-        return []
-    return [key for key in candidates if remade.get(key) == stack.depth + 1]
+    candidates = [
+        key
+        for key, value in own.items()
+        if type(value) is int and value == stack.depth and "layer" in key and key not in {stack.key, *stack.beside}
+    ]
+    for more in (1, 2) if candidates else ():
+        settings = settings_of(teacher.config)
+        mine = inside(settings, stack.scope)
+        for key in candidates:
+            del mine[key]
+        mine[stack.key] += more
+        for field in stack.per_layer:
+            mine[field] = mine[field] + mine[field][-1:] * more
+        try:
+            remade = inside(config_from(teacher, settings).to_dict(), stack.scope)
+        except Exception:
+            return []
+        candidates = [key for key in candidates if remade.get(key) == stack.depth + more]
+    return candidates
 
 
 def _cut_stages(own: dict[str, Any], stack: Stack, numbers: Sequence[int]) -> None:

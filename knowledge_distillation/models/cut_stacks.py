@@ -31,7 +31,8 @@ class Stack:
     """Layers that one setting counts.
 
     `scope` and `key` say where the setting is, `paths` which lists of modules it makes longer (none where all layers
-    are one module, run again and again), `per_layer` which settings beside it hold one value for each layer.
+    are one module, run again and again), `per_layer` which settings beside it hold one value for each layer, `beside`
+    which count the layers of other stacks.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stack:
     depth: int
     paths: tuple[str, ...]
     per_layer: tuple[str, ...] = ()
+    beside: frozenset[str] = frozenset()
 
 
 def find_stacks(teacher: PreTrainedModel) -> list[Stack]:
@@ -212,7 +214,8 @@ def _named(stacks: Sequence[Stack]) -> list[Stack]:
         own += [name for name in dict.fromkeys(_met(stack)) if met[name] == 1 and not given[name]]
         own.append(".".join((*stack.scope, stack.key)))
         name = own[0] if len(stacks) > 1 or own[0] in _plain(stack) else ""
-        named.append(replace(stack, name=name, aliases=frozenset(own)))
+        beside = frozenset(other.key for other in stacks if other.scope == stack.scope and other is not stack)
+        named.append(replace(stack, name=name, aliases=frozenset(own), beside=beside))
     return named
 
 

@@ -260,6 +260,24 @@ def test_a_detector_is_cut_by_encoder_and_decoder():
     assert (len(student.model.encoder.layers), len(student.model.decoder.layers)) == (3, 4)
 
 
+def test_one_side_is_cut_although_the_other_is_as_deep_by_default():
+    teacher = build(
+        "MT5ForConditionalGeneration", vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=4, num_heads=2
+    )
+    student = student_from_teacher(teacher, {"encoder": [2, 4]})
+    assert (student.config.num_layers, student.config.num_decoder_layers) == (2, 4)
+
+
+def test_places_of_all_layers_are_places():
+    teacher = build(
+        "Llama4ForCausalLM",
+        **{**DECODER, "head_dim": 8, "intermediate_size_mlp": 24, "num_local_experts": 2},
+        interleave_moe_layer_step=1,
+    )
+    student = student_from_teacher(teacher, [2, 4])
+    assert (student.config.moe_layers, student.config.no_rope_layers) == ([0, 1], [1, 0])
+
+
 @pytest.mark.case("B6")
 @pytest.mark.parametrize(
     ("name", "settings", "outputs"),
