@@ -22,6 +22,7 @@ from ..errors import ConfigError, DataError, DistillationError
 from ..storage.random_state import random_state, set_random_state
 from .batching import LengthGroupedBatchSampler
 from .collating import NamingRows, PadToBucket, default_collator
+from .conversations import tokenized_rows
 from .dataset_rows import NumberedRows, check_rows, lengths_of, without_text
 from .token_budget import TokenBudgetBatchSampler
 
@@ -224,15 +225,18 @@ def loader_of(
     processing_class: Any,
     train: bool,
     indexed: bool = False,
+    student: Any = None,
 ) -> DataLoader[Any]:
     """A loader of this process's share of a data set, in batches of rows of similar length, padded to the longest.
 
-    `indexed` adds each row's place in the data set as `sample_index`.
+    `indexed` adds each row's place in the data set as `sample_index`. Rows of text become tokens, as the `student`
+    reads them.
 
     Raises:
         DataError: the data set is empty, or rows have no input a length could be taken from where one is needed.
         ConfigError: a row does not fit max_tokens_per_batch; length_bucket, where no tokenizer pads.
     """
+    dataset = tokenized_rows(dataset, processing_class, student) if data_collator is None else dataset
     check_rows(dataset, processing_class, train)
     rows = without_text(dataset)
     bucket = settings.length_bucket if train else None

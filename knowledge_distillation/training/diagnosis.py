@@ -81,6 +81,7 @@ def _of_context(run: Run, inputs: tuple[Inputs, Inputs]) -> Iterator[str]:
     missing: dict[str, list[int]] = {}
     for bound in run.loss_model.bound.values():
         asked = set(bound.context_keys) - set(MASKS) | ({"labels"} if bound.entry.hard else set())
+        asked = {bound.answers.key if key == "labels" else key for key in asked}
         for key in sorted(asked):
             if context.get(key) is None:
                 missing.setdefault(key, []).append(bound.entry.index)

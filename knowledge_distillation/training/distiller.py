@@ -134,10 +134,19 @@ class KnowledgeDistiller:
         if train_dataset is not None:
             indexed = loss_model.asks_for("sample_index")
             train_dataloader = loader_of(
-                train_dataset, args, place, data_collator, processing_class, train=True, indexed=indexed
+                train_dataset,
+                args,
+                place,
+                data_collator,
+                processing_class,
+                train=True,
+                indexed=indexed,
+                student=student_model,
             )
         if eval_dataset is not None:
-            dev_dataloader = loader_of(eval_dataset, args, place, data_collator, processing_class, train=False)
+            dev_dataloader = loader_of(
+                eval_dataset, args, place, data_collator, processing_class, train=False, student=student_model
+            )
         train_data_adaptor = train_data_adaptor or same_inputs
         dev_data_adaptor = dev_data_adaptor or train_data_adaptor
         if evaluator is None and dev_dataloader is not None:
