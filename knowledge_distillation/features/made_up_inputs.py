@@ -21,6 +21,10 @@ def made_up_inputs(model: nn.Module) -> dict[str, Any]:
     if main != "input_ids":
         raise ConfigError(f"{type(model).__name__} takes {main}, for which no inputs can be made up")
     ids = torch.arange(16, dtype=torch.long).view(2, 8) % max(2, getattr(config, "vocab_size", 2))
+    end = getattr(config, "eos_token_id", None)
+    if type(end) is int and 0 < end < getattr(config, "vocab_size", 0):  # one in each row, as BART's head counts them
+        ids = ids.masked_fill(ids == end, end - 1)
+        ids[:, -1] = end
     inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids

@@ -118,14 +118,16 @@ def _forms(model: nn.Module, cuts: Cuts, inputs: Mapping[str, Any], gradient: bo
         gradient: only of layers that a gradient leaves.
     """
     forms: dict[str, Form] = {}
+    seen: set[str] = set()
     with ExitStack() as stack:
         for path in (path for cut in cuts for path in cut.paths):
             for name, layer in model.get_submodule(path).named_children():
 
                 def after(module: nn.Module, args: Any, output: Any, name: str = f"{path}.{name}") -> None:
                     first = output if isinstance(output, Tensor) else output[0]
-                    if isinstance(first, Tensor) and name not in forms and first.requires_grad >= gradient:
+                    if name not in seen and isinstance(first, Tensor) and first.requires_grad >= gradient:
                         forms[name] = ("output" if first is output else "output[0]", tuple(first.shape))
+                    seen.add(name)  # a path means the first call
 
                 stack.callback(layer.register_forward_hook(after).remove)
         run(model, inputs, gradient)

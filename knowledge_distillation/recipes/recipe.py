@@ -73,8 +73,9 @@ class Recipe:
         teacher: a directory or hub name; or a mapping that describes a model to build from scratch, with
             `model_type`, the fields of its config, `zero_residual_branches: true` where it is deep, and `weights`: a
             file of its tensors. None where no entry needs one (image tasks).
-        student: the same; or `{layers: [4, 8, 12]}` to cut it out of the teacher, or `{layers: [...], of: NAME}` out
-            of another model. With `embeddings: teacher` in the mapping its embedding begins as the teacher's.
+        student: the same; or `{layers: [4, 8, 12]}` to cut it out of the teacher (`{layers: {encoder: [...], decoder:
+            [...]}}` where it has several stacks), or `{layers: [...], of: NAME}` out of another model. With
+            `embeddings: teacher` in the mapping its embedding begins as the teacher's.
         task: a GLUE task, or `embedded` for the data set that comes with the package; or an image task.
         data_dir: folder in GLUE's own TSV layout; None: `GLUE_DATA_DIR`, else the hub. Of an image task, a folder of
             pictures; None: `IMAGE_DATA_DIR`, else the hub.

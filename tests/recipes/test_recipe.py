@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,16 @@ def test_a_student_may_be_cut_out_of_the_teacher_or_of_another_model(tmp_path: P
     other = {**TINY_BERT, "num_hidden_layers": 3, "hidden_size": 8}
     student = loaded(tmp_path, student={"layers": [1, 3], "of": other}).student()
     assert student.config.num_hidden_layers == 2 and student.config.hidden_size == 8
+
+
+def test_a_student_of_two_stacks_is_cut_by_stack(tmp_path: Path) -> None:
+    sides = {f"{side}_{key}": 2 for side in ("encoder", "decoder") for key in ("layers", "attention_heads", "ffn_dim")}
+    sizes = {"model_type": "bart", "d_model": 8, "max_position_embeddings": 160, **sides}
+    student = loaded(tmp_path, teacher=sizes, student={"layers": {"encoder": [2], "decoder": [1]}}).student()
+    assert (student.config.encoder_layers, student.config.decoder_layers) == (1, 1)
+    message = 'BartForSequenceClassification are given as a mapping {"encoder": [...], "decoder": [...]}; found [2]'
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        loaded(tmp_path, teacher=sizes, student={"layers": [2]}).student()
 
 
 def test_the_tokenizer_is_the_named_one_or_that_of_a_saved_teacher(tmp_path: Path) -> None:
