@@ -24,6 +24,7 @@ from .batching import LengthGroupedBatchSampler
 from .collating import NamingRows, PadToBucket, default_collator
 from .conversations import tokenized_rows
 from .dataset_rows import NumberedRows, check_rows, lengths_of, without_text
+from .streams import is_stream, stream_loader
 from .token_budget import TokenBudgetBatchSampler
 
 Place: TypeAlias = Accelerator | PartialState  # which process of how many this is, and its device
@@ -190,6 +191,11 @@ class _EveryNth:
     def __iter__(self) -> Iterator[Any]:
         return itertools.islice(iter(self.batches), self.start, None, self.step)
 
+    def set_epoch(self, epoch: int) -> None:
+        tell = getattr(self.batches, "set_epoch", None)
+        if tell is not None:
+            tell(epoch)
+
     def __len__(self) -> int:
         return max(0, math.ceil((len(self.batches) - self.start) / self.step))  # type: ignore[arg-type]
 
@@ -236,6 +242,9 @@ def loader_of(
         DataError: the data set is empty, or rows have no input a length could be taken from where one is needed.
         ConfigError: a row does not fit max_tokens_per_batch; length_bucket, where no tokenizer pads.
     """
+    if is_stream(dataset):
+        stream = stream_loader(dataset, settings, data_collator, processing_class, train, indexed)
+        return stream if train else _sharded(stream, accelerator)  # type: ignore[return-value]
     dataset = tokenized_rows(dataset, processing_class, student) if data_collator is None else dataset
     check_rows(dataset, processing_class, train)
     rows = without_text(dataset)

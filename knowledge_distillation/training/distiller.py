@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 from ..config.settings import TrainingSettings
 from ..config.stages import stages_of
 from ..data.class_labels import with_class_numbers
+from ..data.row_files import rows_of_file
+from ..data.streams import is_stream
 from ..data.train_batches import TrainBatches, check_one_source, loader_of
 from ..errors import CheckpointError, ConfigError, shown
 from ..evaluation.evaluators import TaskEvaluator
@@ -46,7 +48,8 @@ class KnowledgeDistiller:
             peer` they teach each other (Zhang et al., Deep Mutual Learning, 2018). Saved in `output_dir/peers`.
         train_dataloader: any iterable of batches, sized or not; or give a `train_dataset`.
         dev_dataloader: iterable of batches for the evaluator; or give an `eval_dataset`.
-        train_dataset, eval_dataset: tokenized rows; batched by length and padded to the longest row of the batch.
+        train_dataset, eval_dataset: tokenized rows, or the path of a file of them; batched by length and padded to the
+            longest row of the batch. Streams (`IterableDataset`) come in their own order, and end by `max_steps`.
         data_collator, processing_class, compute_metrics: as in transformers' `Trainer`; `compute_metrics` is called
             as `(logits, labels)` on numpy arrays.
         train_data_adaptor, dev_data_adaptor: `(device, batch) -> (teacher_inputs, student_inputs)`, each a dict or a
@@ -130,7 +133,9 @@ class KnowledgeDistiller:
         check_one_source(train_dataloader, train_dataset, "train")
         check_one_source(dev_dataloader, eval_dataset, "dev")
         names = class_names(student_model)
-        train_dataset, eval_dataset = (with_class_numbers(rows, names) for rows in (train_dataset, eval_dataset))
+        train_dataset, eval_dataset = (
+            with_class_numbers(rows_of_file(rows), names) for rows in (train_dataset, eval_dataset)
+        )
         if train_dataset is not None:
             indexed = loss_model.asks_for("sample_index")
             train_dataloader = loader_of(
@@ -150,7 +155,8 @@ class KnowledgeDistiller:
         train_data_adaptor = train_data_adaptor or same_inputs
         dev_data_adaptor = dev_data_adaptor or train_data_adaptor
         if evaluator is None and dev_dataloader is not None:
-            evaluator = TaskEvaluator(compute_metrics, dev_data_adaptor, fixed_order=eval_dataset is not None)
+            fixed_order = eval_dataset is not None and not is_stream(eval_dataset)
+            evaluator = TaskEvaluator(compute_metrics, dev_data_adaptor, fixed_order=fixed_order)
 
         with others_may_end(place):
             precision = choose(
@@ -191,7 +197,7 @@ class KnowledgeDistiller:
             output_dir=output_dir,
             lent=lent_modules(students, teachers),
             notes=[*filter(None, [precision.why]), *notes],
-            num_samples=None if train_dataset is None else len(train_dataset),
+            num_samples=len(train_dataset) if hasattr(train_dataset, "__len__") else None,
         )
         for callback in callbacks:
             callback.on_init_end(self.run)
