@@ -71,14 +71,14 @@ def stream_loader(
     by_length = [name for name in ("max_tokens_per_batch", "length_bucket") if train and getattr(settings, name)]
     if by_length:
         raise ConfigError(f"{by_length[0]} goes by the length of all rows, and the {what} data is a stream")
-    if train and not hasattr(dataset, "__len__") and settings.max_steps < 1 and not settings.stages:
-        raise ConfigError(f"the {what} data is a stream, which does not say how many rows it has: set max_steps")
-    iterator = iter(dataset)
-    if iterator is dataset:
+    if iter(dataset) is dataset:
         raise DataError(
             f"the {what} data is a {type(dataset).__name__}, which can be gone through only once: give a list "
-            "of rows, or an IterableDataset, which begins anew each time"
+            "of rows, or an IterableDataset, which begins anew each time. Batches are given as "
+            f"{'train' if train else 'dev'}_dataloader"
         )
+    if train and not hasattr(dataset, "__len__") and settings.max_steps < 1 and not settings.stages:
+        raise ConfigError(f"the {what} data is a stream, which does not say how many rows it has: set max_steps")
     batch_size = settings.per_device_train_batch_size if train else settings.per_device_eval_batch_size
     rows = StreamedRows(dataset, batch_size, indexed)
     first = next(iter(rows), None)

@@ -244,7 +244,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], type[DistillationError], li
     "rows that are no sequence": (
         lambda: {"train_dataset": iter(rows())},
         DataError,
-        ["the training data set is a list_iterator", "given as train_dataloader"],
+        ["the training data is a list_iterator", "gone through only once", "given as train_dataloader"],
     ),
     "rows of many lengths and no tokenizer": (
         lambda: {"train_dataset": rows()},
