@@ -18,7 +18,7 @@ from ..features.deferred import Deferred, TopKLogits, materialized
 from .answers import Answers
 from .loss import Loss
 from .masking import Items, Layout, Masks, layout_of, per_sample, total, zero_padding
-from .projections import at_least_float32
+from .projections import in_one_precision
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def values_of(
     loss, items = bound.loss, bound.items
     if isinstance(student[0], Deferred):  # its values are never there at once: their shape has to do
         compared = (student[0], context["labels"] if bound.entry.hard else teacher[0])
-        shapes = [torch.empty(side.shape, dtype=side.dtype, device="meta") for side in compared]
+        shapes = in_one_precision(torch.empty(side.shape, dtype=side.dtype, device="meta") for side in compared)
         values = call_loss(loss, loss.function, torch.device("cpu"), *shapes, **args)
         return values, layout_of(bound.kind, student[0].shape, values.shape)
     masks = items.masks(context)
@@ -64,10 +64,10 @@ def values_of(
     if items.labelled and "mask" in keywords and masks.rows is not None:
         keywords["mask"] = masks.rows
     padding = items.padding(masks, all_of_it=loss.by_name or "mask" in keywords)
-    student_features, teacher_features = (
-        tuple(at_least_float32(bound.answers.logits(zero_padding(one, bound.kind, padding))) for one in features)
-        for features in (materialized(student), _beside(teacher, *materialized(student[:1])))
-    )
+    whole = materialized(student)
+    kept = (zero_padding(one, bound.kind, padding) for one in (*whole, *_beside(teacher, *whole[:1])))
+    compared = in_one_precision(map(bound.answers.logits, kept))
+    student_features, teacher_features = compared[: len(student)], compared[len(student) :]
     reference = (context.get("labels"),) if bound.entry.hard else teacher_features
     sides = (student_features, reference) if loss.several else (student_features[0], reference[0])
     values = call_loss(loss, loss.function, student_features[0].device, *sides, **args, **keywords)

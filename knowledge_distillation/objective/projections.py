@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,3 +209,12 @@ def apply_projections(
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
+
+
+def in_one_precision(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """What a loss compares: real numbers in float32, or all in float64 where one of them is; whole ones as they are."""
+    wide = tuple(at_least_float32(tensor) for tensor in tensors)
+    types = {tensor.dtype for tensor in wide if tensor.is_floating_point()}
+    if len(types) < 2:
+        return wide
+    return tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in wide)
