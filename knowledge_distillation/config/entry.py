@@ -16,6 +16,7 @@ from .validation import Count, Flag, NotNegative, PathText, Positive, Text, read
 HARD, SOFT = "hard_distill", "ts_distill"
 ProjectionType = Literal["auto", "linear", "mlp", "conv1x1", "conv1x1_bn", "resize", "heads", "exit", "none"]
 Reduction = Literal["mean", "sequence_mean", "batch_mean", "sum"]
+Vocabulary = Literal["same", "shared"]
 PROJECTIONS, REDUCTIONS = get_args(ProjectionType), get_args(Reduction)
 SELF, PEER = "self", "peer"  # teachers that train: the student itself, and the other students of a cohort
 
@@ -104,6 +105,7 @@ def _stages(written: Any) -> tuple[str, ...]:
     return tuple(str(stage) for stage in stages)
 
 
+_MASK = "labels, attention, or the name of another mask of the batch"
 _SCHEDULE = "a mapping of weight, or of an argument of the loss"
 
 
@@ -115,6 +117,8 @@ class Entry:
     for a hard entry, whose target is the labels. `index` numbers the item as written, from 0. `schedule` maps
     `weight` or an argument of the loss to its course; `stage` names the stages the entry belongs to, empty for all;
     `learning_rate` is that of the entry's projections and of its loss's own parameters, None for the run's.
+    `mask` names the mask of the batch that says which tokens count, None for labels where they mark tokens of logits,
+    else for what is no padding. `vocabulary` is `shared` where logits are compared in the classes of both sides alone.
     """
 
     index: int
@@ -140,6 +144,8 @@ class Entry:
         Annotated[PathText, Field(description="the path of a run or of a .safetensors file")] | None
     ) = None
     learning_rate: Positive | None = None
+    mask: Annotated[Text, Field(min_length=1, description=_MASK)] | None = None
+    vocabulary: Vocabulary = "same"
 
     @cached_property
     def hard(self) -> bool:

@@ -21,7 +21,7 @@ from .yaml_words import TEXTS
 
 _LONG_KEYS = tuple(f"{side}_{half}" for side in ("teacher", "student") for half in ("layer_name", "layer_output_name"))
 _OPTIONS = (
-    *("weight", "name", "reduction", "schedule", "stage"),
+    *("weight", "name", "reduction", "mask", "vocabulary", "schedule", "stage"),
     *("projection", "teacher_projection", "projection_checkpoint", "learning_rate"),
 )
 MOST_NAMES = 1_000  # that one text stands for, and entries of a config
@@ -139,6 +139,8 @@ def _parse_item(index: int, item: Any, problems: list[str]) -> list[Entry]:
         problems.append("teacher_projection is given, and no teacher feature")
     elif entry.projection_checkpoint and entry.projection.type == entry.teacher_projection.type == "none":
         problems.append("projection_checkpoint needs a projection, and projection is none")
+    if entry.vocabulary == "shared" and not has_teacher:
+        problems.append("vocabulary 'shared' is for logits of two models, and no teacher feature is given")
     if not students or (has_teacher and not teachers):
         return []
     pairs = _pair(students, teachers, problems)

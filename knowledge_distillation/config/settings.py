@@ -156,6 +156,8 @@ class TrainingSettings:
             optimizer and a schedule of its own. None: the stages that the entries name.
         balance: `relative_scale` or `gradient_norm` keep the terms of the loss on one scale while training; `none`.
         balance_steps: optimizer steps between two measurements of gradient norms.
+        shift_labels: whether position i of the logits is for label i + 1, as in causal language models; None
+            to measure it.
         report_to: trackers of Accelerate, such as `tensorboard`; `none` for none.
         disable_tqdm: no progress bar.
         overwrite_output_dir: replace a run that is in `output_dir`.
@@ -195,6 +197,7 @@ class TrainingSettings:
     stages: Annotated[tuple[Any, ...], BeforeValidator(_stages), Field(description="a list of mappings")] = ()
     balance: Annotated[Literal["none", "relative_scale", "gradient_norm"], _off("none")] = "none"
     balance_steps: Count = 20
+    shift_labels: Flag | None = None
     report_to: Annotated[tuple[str, ...], BeforeValidator(_names), Field(description="a name or a list of them")] = ()
     disable_tqdm: Flag = False
     overwrite_output_dir: Flag = False

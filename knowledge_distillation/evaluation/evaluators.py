@@ -24,10 +24,10 @@ from ..features.inputs import (
     adapt_batch,
     forward_inputs,
     named_inputs,
-    predicts_next_token,
     same_inputs,
     shapes_of,
 )
+from ..features.label_shift import label_shift, marks_tokens
 from ..features.preserve import resting
 from ..losses.labels import IGNORED_LABEL
 from ..storage import checkpoint_files
@@ -55,6 +55,7 @@ class TaskEvaluator:
         data_adaptor: as for training; None gives both models the batch.
         primary_metric: None for the first metric of the student, `agreement` where there are no labels.
         fixed_order: the data loader gives the same rows in the same order each time.
+        shift_labels: whether position i of the logits is for label i + 1; None to measure it on the first batch.
     """
 
     greater_is_better = True
@@ -65,11 +66,13 @@ class TaskEvaluator:
         data_adaptor: DataAdaptor | None = None,
         primary_metric: str = "",
         fixed_order: bool = False,
+        shift_labels: bool | None = None,
     ) -> None:
         self.compute_metrics = None if compute_metrics is None else _as_called(compute_metrics)
         self.data_adaptor = data_adaptor or same_inputs
         self.primary_metric = primary_metric
         self.fixed_order = fixed_order
+        self.shift_labels = shift_labels
         self._teacher: Any = None  # what it said of each batch, or with `compute_metrics` its logits
 
     def __call__(
@@ -144,7 +147,7 @@ class TaskEvaluator:
         Raises:
             DataError: a model cannot run on the batch, or gives nothing to evaluate.
         """
-        trial = TaskEvaluator(self.compute_metrics, self.data_adaptor)
+        trial = TaskEvaluator(self.compute_metrics, self.data_adaptor, shift_labels=self.shift_labels)
         outputs = list(trial._outputs(student, teacher, batches, accelerator))
         try:
             return list(trial._scores(student, outputs))
@@ -186,10 +189,10 @@ class TaskEvaluator:
             cast: Any = getattr(teacher, "cast", dict)
             others = _predicted(teacher(**cast(teacher_inputs)))
         known = {**batch, **student_inputs} if isinstance(batch, Mapping) else student_inputs
-        return own, others, self._targets(student, own, known)
+        return own, others, self._targets(student, student_inputs, own, known)
 
-    def _targets(self, student: nn.Module, output: Any, inputs: Mapping[str, Any]) -> Targets:
-        """What a batch has to score against, where the student's output is."""
+    def _targets(self, student: nn.Module, own: Mapping[str, Any], output: Any, inputs: Mapping[str, Any]) -> Targets:
+        """What a batch has to score against, where the student's output is; `own` are the student's inputs."""
         if isinstance(output, tuple):
             keys = ("start_positions", "end_positions")
             positions = tuple(inputs[key] for key in keys) if inputs.keys() >= {*keys} else None
@@ -200,7 +203,10 @@ class TaskEvaluator:
         if output.dim() == 3:
             mask = _fitting(inputs, output.shape[:-1])
             mask = torch.ones(output.shape[:-1], dtype=torch.bool, device=output.device) if mask is None else mask
-        return Targets(labels, mask, predicts_next_token(student))
+        if self.shift_labels is None and marks_tokens(labels):
+            shift = label_shift(student, own, labels)
+            self.shift_labels = shift is not None and bool(shift.shifted)
+        return Targets(labels, mask, bool(self.shift_labels))
 
 
 class MultiLayerBasedDistillationEvaluator:

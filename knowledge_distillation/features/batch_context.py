@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config.entry import Feature
 from ..losses.labels import IGNORED_LABEL
 from .inputs import Inputs
+from .label_shift import marks_tokens
 
 PER_TOKEN = ("tokens", "attention", "heads")  # kinds of features that have values for each token
 _STACK = re.compile(r"(?:^|[._])(encoder|decoder)")  # the first in a path: `decoder.layers.0.encoder_attn` decodes
@@ -20,12 +21,13 @@ _STACK = re.compile(r"(?:^|[._])(encoder|decoder)")  # the first in a path: `dec
 class Context(dict[str, Any]):
     """What losses may ask for in one batch, and what was worked out of it, so that no two entries do so again.
 
-    `whole` names the masks that keep everything, because the batch has none: they need not be applied.
+    `whole` names the masks that keep everything, because the batch has none: they need not be applied. `shifted` says
+    that position i is for label i + 1: `labels` then hold at position i what that is for, -100 in the last.
     """
 
-    def __init__(self, values: Mapping[str, Any], whole: frozenset[str] = frozenset()) -> None:
+    def __init__(self, values: Mapping[str, Any], whole: frozenset[str] = frozenset(), shifted: bool = False) -> None:
         super().__init__(values)
-        self.whole = whole
+        self.whole, self.shifted = whole, shifted
         self.memo: dict[Hashable, Any] = {}
 
 
@@ -65,9 +67,14 @@ def make_context(student: Inputs, teacher: Inputs | None = None, shift_labels: b
                 mask = mask.bool() & other.bool()
         if mask is not None:
             context[key] = mask
-    if shift_labels and isinstance(labels, Tensor) and labels.dim() == 2:
-        context["labels"] = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED_LABEL)], dim=1)
-    return Context(context, frozenset(whole))
+    if shift_labels and marks_tokens(labels):
+        context["labels"] = of_next(context["labels"], IGNORED_LABEL)
+    return Context(context, frozenset(whole), shift_labels)
+
+
+def of_next(tokens: Tensor, last: int) -> Tensor:
+    """At each position what the next token has, (…, length); `last` in the last."""
+    return torch.cat([tokens[..., 1:], torch.full_like(tokens[..., :1], last)], dim=-1)
 
 
 def mask_keys(

@@ -212,6 +212,26 @@ def materialized(features: Iterable[Tensor | Deferred]) -> tuple[Tensor, ...]:
     return tuple(feature.tensor() if isinstance(feature, Deferred) else feature for feature in features)
 
 
+def first_classes(logits: Tensor | Deferred, classes: int) -> Tensor | Deferred:
+    """The logits of the first classes, (…, classes), given as the logits are: whole, as a head, or as the largest."""
+    if logits.shape[-1] == classes:
+        return logits
+    if isinstance(logits, HeadLogits):
+        bias = None if logits.bias is None else logits.bias[:classes]
+        return replace(logits, weight=logits.weight[:classes], bias=bias)
+    if isinstance(logits, TopKLogits) and logits.values.shape[-1] < classes:
+        # Those of other classes become a second mention of the largest that stays.
+        kept = logits.indices < classes
+        first = kept.int().argmax(-1, keepdim=True)
+        value, index = (part.gather(-1, first) for part in (logits.values, logits.indices))
+        some = kept.any(-1, keepdim=True)
+        value = torch.where(some, value, logits.rest[..., None].to(value.dtype))
+        values, indices = torch.where(kept, logits.values, value), torch.where(kept, logits.indices, index * some)
+        return replace(logits, values=values, indices=indices, classes=classes)
+    (whole,) = materialized([logits])
+    return whole[..., :classes]
+
+
 def attention_scores(
     query: Tensor,
     key: Tensor,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from ..errors import ConfigError, DataError, DistillationError
 from .decoder_inputs import decoder_inputs
 from .signature import forward_parameters, inner_model, positional
-
-_CAUSAL = re.compile(r"ForCausalLM$|LMHeadModel$")
 
 LABELS = ("labels", "start_positions", "end_positions")  # what only a loss reads
 
@@ -200,11 +197,6 @@ def first_rows(inputs: Inputs, rows: int = 2) -> dict[str, Any]:
         key: value[:rows] if (key in lengths or isinstance(value, list)) and len(value) == size else value
         for key, value in inputs.items()
     }
-
-
-def predicts_next_token(model: nn.Module) -> bool:
-    """Whether position i of the logits is for label i + 1, as in causal language models."""
-    return bool(_CAUSAL.search(type(model).__name__))
 
 
 def shape_of(tensor: Tensor) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config.entry import Entry
 from ..errors import ConfigError
 from ..features.batch_context import batch_size
-from ..features.deferred import Deferred, TopKLogits, materialized
+from ..features.deferred import Deferred, TopKLogits, first_classes, materialized
 from .answers import Answers
 from .loss import Loss
 from .masking import Items, Layout, Masks, layout_of, per_sample, total, zero_padding
@@ -47,6 +47,12 @@ class BoundEntry:
     def entry(self) -> Entry:
         return self.loss.entry
 
+    def of_vocabulary(self, features: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Logits of the classes that both sides have, where the entry compares these alone."""
+        if self.entry.vocabulary == "same":
+            return features
+        return tuple(first_classes(feature, self.classes) for feature in features)
+
 
 def values_of(
     bound: BoundEntry, student: Any, teacher: Any, context: Mapping[str, Any], args: Mapping[str, Any]
@@ -54,15 +60,19 @@ def values_of(
     """The values of the loss, and what one of them stands for."""
     loss, items = bound.loss, bound.items
     if isinstance(student[0], Deferred):  # its values are never there at once: their shape has to do
-        compared = (student[0], context["labels"] if bound.entry.hard else teacher[0])
-        shapes = in_one_precision(torch.empty(side.shape, dtype=side.dtype, device="meta") for side in compared)
+        pair = (student[0], context["labels"] if bound.entry.hard else teacher[0])
+        shapes = in_one_precision(torch.empty(side.shape, dtype=side.dtype, device="meta") for side in pair)
         values = call_loss(loss, loss.function, torch.device("cpu"), *shapes, **args)
         return values, layout_of(bound.kind, student[0].shape, values.shape)
     masks = items.masks(context)
     words = items.words(context, none_for_all=loss.by_name) if bound.context_keys else {}
     keywords = {name: words[name] if name in words else context.get(name) for name in bound.context_keys}
-    if items.labelled and "mask" in keywords and masks.rows is not None:
-        keywords["mask"] = masks.rows
+    if items.marks and masks.rows is not None:
+        of_teacher = keywords.get("teacher_mask")
+        alike = {"mask"} if of_teacher is None or of_teacher.shape != masks.rows.shape else {"mask", "teacher_mask"}
+        keywords |= dict.fromkeys(alike & keywords.keys(), masks.rows)
+        if items.marks_keys and "key_mask" in keywords:
+            keywords["key_mask"] = masks.keys
     padding = items.padding(masks, all_of_it=loss.by_name or "mask" in keywords)
     whole = materialized(student)
     kept = (zero_padding(one, bound.kind, padding) for one in (*whole, *_beside(teacher, *whole[:1])))

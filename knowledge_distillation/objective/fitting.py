@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config.entry import Entry, Projection
 from ..errors import CheckpointError, ConfigError, DistillationError
+from ..features.deferred import first_classes
 from ..losses.labels import IGNORED_LABEL
 from .loss import Loss
 from .projections import (
@@ -34,6 +35,28 @@ class Modules:
     projections: nn.ModuleDict
     losses: nn.ModuleDict
     training: bool
+
+
+def in_one_vocabulary(
+    entry: Entry, kind: str, student: tuple[Any, ...], teacher: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Logits of the classes that all sides have, for `vocabulary: shared`; else the features as they are.
+
+    Raises:
+        ConfigError: they are no logits of tokens, or have a projection.
+    """
+    if entry.vocabulary == "same":
+        return student, teacher
+    names = (*entry.student, *entry.teacher)
+    if kind != "tokens" or any(name.output == "hidden_states" for name in names):
+        raise ConfigError(
+            f"vocabulary 'shared' is for the logits of tokens; {entry.student[0]} is a feature of kind {kind}"
+        )
+    if {entry.projection.type, entry.teacher_projection.type} - {"auto", "none"}:
+        raise ConfigError("vocabulary 'shared' compares the classes that both sides have: leave the projection out")
+    classes = min(feature.shape[-1] for feature in (*student, *teacher))
+    first, second = (tuple(first_classes(feature, classes) for feature in side) for side in (student, teacher))
+    return first, second
 
 
 def fit_teacher(
@@ -196,9 +219,10 @@ def _one_of(modules: nn.ModuleDict, name: str, module: nn.Module) -> nn.Module:
 
 def _mismatch(kind: str, logits: bool, student: Tensor, teacher: Tensor, pair: str) -> str:
     if logits and student.shape[:-1] == teacher.shape[:-1]:
+        padded = ", or vocabulary: shared where the last ones are padding" if kind == "tokens" else ""
         return (
             f"{pair}: the student has {student.shape[-1]} classes, the teacher {teacher.shape[-1]}. "
-            "Logits are compared class by class: give both models the same labels or vocabulary"
+            f"Logits are compared class by class: give both models the same labels or vocabulary{padded}"
         )
     if kind in ("attention", "heads") and student.shape[1] != teacher.shape[1]:
         return (

@@ -167,3 +167,11 @@ def keywords_of(entry: Entry) -> set[str]:
         return set(loss_of(entry, None).signature.call)
     except ConfigError:
         return set()
+
+
+def reads_labels(entry: Entry) -> bool:
+    """Whether it may matter to an entry which label each position of its feature is for."""
+    if entry.loss == "own_loss":  # the model sees to it itself
+        return False
+    of_logits = any(feature.output == "logits" for feature in entry.student)
+    return entry.hard or of_logits or entry.mask is not None or bool({"labels"} & {*keywords_of(entry), *entry.args})

@@ -17,12 +17,14 @@ from ..features.batch_context import batch_size, make_context, mask_keys
 from ..features.deferred import Deferred, HeadLogits, materialized
 from ..features.inputs import Inputs
 from ..features.kinds import kind_by_name
+from ..features.label_shift import LabelShift, marks_tokens, shift_of_outputs
 from .answers import answers_of
 from .averaging import BoundEntry, average, call_loss, naming_entry, value_of, values_of, weights_of
 from .balance import Balance
-from .fitting import Modules, fit_labels, fit_loss, fit_student, fit_teacher
+from .fitting import Modules, fit_labels, fit_loss, fit_student, fit_teacher, in_one_vocabulary
 from .fused.vocabulary import HeadTerm, head_loss
-from .loss import keywords_of, loss_of
+from .loss import Loss, keywords_of, loss_of, reads_labels
+from .marked import marks_by_name, marks_of
 from .masking import Items, sizes_of
 from .not_finite import why_not_finite
 from .outputs import features_of_outputs, see_features
@@ -55,8 +57,9 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         distill_config: a list of entries, a parsed DistillConfig, or the path of a YAML file.
         teacher_output_adaptor: model output -> `{"layer": {"output": tensor}}`; None for the ready-made names.
         student_output_adaptor: the same for the student.
-        shift_labels: whether position i predicts label i + 1, as in causal language models: of outputs whose type does
-            not say so, in a loop of one's own.
+        shift_labels: whether position i of the logits is for label i + 1, as in causal language models; None to
+            measure it: by the student's own loss, else by whether it sees the next token and the labels repeat those
+            that it reads.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         distill_config: Any,
         teacher_output_adaptor: OutputAdaptor | None = None,
         student_output_adaptor: OutputAdaptor | None = None,
-        shift_labels: bool = False,
+        shift_labels: bool | None = None,
     ) -> None:
         super().__init__()
         self.config: DistillConfig = _with_usable_names(parse_config(distill_config))
@@ -75,7 +78,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         trained = {entry.name: entry.loss for entry in self.config.entries if isinstance(entry.loss, nn.Module)}
         self.losses = nn.ModuleDict(trained)
         self.bound: dict[str, BoundEntry] = {}
-        self.shift_labels = shift_labels
+        self.label_shift: LabelShift | None = None  # None until there are labels to tell it by
+        self.say_shift(shift_labels)
         self.balance: Balance | None = None  # factors beside the weights
 
     def prepare(self, peers: Sequence[str], balanced: bool) -> None:
@@ -84,6 +88,20 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             self.config = self.config.among(peers)
         if balanced:
             self.balance = Balance(self.config.entries)
+
+    def say_shift(self, shift_labels: bool | None) -> None:
+        """Say whether position i is for label i + 1, where it is not to be measured."""
+        if shift_labels is not None:
+            self.label_shift = LabelShift(shift_labels, "as shift_labels says")
+
+    @property
+    def shifts_labels(self) -> bool:
+        return self.label_shift is not None and bool(self.label_shift.shifted)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it may matter to an entry which label a position is for."""
+        return any(reads_labels(entry) for entry in self.config.entries)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "progress":
@@ -146,8 +164,12 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         adaptors = self.teacher_output_adaptor, self.student_output_adaptor
         teacher, student = features_of_outputs(self.config, adaptors, teacher_output, student_output)
         of_student, of_teacher = (one if isinstance(one, Mapping) else {} for one in (student_inputs, teacher_inputs))
-        shift = self.shift_labels or "CausalLM" in type(student_output).__name__
-        return student, teacher, make_context(of_student, of_teacher, shift)
+        labels = {**of_teacher, **of_student}.get("labels")
+        if self.label_shift is None and self.reads_labels:
+            self.label_shift = shift_of_outputs(student_output, of_student, labels)
+        if self.label_shift is None and labels is None and any(map(marks_by_name, self.config.entries)):
+            self.label_shift = LabelShift(None, "there are no labels to tell it by")
+        return student, teacher, make_context(of_student, of_teacher, self.shifts_labels)
 
     # --- bound to two models -------------------------------------------------------------------------------------
 
@@ -176,6 +198,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         target = tuple(teacher[feature] for feature in entry.teacher)
         kind_of_loss = kind_after(entry.projection, kind)
         loss = loss_of(entry, kind_of_loss)
+        own, target = in_one_vocabulary(entry, kind, own, target)
         if loss.fused is None:
             own, target = materialized(own), materialized(target)
         rows, keys = mask_keys(entry.student[0], kind, own[0], context) if kind == kind_of_loss else (None, None)
@@ -190,13 +213,20 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         projected = apply_projections(self.projections, entry, own)
         fit_labels(loss, answers.logits(projected[0]), context.get("labels"))
         loss = fit_loss(modules, loss, projected, target, teacher_model, num_samples)
-        keys = rows if kind_of_loss == "tokens" else keys
-        items = Items(rows, keys, loss.labelled, entry.reduction, class_weights=loss.class_weights)
+        self._check_shift(loss, projected[0], context)
+        of_tokens, marks = kind_of_loss == "tokens", marks_of(loss, kind_of_loss, own[0], context)
+        keys = rows if of_tokens else keys
+        items = Items(rows, keys, marks, of_tokens, entry.reduction, class_weights=loss.class_weights)
         classes, samples = (projected[0].shape[-1], projected[0].shape[0]) if projected[0].dim() else (0, 0)
         classes = 2 if answers.yes_or_no else classes
         bound = BoundEntry(loss, loss.context_keys(context), kind_of_loss, items, classes, samples, answers)
         values, layout = values_of(bound, projected, target, context, loss.call_args)
         bound = replace(bound, items=replace(items, layout=layout, sizes=sizes_of(values.shape, layout)))
+        if entry.mask and marks and layout.name in ("batch", "samples") and "mask" not in bound.context_keys:
+            raise ConfigError(
+                f"mask {entry.mask!r}: loss {loss.name} returns no value for each token and asks for no mask, so that "
+                "it cannot be told which count"
+            )
         self.bound[entry.name] = bound
         for name, course in entry.schedule.items():
             for extreme in (course.lowest, course.highest) if name != "weight" and loss.by_name else ():
@@ -211,6 +241,18 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             raise ConfigError(f"loss {entry.loss_name} is {value.item()} on the probe batch{why}")
         return Terms(value * entry.weight, {entry.name: value.detach()}, {entry.name: value})
 
+    def _check_shift(self, loss: Loss, feature: Tensor, context: Mapping[str, Any]) -> None:
+        """Raise where labels are compared with a feature, and nothing tells which position is for which."""
+        labels, shift = context.get("labels"), self.label_shift
+        if shift is None or shift.shifted is not None or not reads_labels(loss.entry):
+            return
+        labelled = isinstance(labels, Tensor) and marks_tokens(labels) and labels.shape == feature.shape[:-1]
+        if labelled or marks_by_name(loss.entry):
+            raise ConfigError(
+                f"whether position i of {loss.entry.student[0]} is for label i or for label i + 1 cannot be measured: "
+                f"{shift.known_by}. Say shift_labels: true or false"
+            )
+
     def unbind(self) -> None:
         """Let go of all bound entries; what they trained stays."""
         self.bound.clear()
@@ -218,9 +260,9 @@ class MultiLayerBasedDistillationLoss(nn.Module):
     def project(self, student: Features, progress: float = 0.0) -> dict[str, tuple[Tensor, ...]]:
         """Entry name -> its student features, projected where it has a projection, for every entry that is on."""
         projected = {}
-        for entry in (bound.entry for bound, _, _ in self._now(progress)):
-            features = tuple(student[feature] for feature in entry.student)
-            projected[entry.name] = apply_projections(self.projections, entry, features)
+        for bound, _, _ in self._now(progress):
+            features = bound.of_vocabulary(tuple(student[feature] for feature in bound.entry.student))
+            projected[bound.entry.name] = apply_projections(self.projections, bound.entry, features)
         return projected
 
     def terms(
@@ -248,7 +290,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         now = self._now(progress)
         for bound, weight, args in now:
             name = bound.entry.name
-            target = tuple(teacher[feature].detach() for feature in bound.entry.teacher)
+            target = bound.of_vocabulary(tuple(teacher[feature].detach() for feature in bound.entry.teacher))
             with torch.autocast(student[name][0].device.type, enabled=False):
                 target = apply_projections(self.projections, bound.entry, target, "teacher")
             feature, own_context = student[name][0], bound.answers.context(context)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..features.batch_context import PER_TOKEN, keeps_all, mask_of, once
-from ..losses.labels import IGNORED_LABEL, kept_weights
+from ..losses.labels import kept_weights
+from .marked import marked
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Items:
     Args:
         rows: the context key of the mask of rows; None where the feature has no length.
         keys: that of the mask of keys.
-        labelled: items labelled -100 do not count.
+        marks: what a token has to be marked by beside: see `marks_of`.
+        marks_keys: whether that holds for keys as well, which are then tokens as rows are.
         reduction: of the entry.
         layout: of the loss's values.
         sizes: how many rows and keys there are where nothing masks them.
@@ -58,7 +60,8 @@ class Items:
 
     rows: str | None
     keys: str | None
-    labelled: bool
+    marks: tuple[str, ...] = ()
+    marks_keys: bool = False
     reduction: str = "mean"
     layout: Layout = Layout("batch")
     sizes: tuple[int, int] = (1, 1)
@@ -66,17 +69,20 @@ class Items:
 
     def masks(self, context: Mapping[str, Any]) -> Masks:
         """What counts in a batch."""
-        return once(context, (self.rows, self.keys, self.labelled), lambda: self._masks(context))
+        return once(context, self._which, lambda: self._masks(context))
 
     def _masks(self, context: Mapping[str, Any]) -> Masks:
         rows, keys = (None if keeps_all(context, key) else mask_of(context, key) for key in (self.rows, self.keys))
-        if self.labelled and not context["labels"].is_floating_point():
-            labelled = context["labels"] != IGNORED_LABEL
-            if rows is None or rows.shape[: labelled.dim()] != labelled.shape:
-                rows = labelled
+        padding = rows
+        for mark in self.marks:
+            kept = marked(context, mark, padding)
+            if kept is None:
+                continue
+            if rows is None or rows.shape[: kept.dim()] != kept.shape:
+                rows = kept
             else:
-                rows = rows.bool() & labelled[(...,) + (None,) * (rows.dim() - labelled.dim())]
-        return Masks(rows, keys)
+                rows = rows.bool() & kept[(...,) + (None,) * (rows.dim() - kept.dim())]
+        return Masks(rows, rows if self.marks and self.marks_keys else keys)
 
     def words(self, context: Mapping[str, Any], none_for_all: bool) -> dict[str, Tensor | None]:
         """The masks that a loss may ask for by keyword; `none_for_all`: None for one that keeps all."""
@@ -123,7 +129,7 @@ class Items:
         masks = self.masks(context) if masks is None else masks
         if self.class_weights is not None:
             counted = masks.rows
-            return once(context, ("weight", self.class_weights, self.rows), lambda: self._weight(context, counted))
+            return once(context, ("weight", self.class_weights, *self._which), lambda: self._weight(context, counted))
         masked = zip((masks.rows, masks.keys), (self.rows, self.keys), sizes or self.sizes, strict=True)
         rows, keys = (
             context[key].shape[1] if mask is None and key is not None and keeps_all(context, key) else size
@@ -131,7 +137,7 @@ class Items:
         )
         by_sample = self.reduction in ("sequence_mean", "batch_mean") and self.layout.name != "batch"
         layout = Layout("samples") if by_sample else self.layout
-        key = ("count", layout, self.rows, self.keys, self.labelled, masks.rows is None, masks.keys is None)
+        key = ("count", layout, *self._which, masks.rows is None, masks.keys is None)
         return once(context, (*key, batch, rows, keys), lambda: count(layout, masks, batch, rows, keys))
 
     def _weight(self, context: Mapping[str, Any], counted: Tensor | None) -> Tensor:
@@ -144,7 +150,7 @@ class Items:
     def weights(self, context: Mapping[str, Any], masks: Masks, values: torch.Size, like: Tensor) -> Tensor:
         """By what the values of each row are multiplied to sum them up, (batch, rows), of the type of `like`."""
         by_sample = self.reduction == "sequence_mean"
-        key = ("weights", self.layout, self.rows, self.keys, self.labelled, values, by_sample, like.dtype)
+        key = ("weights", self.layout, *self._which, values, by_sample, like.dtype)
         sizes = sizes_of(values, self.layout)
         return once(context, key, lambda: row_weights(self.layout, masks, values[0], *sizes, like, by_sample))
 
@@ -155,6 +161,10 @@ class Items:
         if self._has_rows:
             return Masks(masks.rows)
         return Masks(masks.rows if masks.rows is not None and masks.rows.dim() == 1 else None)
+
+    @cached_property
+    def _which(self) -> tuple[Any, ...]:
+        return self.rows, self.keys, self.marks, self.marks_keys
 
     @cached_property
     def _has_rows(self) -> bool:

@@ -212,7 +212,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def in_one_precision(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """What a loss compares: real numbers in float32, or all in float64 where one of them is; whole ones as they are."""
+    """What a loss compares: in float32, or all in float64 where one of them is; whole numbers as they are."""
     wide = tuple(at_least_float32(tensor) for tensor in tensors)
     types = {tensor.dtype for tensor in wide if tensor.is_floating_point()}
     if len(types) < 2:

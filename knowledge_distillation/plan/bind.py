@@ -20,9 +20,9 @@ from ..features.inputs import (
     check_tokenizer,
     checked_inputs,
     merged_inputs,
-    predicts_next_token,
     same_tokens,
 )
+from ..features.label_shift import label_shift
 from ..features.preserve import modes_kept, preserved
 from ..objective.loss import loss_of
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
@@ -31,6 +31,7 @@ from ..teachers.frozen import FrozenTeacher
 from .plan import Plan
 from .printed import notes_of, row_of
 from .probe import Probe, Problems, readers_of, source_of
+from .tokens import notes_of_classes, notes_of_tokens, other_shifts, unshared
 
 
 def bind(
@@ -63,9 +64,12 @@ def bind(
     student_probes = _probe_students(students, student_inputs, entries, loss_model.reads_own_loss)
     # Of every teacher, since an evaluator may ask one that no entry reads.
     _check_vocabularies(students, teachers, student_inputs, teacher_inputs, tokenizer)
-    context = make_context(
-        student_inputs[""], merged_inputs(teacher_inputs) or None, predicts_next_token(students[""])
-    )
+    of_teachers = merged_inputs(teacher_inputs)
+    labels = {**of_teachers, **student_inputs[""]}.get("labels")
+    if loss_model.label_shift is None and loss_model.reads_labels:
+        tokens = _tokens_of(student_inputs[""]) if labels is None else labels  # what a mask marks, where not labels
+        loss_model.label_shift = label_shift(students[""], student_inputs[""], tokens)
+    context = make_context(student_inputs[""], of_teachers or None, loss_model.shifts_labels)
     trained = nn.ModuleList([*students.values(), loss_model])
     with _preserved(students.values(), loss_model), ExitStack() as sources:
         for probe in (*teacher_probes, *student_probes):
@@ -79,6 +83,8 @@ def bind(
         )
         with_gradient = set() if problems else _with_gradient(losses, trained)
         problems += [] if problems else _frozen_projections(loss_model, entries, with_gradient)
+        problems += [] if problems else other_shifts(loss_model, (*teacher_probes, *student_probes), labels)
+        problems += [] if problems else unshared(loss_model, (*teacher_probes, *student_probes), tokenizer)
         raise_all(ConfigError, "distill_config", problems)
         for probe in student_probes:
             if any(p.requires_grad and id(p) not in with_gradient for p in probe.model.parameters()):
@@ -87,11 +93,17 @@ def bind(
         idle = [p for p in trained.parameters() if p.requires_grad and id(p) not in with_gradient]
         unreached = [n for n, p in students[""].named_parameters() if p.requires_grad and id(p) not in with_gradient]
         notes = notes_of([*teacher_probes, *student_probes], loss_model, unreached)
+        notes += notes_of_tokens(loss_model, context)
+        notes += notes_of_classes(loss_model, (*teacher_probes, *student_probes), tokenizer)
         sources.pop_all()
     of_students, of_teachers = (
         {probe.name: probe.source for probe in side} for side in (student_probes, teacher_probes)
     )
     return Plan(of_students, of_teachers, rows, notes, unreached, idle)
+
+
+def _tokens_of(inputs: Inputs) -> Any:
+    return inputs.get("decoder_input_ids", inputs.get("input_ids"))
 
 
 def _check_vocabularies(

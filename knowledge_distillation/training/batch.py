@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from ..features.batch_context import make_context
-from ..features.inputs import adapt_batch, forward_inputs, merged_inputs, named_inputs, predicts_next_token
+from ..features.inputs import adapt_batch, forward_inputs, merged_inputs, named_inputs
 from ..teachers.cached import CpuInputs
 from .run import Run
 
@@ -55,7 +55,7 @@ def make_batch(run: Run, adapted_inputs: tuple[Inputs, Inputs]) -> Batch:
     """A batch out of what `adapt` returned."""
     teachers_on_cpu = run.stage_teachers.on_cpu(adapted_inputs[1])
     students, teachers = on_device(run, adapted_inputs) if run.settings.teacher_cache else adapted_inputs
-    context = make_context(students[""], merged_inputs(teachers) or None, predicts_next_token(run.student))
+    context = make_context(students[""], merged_inputs(teachers) or None, run.loss_model.shifts_labels)
     own_loss = run.loss_model.reads_own_loss
     return Batch(
         {name: forward_inputs(inputs, run.students[name], own_loss) for name, inputs in students.items()},

@@ -124,6 +124,7 @@ class KnowledgeDistiller:
             distill_config, teacher_output_adaptor, student_output_adaptor
         )
         loss_model.prepare(list(peers), balanced=args.balance != "none")
+        loss_model.say_shift(args.shift_labels)
         stages = stages_of(loss_model.config, args)
         if len(stages) > 1 and (optimizer is not None or lr_scheduler is not None):
             raise ConfigError("each stage has an optimizer and a schedule of its own: leave yours out, or the stages")
@@ -156,7 +157,9 @@ class KnowledgeDistiller:
         dev_data_adaptor = dev_data_adaptor or train_data_adaptor
         if evaluator is None and dev_dataloader is not None:
             fixed_order = eval_dataset is not None and not is_stream(eval_dataset)
-            evaluator = TaskEvaluator(compute_metrics, dev_data_adaptor, fixed_order=fixed_order)
+            evaluator = TaskEvaluator(
+                compute_metrics, dev_data_adaptor, fixed_order=fixed_order, shift_labels=args.shift_labels
+            )
 
         with others_may_end(place):
             precision = choose(
