@@ -88,6 +88,19 @@ def test_four_batches_of_8_accumulated_are_one_of_32(monkeypatch):
     assert_alike(run(llama(1, seed=1), llama(2, 24), monkeypatch=monkeypatch, **four), one)
 
 
+@pytest.mark.case("A1")
+@pytest.mark.parametrize("loss", ["js_divergence", "skewed_kl", "skewed_reverse_kl", "kl_divergence"])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float64")]
+)
+def test_each_side_has_a_precision_of_its_own(monkeypatch, loss, ours, theirs):
+    config = [{**KD, "loss": loss, "args": {}}]
+    models = [lambda: llama(1, seed=1).to(getattr(torch, ours)), lambda: llama(2, 24).to(getattr(torch, theirs))]
+    plain = run(models[0](), models[1](), config)
+    deferred = run(models[0](), models[1](), config, monkeypatch=monkeypatch)
+    assert deferred[1] == pytest.approx(plain[1], rel=1e-2) and plain[1] > 1e-4
+
+
 @pytest.mark.parametrize("reduction", ["sum", "sequence_mean", "batch_mean"])
 def test_every_reduction(monkeypatch, reduction):
     config = [{**entry, "reduction": reduction, "weight": 0.01} for entry in CONFIG]
