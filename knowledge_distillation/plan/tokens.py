@@ -66,9 +66,11 @@ def _narrowed(
     theirs = {**ours, **theirs}  # students may teach as well
     for bound in loss_model.bound.values():
         entry = bound.entry
+        if entry.vocabulary == "same":
+            continue
         sides = ((ours, entry.student), (theirs, entry.teacher))
         widths = list(dict.fromkeys(side[name].shape[-1] for side, names in sides for name in names))
-        if entry.vocabulary == "shared" and len(widths) > 1:
+        if len(widths) > 1:
             of = " and ".join(map(str, widths))
             yield entry.index, entry.name, bound.classes, f"the first {bound.classes} of {of} classes are compared"
 
