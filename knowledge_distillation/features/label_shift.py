@@ -160,7 +160,7 @@ def _by_tokens(
     key = "decoder_input_ids" if "decoder_input_ids" in accepted else "input_ids"
     ids = accepted.get(key)
     if not isinstance(ids, Tensor) or ids.shape != logits.shape[:-1]:
-        return LabelShift(None, "it computes no loss of its own, and has no token for each label")
+        return LabelShift(False, "since no token is read for each label")
     half = ids.shape[-1] // 2
     low, high = ids.min(), ids.max()
     low = torch.where(low == high, torch.where(low > 0, low - 1, low + 1), low)
@@ -179,7 +179,7 @@ def _from_labels(inputs: Inputs, labels: Tensor) -> LabelShift:
     ids = next((inputs[k] for k in ("decoder_input_ids", "input_ids") if isinstance(inputs.get(k), Tensor)), None)
     counted = labels != IGNORED_LABEL
     if ids is None or ids.shape != labels.shape:
-        return LabelShift(None, "it computes no loss of its own, and has no token for each label")
+        return LabelShift(False, "since no token is read for each label")
     if not counted.any():
         return LabelShift(None, "it computes no loss of its own, and no token of the batch has a label")
     if float((labels == ids)[counted].float().mean()) > _MOST:
