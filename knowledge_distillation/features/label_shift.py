@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses.labels import IGNORED_LABEL
-from .capture import accepted_flags, forward_parameters
+from .capture import accepted_flags
 from .inputs import Inputs, first_rows, forward_inputs
 from .preserve import preserved, resting
+from .signature import forward_parameters
 
 LENGTH = 64  # tokens of one row are enough, where a model takes nothing but tokens
 _NEAR = 0.02  # of the way from one reading of the loss to the other
