@@ -96,7 +96,9 @@ def _is_named(theirs: Catalogue, stack: Stack, name: str) -> bool:
     """Whether the numbered layers of that name are these, seen from where their tensors lie."""
     if theirs.depth(name) != stack.depth:
         return False
-    places = [offer.location.path for feature, offer in theirs.offers.items() if feature.layer.startswith(name)]
+    places = {offer.location.path for feature, offer in theirs.offers.items() if feature.layer.startswith(name)}
+    if places == {""}:  # all are fields of the model's own output: which stack they are of, their name says
+        return name == "layer" or name.removesuffix("_layer") in f"{stack.name}.{'.'.join(stack.paths)}".split(".")
     return not stack.paths or any(place.startswith(f"{path}.") for place in places for path in stack.paths)
 
 
@@ -119,13 +121,15 @@ def _forms(model: nn.Module, cuts: Cuts, inputs: Mapping[str, Any], gradient: bo
     """
     forms: dict[str, Form] = {}
     seen: set[str] = set()
+    rows = {value.shape[:1] for value in inputs.values() if isinstance(value, Tensor) and value.dim()}
     with ExitStack() as stack:
         for path in (path for cut in cuts for path in cut.paths):
             for name, layer in model.get_submodule(path).named_children():
 
                 def after(module: nn.Module, args: Any, output: Any, name: str = f"{path}.{name}") -> None:
                     first = output if isinstance(output, Tensor) else output[0]
-                    if name not in seen and isinstance(first, Tensor) and first.requires_grad >= gradient:
+                    fits = isinstance(first, Tensor) and first.shape[:1] in rows and first.requires_grad >= gradient
+                    if name not in seen and fits:
                         forms[name] = ("output" if first is output else "output[0]", tuple(first.shape))
                     seen.add(name)  # a path means the first call
 
