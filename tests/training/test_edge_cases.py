@@ -379,7 +379,7 @@ def test_a_model_that_returns_a_dict_is_evaluated_by_its_logits() -> None:
     assert scores[0] == scores[1] and {"eval_share", "eval_teacher_share", "eval_agreement"} < set(scores[0])
     entry = [{**SOFT[0], "student": "output.scores"}]
     message = refusal(lambda: distiller(entry, student=Answers("scores"), **options).train(), DataError)
-    assert message.startswith("a model's output has no 'logits' to evaluate; it has: pooled, scores. Give an ")
+    assert "a model's output has no 'logits' to evaluate; it has: pooled, scores. Give an " in message
 
 
 @pytest.mark.parametrize("form", ["lists", "arrays", "tensors"])
