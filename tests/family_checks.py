@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from knowledge_distillation import KnowledgeDistiller, MultiLayerBasedDistillationLoss, student_from_teacher
 from knowledge_distillation.config.entry import Feature
-from knowledge_distillation.errors import DistillationError
+from knowledge_distillation.errors import DataError, DistillationError
 from knowledge_distillation.features.batch_context import make_context
 from knowledge_distillation.features.capture import Capture
 from knowledge_distillation.features.catalogue import Catalogue, catalogue
@@ -195,6 +195,8 @@ class Walk:
                 with torch.no_grad():
                     self.student.eval()(**self.inputs)
                 return
+            except DataError as error:  # the model itself does not run so
+                self.found["cut"] = f"refused: {said(error)}"
             except Exception as error:
                 self.found["cut"] = f"error: {said(error)}"
                 self.fault(f"the cut student: {said(error)}")
@@ -298,16 +300,24 @@ class Walk:
             self.fault(f"step: a loss of {loss}")
 
     def reload(self) -> None:
-        """The student, saved and loaded by transformers, gives what it gave."""
-        self.student.eval()
-        before = output_of(self.student, self.inputs)
-        with tempfile.TemporaryDirectory() as folder:
-            self.student.save_pretrained(folder)
-            loaded = type(self.student).from_pretrained(folder).eval()
-        after = output_of(loaded, self.inputs)
-        wrong = [k for k, v in before.items() if isinstance(v, Tensor) and not close(v, after[k])]
+        """The student, saved and loaded by transformers, gives what it gave, where the teacher does."""
+        assert self.student is not None
+        wrong = self.changed_by_loading(self.student)
         if wrong and "random" not in self.found:
-            self.fault(f"reloaded, other {', '.join(wrong)[:100]}")
+            self.found["reload"] = self.changed_by_loading(self.model)
+            if not self.found["reload"]:
+                self.fault(f"reloaded: {wrong}")
+
+    def changed_by_loading(self, model: PreTrainedModel) -> str:
+        """What becomes other, or the error."""
+        before = output_of(model.eval(), self.inputs)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                model.save_pretrained(folder)
+                after = output_of(type(model).from_pretrained(folder).eval(), self.inputs)
+            except Exception as error:  # whatever a class says to what it has written
+                return said(error)
+        return ", ".join(k for k, v in before.items() if isinstance(v, Tensor) and not close(v, after[k]))
 
 
 def cut_out(model: PreTrainedModel, picked: tuple[int, ...], inputs: Mapping[str, Tensor]) -> Any:

@@ -152,7 +152,11 @@ def catalogue(model: nn.Module, inputs: Mapping[str, Any]) -> Catalogue:
 def _stacks(fields: Mapping[str, Any]) -> dict[str, Sequence[Tensor]]:
     """Name of a stack of layers -> its hidden states, the embedding first."""
     present = {stack: fields.get(name) for stack, name in _STACKS.items()}
-    return {stack: states for stack, states in present.items() if isinstance(states, tuple) and states}
+    return {
+        stack: states
+        for stack, states in present.items()
+        if isinstance(states, tuple) and states and not any(isinstance(state, tuple) for state in states)
+    }
 
 
 def _name_hidden_states(names: Catalogue, trace: Trace, stack: str, states: Sequence[Tensor]) -> None:

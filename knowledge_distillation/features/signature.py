@@ -49,11 +49,16 @@ def positional(model: nn.Module) -> list[str]:
 
 
 def accepted_flags(model: nn.Module) -> dict[str, Any]:
-    """The flags that keep a forward pass lean and its output whole, as far as the model takes them."""
+    """The flags that keep a forward pass lean and its output whole, as far as the model takes them.
+
+    What a model's forward has on by itself stays on: it may compute with it.
+    """
     named, any_keyword = forward_parameters(model)
+    inner = inner_model(model)[0]
     lean = {"use_cache": False, "output_hidden_states": False, "output_attentions": False, "return_dict": True}
-    takes_all = any_keyword and hasattr(inner_model(model)[0], "config")
-    return {k: v for k, v in lean.items() if k in named or (takes_all and k != "use_cache")}
+    takes_all = any_keyword and hasattr(inner, "config")
+    on = {p.name for p in _own_parameters(inner) if p.default is True and p.name.startswith("output_")}
+    return {k: v or k in on for k, v in lean.items() if k in named or (takes_all and k != "use_cache")}
 
 
 def _own_parameters(model: nn.Module) -> tuple[inspect.Parameter, ...]:

@@ -109,7 +109,9 @@ def value_of(
     Args:
         counts: entry name -> the number of values to divide by; None averages over this batch alone.
     """
-    if not isinstance(student[0], Deferred) and bound.loss.summed is None:
+    # A summed form takes a fourth dimension for heads, whose length comes after them; of tokens it comes after the length.
+    summed = None if bound.kind == "tokens" and student[0].dim() > 3 else bound.loss.summed
+    if not isinstance(student[0], Deferred) and summed is None:
         return average(bound, values_of(bound, student, teacher, context, args)[0], context, counts)
     rows, keys, number = weights_of(bound, student[0], context, counts)
     if isinstance(student[0], Deferred):
@@ -120,7 +122,7 @@ def value_of(
         )
     alike = bound.items.masks(context).rows is None and bound.entry.reduction != "sequence_mean"
     sides = (student[0], *materialized(teacher), None if alike else rows, keys)
-    return call_loss(bound.loss, bound.loss.summed, student[0].device, *sides, **args) / number
+    return call_loss(bound.loss, summed, student[0].device, *sides, **args) / number
 
 
 def average(bound: BoundEntry, values: Tensor, context: Mapping[str, Any], counts: Mapping[str, Any] | None) -> Tensor:
