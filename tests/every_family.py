@@ -131,7 +131,7 @@ def _cell(found: Mapping[str, Any], column: str) -> str:
     }
     text = values[column] if column in values else reason_of(found)
     text = text.replace(found.get("class", "\0"), "it").removeprefix("it ") if column in ("cut", "why") else text
-    text = re.sub(r"[|<>\[\]_*`]", " ", text) if column in ("cut", "why", "what") else text
+    text = re.sub(r"[|<>\[\]*`]", " ", text) if column in ("cut", "why", "what") else text
     return text if len(text) <= 160 else f"{text[:157]}…"
 
 

@@ -109,7 +109,7 @@ def value_of(
     Args:
         counts: entry name -> the number of values to divide by; None averages over this batch alone.
     """
-    # A summed form takes a fourth dimension for heads, whose length comes after them; of tokens it comes after the length.
+    # A summed form takes a fourth dimension for heads, which stand before the length; those of tokens stand after it.
     summed = None if bound.kind == "tokens" and student[0].dim() > 3 else bound.loss.summed
     if not isinstance(student[0], Deferred) and summed is None:
         return average(bound, values_of(bound, student, teacher, context, args)[0], context, counts)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from tolerance import assert_near
 
+from knowledge_distillation import MultiLayerBasedDistillationLoss
+from knowledge_distillation.features.batch_context import make_context
 from knowledge_distillation.losses.attention import attention_mse
 from knowledge_distillation.losses.hidden import hidden_mse
 from knowledge_distillation.objective.fused.squares import summed_attention_mse, summed_hidden_mse
@@ -75,3 +77,18 @@ def test_gradients_are_those_of_small_steps() -> None:
     student, teacher = (side.requires_grad_() for side in sides((3, 5, 7), spoilt=False))
     rows = KEEP.double() * torch.rand(3, 5, dtype=torch.float64)
     torch.autograd.gradcheck(lambda s, t: summed_hidden_mse(s, t, rows, None), (student, teacher))
+
+
+def test_tokens_with_a_dimension_after_their_length_are_not_taken_for_heads() -> None:
+    """As many streams as tokens would fit the heads' place without an error."""
+    config = [{"teacher": "layer1.hidden_states", "student": "layer1.hidden_states", "loss": "mse"}]
+    model = MultiLayerBasedDistillationLoss(config)
+    entry = model.config.entries[0]
+    student, teacher = torch.randn(3, 5, 5, 7), torch.randn(3, 5, 5, 7)
+    context = make_context({"input_ids": torch.ones(3, 5, dtype=torch.long), "attention_mask": KEEP.long()})
+    sides = {entry.student[0]: student}, {entry.teacher[0]: teacher}
+    at_the_probe = model.bind(entry, *sides, "tokens", context)
+    value = model.terms(model.project(sides[0]), sides[1], context).loss
+    expected = (student - teacher).square().mean((2, 3))[KEEP].mean()
+    assert_near(value, expected)
+    assert_near(at_the_probe.loss, expected)
