@@ -11,7 +11,9 @@ from ..config.entry import Feature
 from ..errors import ConfigError, nearest
 from . import attention
 from .inputs import Inputs
+from .measure import way_to_maps
 from .signature import accepted_flags
+from .trace import EAGER, WITHOUT
 
 OutputAdaptor = Callable[[Any], Mapping[str, Mapping[str, Tensor]]]
 
@@ -93,6 +95,8 @@ class AdaptedOutput:
         self.flags: dict[str, Any] = {}
         self._restore = attention.switch_on(model)
         self._settle(probe, who)
+        if self.flags.get("output_attentions"):
+            self._settle_attention(probe, who)
 
     def __call__(self, inputs: Inputs) -> dict[Feature, Tensor]:
         features = self._all(inputs)
@@ -108,6 +112,14 @@ class AdaptedOutput:
         with attention.observe(frozenset(maps), lambda module, tensors: None):
             output = self.model(**inputs, **self.flags)
         return flatten(self.adaptor(readable(output)))
+
+    def _settle_attention(self, probe: Inputs, who: str) -> None:
+        """See that asking for attention maps leaves the model's other outputs as they are."""
+        self.close()
+        way, said, _ = way_to_maps(self.model, probe)
+        if way == WITHOUT:
+            raise ConfigError(f"the {who}'s output adaptor reads attention maps: {said or 'the model shows none'}")
+        self._restore = attention.switch_on(self.model, attention.EAGER if way == EAGER else attention.IMPLEMENTATION)
 
     def _settle(self, probe: Inputs, who: str) -> None:
         """Find the leanest flags of the model with which the adaptor gives what is wanted."""

@@ -162,16 +162,16 @@ def _configs(model: nn.Module, everywhere: bool = False) -> list[PreTrainedConfi
     """The configurations of the parts of a model that offer the interface, or of all: each once."""
     found: dict[bool, dict[int, PreTrainedConfig]] = {True: {}, False: {}}
 
-    def look(module: nn.Module, offers: bool) -> None:
+    def look(module: nn.Module, offers: bool | None) -> None:
         if isinstance(module, PreTrainedModel):
-            offers = _offers(module)
+            offers = everywhere or _offers(module)
         config = getattr(module, "config", None)
-        if isinstance(config, PreTrainedConfig):
-            found[offers or everywhere][id(config)] = config
+        if offers is not None and isinstance(config, PreTrainedConfig):
+            found[offers][id(config)] = config
         for child in module.children():
             look(child, offers)
 
-    look(model, False)
+    look(model, None)  # what is wrapped around a model may show its config
     return [config for key, config in found[True].items() if key not in found[False]]
 
 

@@ -77,8 +77,8 @@ def _prefix(place: Location, measures: Measures) -> str | None:
     if grown is None or not any(grown[2:]):
         return by_name
     queries, keys = grown[2:]
-    if queries == keys:
-        return ""
+    if queries == keys:  # two stacks of one input change alike
+        return "" if measures.by and measures.decoder_by else by_name
     if measures.by and measures.decoder_by and keys == measures.by + measures.decoder_by:
         return None
     return "cross_"
@@ -118,16 +118,21 @@ def _handed_out(
         field = Location("field", item=f"{key}[{number - 1}]")
         if not isinstance(tensor, Tensor):
             continue
-        try:
-            kind = measures.kind(field, "attention")
-        except ConfigError:
-            kind = ""
-        if kind != "attention":
+        if not _is_map(measures, field, prefix):
             problem = f"{key} of shape {'×'.join(map(str, tensor.shape))} are no maps of queries and keys"
             if problem not in problems:
                 problems.append(problem)
             continue
         yield Feature(f"{layer}{number}", f"{prefix}attention"), _before_dropout(trace, tensor, model) or field
+
+
+def _is_map(measures: Measures, place: Location, prefix: str) -> bool:
+    """Whether a tensor has queries and keys: those of one stack change by the same number."""
+    try:
+        kind, grown = measures.kind(place, "attention"), measures.grown(place)
+    except ConfigError:
+        return False
+    return kind == "attention" and (grown is None or bool(prefix) or grown[2] == grown[3])
 
 
 def _before_dropout(trace: Trace, tensor: Tensor, model: nn.Module) -> Location | None:

@@ -161,11 +161,10 @@ def _stacks(fields: Mapping[str, Any]) -> dict[str, Sequence[Tensor]]:
 
 def _name_hidden_states(names: Catalogue, trace: Trace, stack: str, states: Sequence[Tensor]) -> None:
     for number, tensor in enumerate(states):
-        offer = names.offer(holder(trace, tensor) or Location("field", item=f"{_STACKS[stack]}[{number}]"), "tokens")
-        if number:
-            names.offers[Feature(f"{stack}{number}", "hidden_states")] = offer
-        else:
-            names.offers[_embedding(stack)] = offer
+        # The embedding as the layers get it: with a picture in the batch it may be another than without.
+        place = holder(trace, tensor, given_first=not number)
+        offer = names.offer(place or Location("field", item=f"{_STACKS[stack]}[{number}]"), "tokens")
+        names.offers[Feature(f"{stack}{number}", "hidden_states") if number else _embedding(stack)] = offer
 
 
 def _name_plain_layers(names: Catalogue, trace: Trace, model: nn.Module) -> None:
@@ -176,11 +175,11 @@ def _name_plain_layers(names: Catalogue, trace: Trace, model: nn.Module) -> None
         names.offers[Feature(f"layer{number}", "hidden_states")] = names.offer(place)
 
 
-def holder(trace: Trace, tensor: Tensor) -> Location | None:
-    """The last module that gives out `tensor`, else the first that is given it."""
-    same = [place for place, value in trace.outputs if is_same(value, tensor)]
-    inputs = [place for place, value in trace.inputs if is_same(value, tensor)]
-    return same[-1] if same else inputs[0] if inputs else None
+def holder(trace: Trace, tensor: Tensor, given_first: bool = False) -> Location | None:
+    """The last module that gives out `tensor`, else the first that is given it; or the other way round."""
+    same = [place for place, value in trace.outputs if is_same(value, tensor)][-1:]
+    inputs = [place for place, value in trace.inputs if is_same(value, tensor)][:1]
+    return next(iter(inputs + same if given_first else same + inputs), None)
 
 
 def _name_attention(
@@ -223,7 +222,7 @@ def _embedding(stack: str) -> Feature:
 def _name_fields(names: Catalogue, trace: Trace, model: nn.Module) -> None:
     for key, value in trace.fields.items():
         if isinstance(value, Tensor) and (value.dim() or key == "loss"):
-            offer = names.offer(holder(trace, value) or Location("field", item=key))
+            offer = names.offer(holder(trace, value) or Location("field", item=key), "tokens")
             head = _head(trace, model, value) if offer.kind == "tokens" else None
             names.offers[Feature("output", key)] = replace(offer, head=head)
 

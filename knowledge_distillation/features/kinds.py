@@ -10,6 +10,7 @@ from ..config.entry import Feature
 from ..errors import ConfigError
 
 _BY_RANK = ("scalar", "vector", "vector", "tokens", "map")
+_MAY_GROW = {"attention": {2, 3}, "heads": {2}}  # the dimensions that are lengths
 _ROWS, _LENGTH, _BOTH, _FIXED = "B", "L", "*", "."
 
 
@@ -66,6 +67,8 @@ def measured_kind(shape: Sequence[int], form: str, declared: str = "", images: b
     if 0 in lengths and form[0] == _LENGTH:
         raise _unmasked(shape, "its first dimension is the length", "map a feature whose first dimension is the batch")
     lengths = [dim for dim in lengths if dim]
+    if len(shape) == 4 and declared in _MAY_GROW and set(lengths) <= _MAY_GROW[declared]:
+        return declared  # a side of it may be that of a picture, or of learned queries
     if not lengths:
         tokens = len(shape) > 4 or (declared == "tokens" and len(shape) == 3)
         return "vector" if len(shape) == 2 else "tokens" if tokens else "map"

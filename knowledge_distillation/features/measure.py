@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .capture import Location
 from .kinds import form_of, kind_by_rank, measured_kind
 from .preserve import modules_kept, preserved, resting
-from .signature import inner_model
+from .signature import accepted_flags, inner_model
 from .trace import BY_INTERFACE, EAGER, WITHOUT, Shapes, Trace, flags, key_of, traced
 from .varied_inputs import another_row, other_lengths
 
@@ -81,54 +81,67 @@ def _found(shapes: Shapes | None, place: Location) -> torch.Size | None:
 
 
 def measure(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Trace, Measures, str, str]:
-    """Trace a model over a few rows, after three passes more that tell what it may be asked for and what changes.
+    """Trace a model over a few rows, with passes beside it that tell what it may be asked for and what changes.
 
     Returns the trace in the model's present mode, the measures, how attention comes out, and what is to be said of it.
     """
-    way, more, said = _with_a_row_more(model, inputs)
+    wider = another_row(inputs)
+    try:
+        own = _own_pass(model, wider)
+    except Exception:  # inputs that belong together otherwise than row by row
+        wider, own = dict(inputs), _own_pass(model, inputs)
+    way, said, more = WITHOUT, "", None
+    if flags(model, BY_INTERFACE) != flags(model, WITHOUT):
+        way, said, more = way_to_maps(model, wider, own)
     with preserved(model):
         trace = traced(model, inputs, way)
+    if any(_size(wider[key]) != _size(inputs[key]) for key in wider):
+        more = more or _try(model, wider, way)
+    else:
+        more = None
     for varied in other_lengths(inputs, _longest(model, inputs)):
-        try:
-            with modules_kept(model), preserved(model):
-                longer = traced(model, varied.inputs, way, keep=False).shapes
-        except Exception:  # not every model takes every length: whatever it says of that, the next is tried
-            continue
-        return trace, Measures(trace.shapes, more, longer, varied.by, varied.decoder_by, varied.images), way, said
+        if longer := _try(model, varied.inputs, way):
+            return trace, Measures(trace.shapes, more, longer, varied.by, varied.decoder_by, varied.images), way, said
     return trace, Measures(trace.shapes, more, None), way, said
 
 
-def _with_a_row_more(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[str, Shapes | None, str]:
-    """How attention comes out with no change of other outputs, the shapes with a row more, and what is to be said."""
-    wider = another_row(inputs)
+def _try(model: nn.Module, inputs: Mapping[str, Any], way: str) -> Shapes | None:
+    """The shapes in a pass over other inputs; None where the model does not take them, whatever it says of it."""
     try:
-        own = _resting_pass(model, wider, WITHOUT)
-    except Exception:  # inputs that belong together otherwise than row by row
-        wider, own = dict(inputs), _resting_pass(model, inputs, WITHOUT)
-    measured = wider.keys() and any(_size(wider[key]) != _size(inputs[key]) for key in wider)
-    chosen, said = (WITHOUT, own), ""
-    if flags(model, BY_INTERFACE) != flags(model, WITHOUT):
-        chosen, said = _chosen_way(model, wider, own)
-    return chosen[0], chosen[1].shapes if measured else None, said
+        with modules_kept(model), preserved(model):
+            return traced(model, inputs, way, keep=False).shapes
+    except Exception:
+        return None
 
 
-def _chosen_way(model: nn.Module, inputs: Mapping[str, Any], own: Trace) -> tuple[tuple[str, Trace], str]:
+def _own_pass(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The outputs when nothing is asked for. What the model changes of its modules at these inputs stays so."""
+    with resting(model), preserved(model):
+        return dict(_tensors(model(**inputs, **accepted_flags(model))))
+
+
+def way_to_maps(
+    model: nn.Module, inputs: Mapping[str, Any], own: Mapping[str, Tensor] | None = None
+) -> tuple[str, str, Shapes | None]:
+    """The way to maps that leaves other outputs as they are, why there is none, and the shapes in a pass that way."""
     equal, said = [], ""
+    own = _own_pass(model, inputs) if own is None else own
     for way in (BY_INTERFACE, EAGER):
         if way == EAGER and not isinstance(inner_model(model)[0], PreTrainedModel):
             continue
         try:
-            found = _resting_pass(model, inputs, way)
+            with modules_kept(model), resting(model), preserved(model):
+                found = traced(model, inputs, way, keep=False)
         except Exception as error:  # a model that cannot hand out its maps
             said = said or f"{type(error).__name__}: {error}"
             continue
-        if not _differ(own, found, inputs) or _is_random(model, inputs, own):
-            equal.append((way, found))
-            if shows_attention(found):
-                return equal[-1], ""
-        else:
+        if _differ(own, dict(_tensors(found.output)), inputs) and not _differ(own, _own_pass(model, inputs), inputs):
             said = "asking for attention maps would change the model's other outputs, in eager attention as well"
-    return (equal[0], "") if equal else ((WITHOUT, own), said)
+            continue
+        equal.append((way, "", found.shapes))
+        if shows_attention(found):
+            return equal[-1]
+    return equal[0] if equal else (WITHOUT, said, None)
 
 
 def shows_attention(trace: Trace) -> bool:
@@ -138,24 +151,13 @@ def shows_attention(trace: Trace) -> bool:
     )
 
 
-def _resting_pass(model: nn.Module, inputs: Mapping[str, Any], way: str) -> Trace:
-    with modules_kept(model), resting(model), preserved(model):
-        return traced(model, inputs, way, keep=False)
-
-
-def _is_random(model: nn.Module, inputs: Mapping[str, Any], own: Trace) -> bool:
-    """Whether two passes from one random state differ, so that nothing can be compared."""
-    return _differ(own, _resting_pass(model, inputs, WITHOUT), inputs)
-
-
-def _differ(own: Trace, other: Trace, inputs: Mapping[str, Any]) -> bool:
+def _differ(own: Mapping[str, Tensor], others: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> bool:
     """Whether an output is another than the model's own, by more than arithmetic: square root of its precision.
 
     What stands at padding, and what is not finite, is left out.
     """
     mask = inputs.get("attention_mask")
-    others = dict(_tensors(other.fields))
-    for key, value in _tensors(own.fields):
+    for key, value in own.items():
         found = others.get(key)
         if found is None or found.shape != value.shape or value.is_meta:
             continue
@@ -169,14 +171,14 @@ def _differ(own: Trace, other: Trace, inputs: Mapping[str, Any]) -> bool:
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The floating-point tensors of an output by name, but for attention maps and caches."""
+    """The floating-point tensors of an output by name, but for what is there only when it is asked for."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield name, value
     elif isinstance(value, (Mapping, tuple, list)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
-            if "attentions" not in str(key):
+            if not str(key).endswith(("attentions", "hidden_states")):
                 yield from _tensors(item, f"{name}.{key}")
 
 

@@ -68,7 +68,7 @@ def other_lengths(inputs: Mapping[str, Any], longest: int | None = None) -> Iter
             change, size = (decoder_by, sizes["decoder"]) if decoders else (by, sizes[""])
             for dim in _lengths_of(key, value, size, only_tokens):
                 changed[key] = way(changed.get(key, value), dim, change, key)
-        yield Varied({**inputs, **changed}, by, decoder_by)
+        yield Varied({**inputs, **changed}, by if own else 0, decoder_by if of_decoder else 0)
 
 
 def _is_tokens(key: str, value: Any) -> bool:
