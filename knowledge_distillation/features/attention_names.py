@@ -74,7 +74,7 @@ def _prefix(place: Location, measures: Measures) -> str | None:
     """Empty for attention of a stack to itself, `cross_` for that to another; None for both at once."""
     grown = measures.grown(replace(place, item="attention"))
     by_name = "cross_" if _CROSS.search(place.path) else ""
-    if grown is None or not any(grown[2:]):
+    if measures.images or grown is None or not any(grown[2:]):  # keys of a picture may be fewer than its queries
         return by_name
     queries, keys = grown[2:]
     if queries == keys:  # two stacks of one input change alike
