@@ -42,9 +42,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-            for name, buffer in model.named_buffers():
-                if name in buffers:
+            for name, buffer in list(model.named_buffers()):
+                if name in buffers and buffer.shape == buffers[name].shape:
                     buffer.copy_(buffers[name])
+                elif name in buffers:  # a model that has positions for the longest input so far has others now
+                    path, _, key = name.rpartition(".")
+                    model.get_submodule(path)._buffers[key] = buffers[name]
 
 
 @contextmanager

@@ -493,6 +493,26 @@ def test_first_rows_are_all_rows_where_pictures_lie_in_one_row_of_patches():
 # --- a probe changes nothing -----------------------------------------------------------------------
 
 
+class Growing(nn.Module):
+    """A model that makes its positions anew for an input that is longer than all before, as audio models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("positions", torch.arange(4.0))
+
+    def forward(self, x):
+        if x.shape[1] > len(self.positions):
+            self.positions = torch.arange(float(x.shape[1]))
+        return x + self.positions[: x.shape[1], None]
+
+
+def test_a_buffer_that_grows_with_the_input_is_put_back():
+    model = nn.Sequential(Growing())
+    with preserved(model):
+        model(torch.zeros(1, 9, 1))
+    assert model[0].positions.tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_catalogue_leaves_the_model_and_the_random_state_as_they_were(tiny, family):
     model = tiny(family)
