@@ -1,4 +1,4 @@
-"""Processor time of an epoch in float32, in bf16, and in what `auto` chooses here; least of the rounds, taken in turns.
+"""Processor time of an epoch in float32, in bf16, and in what `auto` chooses; the least of rounds in turns.
 
 python tests/benchmarks/precision.py [--rounds 3]
 """
