@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import tempfile
@@ -113,6 +114,7 @@ class Walk:
         self.found["own_maps"] = len(maps)
         if "random" in self.found:
             return
+        own = self.reference(own)
         self.compare(self.expected(own, fields))
         if {"input_ids", "attention_mask"} <= self.inputs.keys():
             self.unmasked(twin, fields)
@@ -125,7 +127,12 @@ class Walk:
             own = output_of(twin, inputs, "output_attentions") if twin is not None else {}
         except Exception:  # it needs its mask
             return
-        self.compare(self.expected(own, fields), inputs)
+        self.compare(self.expected(self.reference(own), fields), inputs)
+
+    def reference(self, eager: dict[Any, Any]) -> dict[Any, Any]:
+        """What eager attention gives, where it gives what the model gives: a few families compute something else."""
+        same = all(close(eager[k], t) for k, t in self.own.items() if isinstance(t, Tensor) and k in eager)
+        return eager if same else {}
 
     def fields_of_maps(self) -> dict[str, str]:
         """Name of a map, its number open -> the field of the model's output that holds it."""
@@ -347,7 +354,7 @@ def output_of(model: nn.Module, inputs: Mapping[str, Any], *flags: str) -> dict[
 def eager_twin(model: PreTrainedModel) -> PreTrainedModel | None:
     """The same model with eager attention throughout; itself where it has but one."""
     try:
-        twin = type(model)._from_config(model.config, attn_implementation="eager").eval()
+        twin = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="eager").eval()
         twin.load_state_dict(model.state_dict())
     except Exception:
         return None
