@@ -38,15 +38,20 @@ def named_attention(
     named: set[tuple[str, str]] = set()
     mixed: list[str] = []
     for stack, times in orders.items():
-        mine = [call for call in trace.attentions if _belongs(call[0], stack, times)]
         groups: dict[str, list[tuple[Location, Any]]] = {"": [], "cross_": []}
-        for place, tensors in mine:
+        for place, tensors in trace.attentions:
+            belongs = _belongs(place, stack, times)
+            if not belongs and len(orders) > 1:
+                continue
             prefix = _prefix(place, measures)
-            if prefix is None:
-                mixed.append(place.path)
-            else:
+            if prefix is not None:
                 groups[prefix].append((place, tensors))
-        for prefix, group in groups.items():
+            elif belongs:
+                mixed.append(place.path)
+        for prefix, every in groups.items():
+            own = [call for call in every if _belongs(call[0], stack, times)]
+            # Stages of several blocks have their blocks numbered, also those before the first state that comes out.
+            group = own if _one_each(times, [place for place, _ in own]) else every
             for layer, (place, tensors) in _layers(stack, times, [place for place, _ in group], group):
                 named.add((stack, prefix))
                 for output in attention.STATES + attention.MAPS:
@@ -68,6 +73,12 @@ def _belongs(place: Location, stack: str, times: Sequence[int]) -> bool:
     if _NOWHERE not in times and list(times) == sorted(times):
         return times[0] < place.order < times[-1]
     return stack == "layer" or ("decoder" in place.path) == (stack == "decoder_layer")
+
+
+def _one_each(times: Sequence[int], places: Sequence[Location]) -> bool:
+    """Whether no layer has more than one of these calls."""
+    numbers = [sum(time < place.order for time in times) for place in places]
+    return len(set(numbers)) == len(numbers)
 
 
 def _prefix(place: Location, measures: Measures) -> str | None:
@@ -127,12 +138,14 @@ def _handed_out(
 
 
 def _is_map(measures: Measures, place: Location, prefix: str) -> bool:
-    """Whether a tensor has queries and keys: those of one stack change by the same number."""
+    """Whether a tensor has queries and keys: those of one stack change by the same number, but for a picture's."""
     try:
         kind, grown = measures.kind(place, "attention"), measures.grown(place)
     except ConfigError:
         return False
-    return kind == "attention" and (grown is None or bool(prefix) or grown[2] == grown[3])
+    if measures.images or grown is None:  # a picture's keys may be fewer than its queries, or in windows
+        return len(measures.shape(place)) >= 4
+    return kind == "attention" and (bool(prefix) or grown[2] == grown[3])
 
 
 def _before_dropout(trace: Trace, tensor: Tensor, model: nn.Module) -> Location | None:

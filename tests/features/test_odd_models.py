@@ -318,6 +318,30 @@ def test_llava_has_the_same_names_with_a_picture_and_without():
     assert (given.source, given.path) == ("input", places["embedding_layer.embedding"].path)
 
 
+STAGES = {"hidden_sizes": [8, 16, 16, 16], "depths": [2, 2, 2, 2], "num_attention_heads": [1, 2, 2, 2]}
+HIERA = {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "names"),
+    [
+        ("Segformer", STAGES, [f"block{number}" for number in range(1, 9)]),
+        ("GLPN", STAGES, [f"block{number}" for number in range(1, 9)]),
+        ("Hiera", HIERA, [f"layer{number}" for number in range(1, 5)]),
+    ],
+)
+def test_stages_of_a_picture_have_all_their_maps_named(architecture, sizes, names):
+    """The first hidden state comes after the first stage; keys are fewer than queries, or in windows."""
+    model = wide(getattr(hf, f"{architecture}Model")(getattr(hf, f"{architecture}Config")(**sizes)))
+    inputs = {"pixel_values": torch.randn(2, 3, 64, 64)}
+    offered = [name.layer for name in catalogue(model, inputs).offers if name.output == "attention"]
+    assert offered == names
+    expected = eager_twin(model)(**inputs, output_attentions=True).attentions
+    for number in (0, len(names) - 1):
+        name = f"{names[number]}.attention"
+        assert_near(take(model, inputs, name)[name], expected[number])
+
+
 class Wrapped(nn.Module):
     """As PEFT wraps a model: a base around the model, and a forward that hands everything on."""
 
