@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 import transformers
 import yaml
 from rich.table import Table
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForImageClassification
 
 from .. import models, presets
 from ..errors import ConfigError, nearest
-from ..features.catalogue import catalogue
-from ..features.made_up_inputs import made_up_inputs
+from ..features.catalogue import Catalogue, catalogue
+from ..features.made_up_inputs import made_up_inputs, text_and_picture
 
 
 def list_features(name: str) -> Table:
-    """The features of a model: a directory, a hub name, or a `model_type` built without weights.
+    """The features of a model: a directory, a hub name, or a `model_type`, of which nothing but shapes is computed.
 
     Raises:
-        ConfigError: there is no such model, or no inputs could be made up for it.
+        ConfigError: there is no such model, it cannot be built here, or it runs on no inputs made up for it.
     """
-    model = load_any(name)
-    names = catalogue(model.eval(), made_up_inputs(model))
+    config = _config(name)
+    with nullcontext() if config.architectures else _shapes_alone():
+        try:
+            model = load_any(name).eval()
+        except (ImportError, OSError, ValueError) as error:
+            raise ConfigError(f"{name} cannot be built here: {_said(error)}") from error
+        names = _catalogue(model)
     table = Table(title=f"{type(model).__name__}: features for a distill_config", title_justify="left")
     for column in ("feature", "kind", "shape on 2 rows", "taken from"):
         table.add_column(column, overflow="fold", no_wrap=column == "feature")  # a name is copied whole
@@ -42,6 +51,42 @@ def list_features(name: str) -> Table:
     for note in names.notes:
         table.caption += f"\nnote: {note}"
     return table
+
+
+def _catalogue(model: nn.Module) -> Catalogue:
+    """The names of a model, traced over text or a picture, else over both."""
+    said: list[str] = []
+    for make_up in (made_up_inputs, text_and_picture):
+        try:
+            return catalogue(model, make_up(model))
+        except Exception as error:  # whatever a model raises at inputs that do not fit it
+            said.append(_said(error))
+    raise ConfigError(
+        f"{type(model).__name__} runs neither on made-up text nor on a made-up picture, nor on both "
+        f"({'; '.join(dict.fromkeys(said))}). "
+        "In Python, knowledge_distillation.features.catalogue.catalogue(model, batch).offers has its names, "
+        "traced over a batch of your own"
+    )
+
+
+def _said(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _shapes_alone() -> Iterator[None]:
+    """Build and run models on the meta device: no weights in memory, whatever their size."""
+    with torch.device("meta"), _Answered():
+        yield
+
+
+class _Answered(TorchDispatchMode):
+    """Answers where code reads a number that is not there, such as whether every token is attended to: yes, or 1."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        return func(*args, **(kwargs or {}))
 
 
 def load_any(name: str) -> nn.Module:
