@@ -61,14 +61,17 @@ class History(Callback):
     """One JSON line per log and per evaluation, in `history.jsonl`.
 
     Args:
-        path: the file. Lines of steps past the one a run resumes from are dropped.
+        path: the file. Lines written after the checkpoint that a run resumes from are dropped.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lines = 0
+        self.resumed: int | None = None  # the lines there were at the checkpoint
 
     def on_train_begin(self, run: Run) -> None:
-        lines = [line for line in read_history(self.path) if line["step"] <= run.progress.step]
+        lines = [line for line in read_history(self.path) if line["step"] <= run.progress.step][: self.resumed]
+        self.lines, self.resumed = len(lines), None
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         os.replace(temporary, self.path)
@@ -83,6 +86,13 @@ class History(Callback):
         line = {"step": run.progress.step, "epoch": round(run.progress.fraction, 4), **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.lines += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lines": self.lines}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.resumed = state["lines"]
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -49,7 +49,9 @@ def write(run: Run, directory: Path) -> Path | None:
         writer.begin()
     accelerator.wait_for_everyone()
     generators = run.batches.states(run.progress.batches)
-    writer.tree(f"random-{accelerator.process_index}", {"random": random_state(), "generators": generators})
+    own: dict[str, Any] = {"random": random_state(), "generators": generators}
+    own |= {"since_log": run.since_log.state_dict(), "of_epoch": run.of_epoch.state_dict()}
+    writer.tree(f"random-{accelerator.process_index}", own)
     if main:
         for name, module in modules_of(run).items():
             writer.module(name, module)
@@ -105,15 +107,18 @@ def read_progress(run: Run, folder: Path) -> None:
     state = checkpoint_files.read_tree(folder, "progress")
     with checkpoint_files.checkpoint_errors(folder, "progress"):
         for callback in run.callbacks:
-            own = next((state for name, state in state["callbacks"] if name == type(callback).__name__), None)
-            if own:
-                callback.load_state_dict(own)
+            known = next((state for name, state in state["callbacks"] if name == type(callback).__name__), None)
+            if known:
+                callback.load_state_dict(known)
         run.progress, run.metrics = Progress(**state["progress"]), state["metrics"]
     part = f"random-{run.accelerator.process_index}"
-    random = checkpoint_files.read_tree(folder, part)
+    own = checkpoint_files.read_tree(folder, part)
     with checkpoint_files.checkpoint_errors(folder, part):
-        set_random_state(random["random"])
-    run.batches.restore(random["generators"], run.progress.batches)
+        set_random_state(own["random"])
+        for name in ("since_log", "of_epoch"):
+            if name in own:  # a checkpoint of an older version has none
+                getattr(run, name).load_state_dict(own[name], run.accelerator.device)
+    run.batches.restore(own["generators"], run.progress.batches)
 
 
 def modules_of(run: Run) -> dict[str, nn.Module]:
@@ -138,6 +143,7 @@ def check_directory(run: Run, resume: bool) -> dict[str, Any]:
     assert run.output_dir is not None
     run_identity = identity(run)
     if run.accelerator.is_main_process:
+        run.release = run_directory.take(run.output_dir)
         run_directory.check_free(run.output_dir, run_identity, resume, run.settings.overwrite_output_dir)
     return run_identity
 
@@ -147,7 +153,8 @@ def claim_directory(run: Run, run_identity: Mapping[str, Any], resume: bool) -> 
     assert run.output_dir is not None
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
-        run_directory.claim(run.output_dir, run_identity, resume)
+        held = run_directory.claim(run.output_dir, run_identity, resume, run.settings.overwrite_output_dir)
+        run.release = held or run.release
     run.accelerator.wait_for_everyone()
 
 

@@ -239,15 +239,20 @@ class KnowledgeDistiller:
             with others_may_end(run.accelerator):
                 prepare(run)
                 check_evaluation(run)
+                run.callbacks += standard_callbacks(run)
                 if run.output_dir is not None:
                     self._open_output(run.output_dir, resume_from_checkpoint)
                 elif resume_from_checkpoint:
                     raise CheckpointError("resume_from_checkpoint needs an output_dir")
-                run.callbacks += standard_callbacks(run)
                 run.open_trackers()
                 loop.train(run)
         finally:
-            self.close()
+            try:
+                self.close()
+            finally:
+                if run.release is not None:
+                    run.release()
+                    run.release = None
         return {**run.losses, **run.metrics}
 
     distillate = train

@@ -43,7 +43,7 @@ def train_epoch(run: Run, managed: bool = True) -> dict[str, float]:
     run.module.train()
     run.stage_teachers.begin_epoch()
     progress, whole = run.progress, run.progress.batches == 0
-    mean = RunningMean()
+    mean = run.of_epoch = run.of_epoch if progress.batches else RunningMean()
     windows = run.batches.windows(progress.epoch, run.settings.gradient_accumulation_steps, skip=progress.batches)
     for window in windows:
         with naming_batches(run, window):

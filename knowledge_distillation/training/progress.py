@@ -65,3 +65,12 @@ class RunningMean:
         means = {name: value / self.steps[name] for name, value in zip(self.sums, sums, strict=True)}
         self.sums, self.steps = {}, {}
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since it was last read, of this process."""
+        return {"sums": self.sums, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take back what `state_dict` gave."""
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.steps = dict(state["steps"])

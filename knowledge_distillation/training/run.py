@@ -66,6 +66,8 @@ class Run:
     idle_batch: Any = None  # the `Batch` with which a process that is out of batches takes part
     steps_per_epoch: int = 0  # 0 where the data has no length
     since_log: RunningMean = field(default_factory=RunningMean)
+    of_epoch: RunningMean = field(default_factory=RunningMean)  # since the present epoch began
+    release: Callable[[], None] | None = None  # lets go of the output directory, which this process has
     undo: ExitStack = field(default_factory=ExitStack)
 
     @property
