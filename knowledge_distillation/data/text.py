@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STUDENT = "student_"  # begins the names of columns that only the student reads
+_LONGEST_WORD = 100  # characters; BERT's tokenizer takes longer ones for [UNK]
 
 
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 8000, model_max_length: int = 512
 ) -> PreTrainedTokenizerFast:
     """Train a lower-cased WordPiece tokenizer with BERT's special tokens; the same texts give the same tokenizer.
+
+    Words of more than 100 characters are `[UNK]` to such a tokenizer, and teach it nothing.
 
     Args:
         texts: the training texts; read once.
@@ -35,19 +38,16 @@ def train_tokenizer(
     from tokenizers import models, trainers
     from transformers import BertTokenizer
 
-    texts = list(texts)
     tokenizer = _tokenizer(models.WordPiece(unk_token="[UNK]"), vocab_size)
+    words = [[word for word in _words(text, tokenizer) if len(word) <= _LONGEST_WORD] for text in texts]
     alphabet = _by_frequency(
-        piece
-        for text in texts
-        for word in _words(text, tokenizer)
-        for piece in (word[0], *(f"##{c}" for c in word[1:]))
+        piece for row in words for word in row for piece in (word[0], *(f"##{c}" for c in word[1:]))
     )
     # The trainer numbers "##a", "##b", ... in the order of a hash map that differs from run to run, and breaks ties
     # between merges by these numbers. Naming them up front, as special tokens, fixes their numbers and so the result.
     fixed = [*SPECIAL_TOKENS, *alphabet][:vocab_size]
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(" ".join, words), trainer)
     pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     vocabulary = {piece: number for number, (piece, _) in enumerate(pieces[:vocab_size])}
     return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=model_max_length)

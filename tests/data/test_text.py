@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import datasets
 import pytest
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerFast
@@ -121,3 +124,14 @@ def test_tokenized_rows_are_padded_by_the_collator_of_transformers(tokenizer):
 def test_what_cannot_be_tokenized_is_refused(tokenizer, columns, text_columns, error, message):
     with pytest.raises(error, match=message):
         tokenize(rows(**columns), tokenizer, text_columns)
+
+
+@pytest.mark.case("F2")
+def test_a_word_of_a_megabyte_teaches_nothing_and_costs_little():
+    huge = "".join(random.Random(0).choices("abcdefghij", k=1_000_000))
+    begin = time.process_time()
+    tokenizer = train_tokenizer([*TEXTS, huge, f"fine {huge}"], vocab_size=200)
+    cut = tokenizer([huge], truncation=True, max_length=8)["input_ids"]
+    assert time.process_time() - begin < 20  # some five minutes where it is taken for a word
+    assert tokenizer.get_vocab() == train_tokenizer([*TEXTS, "fine"], vocab_size=200).get_vocab()
+    assert tokenizer.convert_ids_to_tokens(cut[0]) == ["[CLS]", "[UNK]", "[SEP]"]
