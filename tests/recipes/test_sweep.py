@@ -118,7 +118,7 @@ def test_a_grid_is_read_as_yaml():
         (["weight="], "--grid weight has no value"),
         (["weight=1,2,1"], "--grid weight has 1 twice"),
         (["weight=1", "weight=2"], "--grid weight is given twice"),
-        (["weight=[1"], "--grid weight=[1: the values are not valid YAML"),
+        (["weight=[1"], "--grid weight=[1: the list of values is not valid YAML"),
     ],
 )
 def test_a_grid_that_cannot_be_read_is_an_error(texts, told):

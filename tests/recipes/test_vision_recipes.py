@@ -261,7 +261,7 @@ def test_a_teacher_cache_serves_pictures_that_do_not_change(tmp_path):
     ("changes", "message"),
     [
         ({"task": "cifra10"}, "task 'cifra10' is unknown. Nearest: cifar10."),
-        ({"image_size": 0}, "image_size is a whole number of 1 or more; found 0"),
+        ({"image_size": 0}, "image_size is a whole number from 1 to 1,000,000; found 0"),
         ({"augment": "strong"}, "augment is true, false or a mapping"),
         ({"task": "sst2", "image_size": 32}, "image_size belongs to an image task, and task is 'sst2'"),
         ({"tokenizer": "bert"}, "tokenizer belongs to text, and task is 'digits'"),
