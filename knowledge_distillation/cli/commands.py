@@ -16,11 +16,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Keys of a recipe that only a student and its teacher ask for.
-OF_DISTILLATION = (
-    *("student", "student_tokenizer", "method", "method_args", "alpha", "temperature", "mapping", "distill_config"),
-    "stages",
-)
+# Keys of a recipe that say how a teacher teaches. Those of the student, one `--set` gives to both of its commands.
+OF_DISTILLATION = ("method", "method_args", "alpha", "temperature", "mapping", "distill_config", "stages")
 RECIPE = ("recipe", "overrides", "teacher", "student", "task", "data_dir", "method")
 
 

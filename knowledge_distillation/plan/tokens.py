@@ -88,6 +88,8 @@ def notes_of_tokens(loss_model: MultiLayerBasedDistillationLoss, context: Mappin
     groups: dict[str, list[str]] = {}
     for bound in loss_model.bound.values():
         items = bound.items
+        if "labels" in items.marks and "labels" not in context:  # an answer's place in a row marks no tokens
+            continue
         rows = items.masks(context).rows
         if items.rows is None and not items.marks or rows is not None and rows.dim() < 2:
             continue

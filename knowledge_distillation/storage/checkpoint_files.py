@@ -60,11 +60,13 @@ def save_student(directory: Path, student: nn.Module, processing_class: Any = No
 def checkpoints(output_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     folder = output_dir / "checkpoints"
-    for aside in folder.glob(".step-*.old") if folder.exists() else ():  # a kill came while it was being replaced
+    if not os.path.isdir(folder):
+        return []
+    for aside in folder.glob(".step-*.old"):  # a kill came while it was being replaced
         name = folder / aside.name[1 : -len(".old")]
         with suppress(FileNotFoundError):  # or another process was quicker
             shutil.rmtree(aside) if name.exists() else os.replace(aside, name)
-    found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)] if folder.exists() else []
+    found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 

@@ -109,8 +109,8 @@ def check_free(output_dir: Path, identity: Mapping[str, Any], resume: bool, over
         )
     elif links := [name for name in contents if (output_dir / name).is_symlink()]:
         raise CheckpointError(
-            f"output_dir {output_dir}: {output_dir / links[0]} is a link, and what it leads to is not removed; choose another directory, or "
-            "take the link out"
+            f"output_dir {output_dir}: {output_dir / links[0]} is a link, and what it leads to is not removed; choose "
+            "another directory, or take the link out"
         )
 
 

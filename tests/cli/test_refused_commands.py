@@ -179,10 +179,6 @@ def test_the_plan_names_the_data_and_its_rows(folder: Path) -> None:
 
 UNREAD = {
     "a method's argument beside entries": (("check", "--set", "temperature=2"), "temperature belongs to a method"),
-    "student of a fine-tuning": (
-        ("finetune", "--set", "student.num_hidden_layers=1"),
-        "--set student.num_hidden_layers",
-    ),
     "entries of a fine-tuning": (("finetune", "--set", "distill_config.0.weight=2"), "and does not read it"),
     "weight of an evaluation": (("evaluate", "--set", "alpha=0.3"), "--set alpha: distill evaluate trains nothing"),
     "teacher of no preset": (("presets", "--teacher", "bert"), "--teacher and --student are of one preset"),

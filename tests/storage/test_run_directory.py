@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -129,9 +130,13 @@ def test_a_killed_process_lets_go_and_a_forked_one_does_not_hold(tmp_path: Path)
     assert first.wait() == -signal.SIGKILL
     release = take(tmp_path / "run")
     assert release is not None
+    said, says = os.pipe()
     child = os.fork()
     if not child:
-        os._exit(0 if not run_directory._HELD and signal.pause() is None else 1)
+        os.write(says, b"no" if run_directory._HELD else b"ok")
+        time.sleep(60)
+        os._exit(0)
+    assert os.read(said, 2) == b"ok"
     release()
     again = take(tmp_path / "run")  # though the child goes on
     os.kill(child, signal.SIGKILL)
