@@ -58,7 +58,7 @@ class Forked:
             self.kill()
             self._process.join()
         if self.poll() != 0:
-            print(self.log.read_text())
+            print(self.log.read_text() if self.log.exists() else "killed before it wrote anything")
         return self._process.exitcode
 
 

@@ -185,6 +185,7 @@ def main(*arguments: str) -> None:
     parser.add_argument("--patience", type=int, help="stop after so many evaluations without improvement")
     parser.add_argument("--defaults", action="store_true", help="no device and no precision is named")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--log-every", type=int, default=2)
     parser.add_argument("--cache", help="a folder for the teacher's features")
     parser.add_argument("--language-model", choices=["held", "deferred"], help="and what becomes of its logits")
     options = parser.parse_args(arguments)
@@ -236,7 +237,7 @@ def main(*arguments: str) -> None:
         max_tokens_per_batch=options.max_tokens,
         gradient_accumulation_steps=options.accumulate,
         learning_rate=options.learning_rate,
-        logging_steps=2,
+        logging_steps=options.log_every,
         save_steps=4,
         eval_steps=5,
         teacher_cache=options.cache,
