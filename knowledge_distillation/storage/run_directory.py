@@ -148,10 +148,15 @@ def claim(
         for name in () if resume else contents_of(output_dir):
             path = output_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write_text(output_dir / "run.json", json.dumps(identity, indent=2))
+        mark(output_dir, identity)
     except OSError as error:
         raise CheckpointError(f"output_dir {output_dir} cannot be written: {error.strerror}") from error
     return release
+
+
+def mark(output_dir: Path, identity: Mapping[str, Any]) -> None:
+    """Say of which run a directory is."""
+    write_text(output_dir / "run.json", json.dumps(identity, indent=2))
 
 
 def contents_of(output_dir: Path) -> list[str]:

@@ -148,6 +148,12 @@ def check_directory(run: Run, resume: bool) -> dict[str, Any]:
     return run_identity
 
 
+def mark(run: Run, directory: Path) -> None:
+    """Say in a directory that this run wrote it: it may be resumed there, or overwritten."""
+    if run.accelerator.is_main_process:
+        run_directory.mark(directory, identity(run))
+
+
 def claim_directory(run: Run, run_identity: Mapping[str, Any], resume: bool) -> None:
     """Make the output directory this run's own."""
     assert run.output_dir is not None

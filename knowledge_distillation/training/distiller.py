@@ -341,6 +341,7 @@ class KnowledgeDistiller:
         prepare(self.run)
         checkpoints.save_students(self.run, target)
         checkpoints.save(self.run, target)
+        checkpoints.mark(self.run, target)
 
     def load_state(
         self,

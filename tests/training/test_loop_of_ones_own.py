@@ -51,7 +51,7 @@ def test_a_loop_of_ones_own_goes_on_from_what_was_saved(tmp_path: Path) -> None:
     begun.train_epoch()
     begun.train_epoch()
     begun.save(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"student", "checkpoints"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "student", "checkpoints"}
     torch.manual_seed(77)
     later = distiller(**narrow())
     run = str(tmp_path)
