@@ -30,6 +30,11 @@ def shown(value: object, longest: int = 300) -> str:
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 
+def listed(texts: Sequence[str], most: int = 4) -> str:
+    """The first texts, and how many more there are."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """` Nearest: x.` for the closest candidate, or nothing where none is close."""
     found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5) if len(name) <= 300 else []

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses.labels import IGNORED_LABEL
+from ..features.batch_context import of_next
+from ..losses.labels import IGNORED_LABEL, are_yes_or_no
 from .glue_metrics import pearson
 
 Totals = dict[str, Any]  # numbers, arrays, and lists of arrays: whatever adds up by +
@@ -76,14 +77,9 @@ def task_of(output: Any, targets: Targets, problem_type: str | None = None) -> T
     if labels is None:
         return NUMBERS if one_output else CLASSES
     fits = labels.numel() == output.numel()
-    if fits and problem_type != "regression" and is_yes_or_no(labels) and (not one_output or not is_real(labels)):
+    if fits and problem_type != "regression" and are_yes_or_no(labels) and (not one_output or not is_real(labels)):
         return LABELS
     return NUMBERS if fits and (is_real(labels) or one_output) else CLASSES
-
-
-def is_yes_or_no(labels: Tensor) -> bool:
-    """Whether labels are nothing but 0 and 1, and -100 for those that do not count."""
-    return bool(((labels == 0) | (labels == 1) | (labels == IGNORED_LABEL)).all())
 
 
 def is_real(labels: Tensor) -> bool:
@@ -134,7 +130,7 @@ def _predicted_labels(targets: Targets) -> Tensor:
     labels = targets.labels
     if not targets.next_token or labels.dim() != 2:
         return labels
-    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED_LABEL)], dim=1)
+    return of_next(labels, IGNORED_LABEL)
 
 
 def _class_agreement(student: Tensor, teacher: Tensor, targets: Targets) -> Totals:

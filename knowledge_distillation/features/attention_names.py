@@ -13,6 +13,7 @@ from ..config.entry import Feature
 from ..errors import ConfigError
 from . import attention
 from .capture import Location
+from .inputs import shape_of
 from .measure import Measures
 from .trace import Trace, is_same
 
@@ -130,7 +131,7 @@ def _handed_out(
         if not isinstance(tensor, Tensor):
             continue
         if not _is_map(measures, field, prefix):
-            problem = f"{key} of shape {'×'.join(map(str, tensor.shape))} are no maps of queries and keys"
+            problem = f"{key} of shape {shape_of(tensor)} are no maps of queries and keys"
             if problem not in problems:
                 problems.append(problem)
             continue

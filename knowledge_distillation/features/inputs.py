@@ -199,8 +199,9 @@ def first_rows(inputs: Inputs, rows: int = 2) -> dict[str, Any]:
     }
 
 
-def shape_of(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
+def shape_of(value: Any) -> str:
+    """The shape of a tensor, or of something like one, or a shape, in words."""
+    return "×".join(map(str, getattr(value, "shape", value))) or "scalar"
 
 
 def shapes_of(batch: Any) -> str:

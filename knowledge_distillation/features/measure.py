@@ -16,7 +16,7 @@ from .kinds import form_of, kind_by_rank, measured_kind
 from .preserve import modules_kept, preserved, resting
 from .signature import accepted_flags, inner_model
 from .trace import BY_INTERFACE, EAGER, WITHOUT, Shapes, Trace, flags, key_of, traced
-from .varied_inputs import another_row, other_lengths
+from .varied_inputs import another_row, other_lengths, rows_in
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def measure(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Trace, Measure
         way, said, more = way_to_maps(model, wider, own)
     with preserved(model):
         trace = traced(model, inputs, way)
-    if any(_size(wider[key]) != _size(inputs[key]) for key in wider):
+    if any(rows_in(wider[key]) != rows_in(inputs[key]) for key in wider):
         more = more or _try(model, wider, way)
     else:
         more = None
@@ -182,10 +182,6 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         for key, item in items:
             if not str(key).endswith(("attentions", "hidden_states")):
                 yield from _tensors(item, f"{name}.{key}")
-
-
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, list) or (isinstance(value, Tensor) and value.dim()) else -1
 
 
 def _longest(model: nn.Module, inputs: Mapping[str, Any]) -> int | None:

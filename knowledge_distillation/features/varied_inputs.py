@@ -33,7 +33,7 @@ class Varied:
 def another_row(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs with their first row once more at the end."""
     size = next((len(v) for v in inputs.values() if isinstance(v, Tensor) and v.dim()), 0)
-    return {key: _with_first(value) if _rows(value) == size else value for key, value in inputs.items()}
+    return {key: _with_first(value) if rows_in(value) == size else value for key, value in inputs.items()}
 
 
 def other_lengths(inputs: Mapping[str, Any], longest: int | None = None) -> Iterator[Varied]:
@@ -130,7 +130,8 @@ def _other_sizes(inputs: Mapping[str, Any]) -> Iterator[Varied]:
         yield Varied({**inputs, **doubled}, length)
 
 
-def _rows(value: Any) -> int:
+def rows_in(value: Any) -> int:
+    """How many rows an input has; -1 of what has none."""
     return len(value) if isinstance(value, list) or (isinstance(value, Tensor) and value.dim()) else -1
 
 

@@ -82,6 +82,11 @@ def kept_weights(weights: tuple[float, ...], dtype: torch.dtype, device: torch.d
     return torch.tensor(weights, dtype=dtype, device=device)
 
 
+def are_yes_or_no(labels: Tensor) -> bool:
+    """Whether labels are nothing but 0 and 1, and -100 for those that do not count."""
+    return bool(((labels == 0) | (labels == 1) | (labels == IGNORED_LABEL)).all())
+
+
 def label_mse(student: Tensor, labels: Tensor) -> Tensor:
     """Squared error against real-valued labels, one value per sample, for regression tasks.
 

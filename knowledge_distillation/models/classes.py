@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..features.trace import is_same
 
 
 def class_names(model: Any) -> tuple[str, ...]:
@@ -67,7 +68,7 @@ def put_in_order(model: Any, order: Sequence[int], forward: Callable[[], Any], i
             hook = head.register_forward_hook(lambda module, args, output: made.append((module, output)))
             stack.callback(hook.remove)
         before = _logits(forward())
-    last = [module for module, output in made if isinstance(output, Tensor) and _same(output, before)]
+    last = [module for module, output in made if isinstance(output, Tensor) and is_same(output, before)]
     axis = 1 if before.dim() == 4 else -1
     index = torch.tensor(order, device=before.device)
     wide = [module for module, output in made if isinstance(output, Tensor) and output.shape[axis] == len(order)]
@@ -116,7 +117,3 @@ def _logits(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     return output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output[0])
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape

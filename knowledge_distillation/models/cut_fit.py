@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import ConfigError
+from ..errors import ConfigError, listed
 from .cut_layers import Placing, around, build_of, builds_of, fits, placings, sliced
 from .cut_settings import Cuts, changed, changes, counts, cut_settings
 from .cut_stacks import settings_of, skeleton
 
-_NAMED = 4  # so many names of weights an error gives
 _TRIED = 200  # so many values of settings are tried before a cut is refused
 
 
@@ -155,7 +154,7 @@ def _asked(teacher: nn.Module, cuts: Cuts) -> str:
 def _explained(teacher: nn.Module, cuts: Cuts, fit: Fit) -> str:
     lines = [text for placing in fit.placings if placing.wrong for text in _why(placing, len(cuts) > 1)]
     if fit.around:
-        lines.append("around the layers " + _some(fit.around))
+        lines.append("around the layers " + listed(fit.around))
     return "; ".join(dict.fromkeys([*lines, *_what_would_do(teacher, cuts, fit)]))
 
 
@@ -163,11 +162,11 @@ def _why(placing: Placing, many: bool) -> Iterator[str]:
     where = f" of {placing.path}" if many else ""
     start = f"layer {placing.number}{where} as layer {placing.place} "
     if placing.lost:
-        yield f"{start}would lose {_some(placing.lost)}"
+        yield f"{start}would lose {listed(placing.lost)}"
     if placing.borrowed:
-        yield f"{start}lacks {_some(placing.borrowed)}"
+        yield f"{start}lacks {listed(placing.borrowed)}"
     if not placing.lost and not placing.borrowed and (different := placing.resized + placing.different):
-        yield f"{start}would be built differently: {_some(different)}"
+        yield f"{start}would be built differently: {listed(different)}"
 
 
 def _what_would_do(teacher: nn.Module, cuts: Cuts, fit: Fit) -> Iterator[str]:
@@ -179,8 +178,3 @@ def _what_would_do(teacher: nn.Module, cuts: Cuts, fit: Fit) -> Iterator[str]:
             fitting = fits(builds_of(teacher, placing.path), own, placing, numbers[placing.path])
             could = f"can be {', '.join(map(str, fitting))}" if fitting else "can be none of them"
             yield f"layer {placing.place} of such a student {could}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

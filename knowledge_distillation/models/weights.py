@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, listed, nearest
 
 _INSIDE = ("state_dict", "model_state_dict", "model")  # keys under which training scripts keep a state dict
 _SHOWN = 5
@@ -37,11 +37,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     ]
     problems = []
     if missing:
-        problems.append(f"missing: {_listed(missing)}{nearest(missing[0], unexpected)}")
+        problems.append(f"missing: {listed(missing, _SHOWN)}{nearest(missing[0], unexpected)}")
     if unexpected:
-        problems.append(f"unexpected: {_listed(unexpected)}")
+        problems.append(f"unexpected: {listed(unexpected, _SHOWN)}")
     if shapes:
-        problems.append(f"of another shape: {_listed(shapes)}")
+        problems.append(f"of another shape: {listed(shapes, _SHOWN)}")
     if problems:
         raise ConfigError(f"weights {path} do not fit {type(model).__name__}. {'; '.join(problems)}")
     model.load_state_dict(state, strict=False)
@@ -77,8 +77,3 @@ def _unwrapped(state: Any, path: str | Path) -> dict[str, Tensor]:
 
 def _is_named_tensor(item: tuple[Any, Any]) -> bool:
     return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config.entry import Feature
 from ..errors import ConfigError
 from ..features.batch_context import Context, once
-from ..losses.labels import IGNORED_LABEL
+from ..losses.labels import IGNORED_LABEL, are_yes_or_no
 from .loss import Loss
 
 
@@ -122,4 +122,4 @@ def _says_yes_or_no(loss: Loss, student: Tensor, labels: Any, problem_type: str 
         return False
     if one and labels.is_floating_point() and not loss.entry.hard:
         return False  # real numbers that happen to be 0 and 1
-    return bool(((labels == 0) | (labels == 1) | (labels == IGNORED_LABEL)).all())
+    return are_yes_or_no(labels)

@@ -84,8 +84,7 @@ def _key_of(name: str, shape: torch.Size, feature: str, context: Mapping[str, An
         if marks_tokens(labels) and labels.shape == shape:  # type: ignore[union-attr]
             return LABELS
         found = f"labels {shape_of(labels)}" if isinstance(labels, Tensor) else "no labels"
-        tokens = shape_of(torch.empty(shape, device="meta"))
-        raise ConfigError(f"mask 'labels': {feature} has {tokens} tokens, and the batch has {found}")
+        raise ConfigError(f"mask 'labels': {feature} has {shape_of(shape)} tokens, and the batch has {found}")
     masks = {key: tensor for key, tensor in context.items() if _is_mask(key, tensor, shape)}
     key = next((key for key in (name, f"{name}_mask", f"{name}_masks") if key in masks), None)
     if key is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..config.entry import PEER, SELF, Entry
 from ..errors import ConfigError, nearest, raise_all
 from ..features.batch_context import PER_TOKEN, make_context
+from ..features.catalogue import Catalogue
 from ..features.deferred import Deferred
 from ..features.inputs import (
     Inputs,
@@ -43,6 +44,7 @@ def bind(
     entries: Sequence[Entry] | None = None,
     num_samples: int | None = None,
     tokenizer: Any = None,
+    names: MutableMapping[nn.Module, Catalogue] | None = None,
 ) -> Plan:
     """Bind a loss model to its models. The probe leaves weights, buffers and random state as they were.
 
@@ -53,12 +55,14 @@ def bind(
         entries: those to bind; None for all of the config.
         num_samples: the size of the training set, where it is known.
         tokenizer: the students', and that of every teacher that reads the student's tokens.
+        names: those of models that were bound before on these inputs; those found now are added.
 
     Raises:
         ConfigError: every problem in the config, each with its entry.
         DataError: a model cannot run on the batch.
     """
     entries = loss_model.config.entries if entries is None else tuple(entries)
+    names = {} if names is None else names
     problems = [*loss_model.config.problems, *_unknown_teachers(entries, students, teachers)]
     teacher_probes = _probe_teachers(teachers, teacher_inputs, entries)
     student_probes = _probe_students(students, student_inputs, entries, loss_model.reads_own_loss)
@@ -74,7 +78,7 @@ def bind(
     with _preserved(students.values(), loss_model), ExitStack() as sources:
         for probe in (*teacher_probes, *student_probes):
             adaptor = loss_model.teacher_output_adaptor if probe.teacher else loss_model.student_output_adaptor
-            probe.source = source_of(probe, adaptor, problems)
+            probe.source = source_of(probe, adaptor, problems, names)
             sources.callback(probe.source.close)
         for probe in (*teacher_probes, *student_probes):
             probe.run()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..config.entry import Entry, Feature
 from ..config.schedules import described
+from ..errors import listed
 from ..features.inputs import shape_of
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from .probe import Probe
@@ -63,8 +64,7 @@ def notes_of(probes: Iterable[Probe], loss_model: MultiLayerBasedDistillationLos
     if list(loss_model.parameters()):
         notes.append(f"projections: {_size_of(loss_model)} parameters, trained and saved beside the student")
     if unreached:
-        names = ", ".join(unreached[:4]) + (f" and {len(unreached) - 4} more" if len(unreached) > 4 else "")
-        notes.append(f"student: no entry reaches {names}: frozen for this run")
+        notes.append(f"student: no entry reaches {listed(unreached)}: frozen for this run")
     for bound in loss_model.bound.values():
         spec, layout = bound.loss.spec, bound.items.layout.name
         if spec.two_classes and bound.classes == 2 and bound.kind != "positions":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,13 +67,20 @@ def readers_of(entries: Iterable[Entry], teacher: str, student: str | None = Non
     return readers
 
 
-def source_of(probe: Probe, adaptor: OutputAdaptor | None, problems: Problems) -> Source:
-    """How the features that entries read of a model are taken; features it does not have become problems."""
+def source_of(
+    probe: Probe, adaptor: OutputAdaptor | None, problems: Problems, known: MutableMapping[nn.Module, Catalogue]
+) -> Source:
+    """How the features that entries read of a model are taken; features it does not have become problems.
+
+    Args:
+        known: the names of models that were bound before, to which those of this one are added.
+    """
     if adaptor is not None:
         return _adapted(probe, adaptor)
-    rows = first_rows(probe.inputs)
-    with on_first_batch(probe.title, probe.inputs):
-        names = catalogue(probe.model, rows)
+    if probe.model not in known:
+        with on_first_batch(probe.title, probe.inputs):
+            known[probe.model] = catalogue(probe.model, first_rows(probe.inputs))
+    names = known[probe.model]
     places: dict[Feature, Location] = {}
     kinds: dict[Feature, str] = {}
     canonical: dict[Feature, Feature] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from ..errors import listed
 from ..features.label_shift import label_shift
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from .probe import Probe
@@ -98,6 +99,5 @@ def notes_of_tokens(loss_model: MultiLayerBasedDistillationLoss, context: Mappin
         by = f", by {' and '.join((*keys, *items.marks))}" if keys or items.marks else ""
         groups.setdefault(f"{counted} tokens of the first batch count{by}", []).append(bound.entry.name)
     for text, names in groups.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        notes.append(f"{text}: for {', '.join(names[:3])}{more}")
+        notes.append(f"{text}: for {listed(names, 3)}")
     return notes

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .checkpoint_files import read_json, write_text
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-from .checkpoint_files import read_json, write_text
 
 _CONTENTS = ("run.json", "history.jsonl", "student", "peers", "checkpoints")
 # What may differ between a run and its continuation without making it another run.

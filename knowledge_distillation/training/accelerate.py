@@ -18,6 +18,7 @@ from accelerate.utils.environment import get_cpu_distributed_information
 from ..config.settings import TrainingSettings
 from ..errors import ConfigError, DistillationError, nearest
 
+HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # of torchrun and of MPI's launchers
 
 
@@ -50,7 +51,7 @@ def join_processes(device: torch.device | str | None) -> PartialState:
 def _processes_asked() -> int:
     """How many processes were started together, by what a launcher tells each of them."""
     asked = get_cpu_distributed_information().world_size
-    if asked > 1 and not any(name in os.environ for name in _RANKS):
+    if asked > 1 and not _has_rank():
         raise ConfigError(
             f"WORLD_SIZE is {asked}, and no RANK says which of them this process is: start them with "
             f"torchrun --nproc_per_node {asked}, or unset WORLD_SIZE"
@@ -162,4 +163,4 @@ def _forget_previous(device: torch.device | None) -> None:
 
 def half_precision(accelerator: Accelerator) -> torch.dtype | None:
     """The type in which students compute under mixed precision; None without."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    return HALF_PRECISION.get(accelerator.mixed_precision)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, DistillationError
+from ..errors import DataError, DistillationError, listed
 from ..features.batch_context import make_context
 from ..features.inputs import adapt_batch, merged_inputs, shapes_of
 from ..losses.arguments import MASKS
 from ..losses.labels import IGNORED_LABEL
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from .batch import Inputs, adapt, named
-from .row_limits import failures, listed
+from .row_limits import failures
 from .run import Run
 
 _HOST = torch.device("cpu")

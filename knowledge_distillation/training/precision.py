@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
@@ -20,11 +19,12 @@ from torch import Tensor, nn
 
 from ..config.settings import TrainingSettings
 from ..data.train_batches import TrainBatches
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
+from ..storage.checkpoint_files import read_json
+from .accelerate import HALF_PRECISION
 from .callbacks import Callback
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_OF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
 FASTER = 0.95  # of float32's time; nearer to it float32 stays, which is exact
 ROWS, MOST_ROWS = 512, 2048  # where nobody knows a batch; beyond them the ratio stays
@@ -82,11 +82,11 @@ def _choose(
         return Precision(precision, _DTYPES[settings.teacher_dtype], said)
     if kept[1] is not None and settings.mixed_precision == "auto":
         return Precision(precision, _DTYPES.get(kept[1]), f"{said}; the teacher {kept[1]} (as begun)")
-    dtype = _OF_PRECISION.get(precision)
+    dtype = HALF_PRECISION.get(precision)
     if settings.mixed_precision == "auto" and teachers:
         largest = max(teachers, key=lambda model: sum(p.numel() for p in model.parameters()))
         name, why = faster(device, largest, rows, trains=False)
-        dtype, said = _OF_PRECISION.get(name), f"{said}; the teacher {_NAMES[name]} ({why})"
+        dtype, said = HALF_PRECISION.get(name), f"{said}; the teacher {_NAMES[name]} ({why})"
     return Precision(precision, dtype, said if settings.mixed_precision == "auto" else "")
 
 
@@ -105,8 +105,8 @@ def kept_precision(settings: TrainingSettings, output_dir: Path | None) -> tuple
 def _read(path: Path) -> dict[str, Any]:
     """A file of plain values; of one that is not there or cannot be read, nothing: who needs it says so."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path)
+    except (OSError, CheckpointError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -224,7 +224,7 @@ def _measured(rows: int, out: int, into: int, trains: bool) -> float:
         leaves = [tensor.requires_grad_() for tensor in tensors]
         sides = [partial(_trained, bf16, *leaves) for bf16 in (False, True)]
     else:
-        sides = [partial(_there_and_back, *tensors), partial(_there_and_back, *(t.bfloat16() for t in tensors))]
+        sides = [partial(_alone, *tensors), partial(_alone, *(t.bfloat16() for t in tensors))]
     for work in sides:  # the first time each finds its way
         work()
     best, spent = [math.inf, math.inf], 0.0
@@ -240,11 +240,15 @@ def _measured(rows: int, out: int, into: int, trains: bool) -> float:
 
 
 def _there_and_back(x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+    return F.layer_norm(x + F.linear(F.gelu(F.linear(x, there)), back), x.shape[-1:])
+
+
+def _alone(*tensors: Tensor) -> Tensor:
     with torch.no_grad():
-        return F.layer_norm(x + F.linear(F.gelu(F.linear(x, there)), back), x.shape[-1:])
+        return _there_and_back(*tensors)
 
 
 def _trained(bf16: bool, x: Tensor, there: Tensor, back: Tensor) -> tuple[Tensor, ...]:
     with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        y = F.layer_norm(x + F.linear(F.gelu(F.linear(x, there)), back), x.shape[-1:])
+        y = _there_and_back(x, there, back)
     return torch.autograd.grad(y, (x, there, back), torch.ones_like(y))

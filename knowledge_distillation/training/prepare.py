@@ -57,7 +57,7 @@ def bind_entries(run: Run, entries: Sequence[Entry], cached: bool) -> Plan:
         inputs = adapt(run, run.batches.peek())
         students, teachers = on_device(run, inputs)
         sides = (run.students, run.teachers, students, teachers)
-        plan = bind(run.loss_model, *sides, entries, run.num_samples, run.processing_class)
+        plan = bind(run.loss_model, *sides, entries, run.num_samples, run.processing_class, run.names)
     run.undo.callback(plan.close)
     for module, mode in run.lent:
         run.undo.callback(setattr, module, "training", mode)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config.entry import PEER, SELF
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, listed, shown
 from ..objective.loss_model import usable_name
 from ..teachers.frozen import memory_of
 
@@ -60,10 +60,10 @@ def check_apart(students: Mapping[str, nn.Module], teachers: Mapping[str, nn.Mod
             shared = [path for path, tensor in _changing(student) if memory_of(tensor) in theirs]
             if shared:
                 who = f"peer_model {student_name}" if student_name else "student_model"
-                named = ", ".join(shared[:2]) + (f" and {len(shared) - 2} more" if len(shared) > 2 else "")
+                teacher_name, weights = f"teacher_model {name}".strip(), listed(shared, 2)
                 raise ConfigError(
-                    f"{who} and {f'teacher_model {name}'.strip()} share weights that are trained ({named}), so the "
-                    f"teacher would change: give a copy, copy.deepcopy({who.split()[0]}), or freeze what they share"
+                    f"{who} and {teacher_name} share weights that are trained ({weights}), so the teacher would "
+                    f"change: give a copy, copy.deepcopy({who.split()[0]}), or freeze what they share"
                 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import listed
 from ..features.inputs import forward_inputs
 from ..features.preserve import preserved, resting
 from .batch import Inputs, on_device
@@ -94,10 +95,6 @@ def row_lengths(values: Mapping[str, Any], length: int) -> list[int]:
         return mask.bool().sum(-1).tolist()
     rows = next((len(v) for v in values.values() if isinstance(v, Tensor) and v.dim()), 0)
     return [length] * rows
-
-
-def listed(texts: list[str]) -> str:
-    return ", ".join(texts[:4]) + (f" and {len(texts) - 4} more" if len(texts) > 4 else "")
 
 
 def _row(values: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Run:
     data_note: str = ""  # what the data is, and how many rows it has
     classes_settled: bool = False
     class_notes: list[str] = field(default_factory=list)  # what is worth knowing of the models' classes
+    names: dict[nn.Module, Any] = field(default_factory=dict)  # the `Catalogue` of each model that was bound
     plan: Any = None  # the `Plan` of the present stage
     stage_teachers: Teachers = field(default_factory=lambda: Teachers({}, {}))  # those of the stage, cached or not
     module: Any = None  # students and projections, as Accelerate prepared them
