@@ -128,13 +128,22 @@ def _leave_the_others() -> None:
         torch.distributed.destroy_process_group()
 
 
+def comes_of_others(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is that another process cannot be reached."""
+    while error is not None:
+        if isinstance(error, torch.distributed.DistError) or (type(error) is RuntimeError and "gloo" in str(error)):
+            return True
+        error = error.__cause__
+    return False
+
+
 @contextmanager
 def others_may_end(state: PartialState | Accelerator) -> Iterator[None]:
     """Say so where it fails within the context because another process of the run is gone."""
     try:
         yield
-    except RuntimeError as error:
-        if state.num_processes == 1 or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+    except Exception as error:
+        if state.num_processes == 1 or not comes_of_others(error):
             raise
         raise DistillationError(
             f"process {state.process_index} of {state.num_processes} ends: another process of this run has ended, "

@@ -15,6 +15,7 @@ from ..features.inputs import adapt_batch, merged_inputs, shapes_of
 from ..losses.arguments import MASKS
 from ..losses.labels import IGNORED_LABEL
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
+from .accelerate import comes_of_others
 from .batch import Inputs, adapt, named
 from .row_limits import failures
 from .run import Run
@@ -30,6 +31,8 @@ def naming_batches(run: Run, window: Sequence[Any]) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        if comes_of_others(error):  # no batch is to blame
+            raise
         raise _explained(run, window, error) from error
 
 

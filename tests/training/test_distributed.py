@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ from runs import distiller, furthest
 from tolerance import rounding
 from training_script import alone, both_of, forked, in_two, saved_weights
 
-from knowledge_distillation.errors import ConfigError
+from knowledge_distillation.errors import ConfigError, DistillationError
+from knowledge_distillation.training.accelerate import others_may_end
 from knowledge_distillation.training.callbacks import read_history
+from knowledge_distillation.training.diagnosis import naming_batches
 
 SCRIPT = str(Path(__file__).parents[1] / "training_script.py")
 
@@ -173,6 +176,19 @@ def test_where_one_process_is_killed_the_other_ends_and_says_why(killed: int, tm
     begin, other = time.monotonic(), both[1 - killed]
     assert other.wait(60) not in (0, None) and time.monotonic() - begin < 60
     assert f"process {1 - killed} of 2 ends: another process of this run has ended" in other.log.read_text()
+
+
+def test_a_process_that_is_gone_is_blamed_on_no_batch_and_no_loss() -> None:
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc] Read error: Connection reset by peer")
+    run, two = SimpleNamespace(), SimpleNamespace(num_processes=2, process_index=0)
+    with pytest.raises(DistillationError, match="process 0 of 2 ends: another process of this run has ended"):
+        with others_may_end(two), naming_batches(run, [{}]):
+            try:
+                raise lost
+            except RuntimeError as error:  # as in a loss that asks the others
+                raise ConfigError("loss crd failed") from error
+    with pytest.raises(RuntimeError, match="Read error"), others_may_end(SimpleNamespace(num_processes=1)):
+        raise lost
 
 
 def test_what_one_process_refuses_ends_both(tmp_path: Path) -> None:
