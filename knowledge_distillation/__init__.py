@@ -7,6 +7,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .models.with_transformers import register_with_transformers
+
 __version__ = "0.1.0"
 
 # Public names and their rooms. Importing the package imports none of them: torch and transformers come with first use.
@@ -53,3 +55,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+register_with_transformers()

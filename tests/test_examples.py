@@ -22,7 +22,6 @@ from knowledge_distillation import (
     KnowledgeDistiller,
     MultiLayerBasedDistillationEvaluator,
     MultiLayerBasedDistillationLoss,
-    models,
 )
 from knowledge_distillation.cli.commands import main
 from knowledge_distillation.data import train_tokenizer
@@ -263,7 +262,6 @@ def test_a_recipe_makes_a_bilstm_of_a_pretrained_teacher(recipe, tmp_path):
 
     for folder in (tmp_path / "run", tmp_path / "run" / "baseline"):
         assert [line["step"] for line in losses(folder)] == [1, 2, 3]
-        models.register()
         student = AutoModelForSequenceClassification.from_pretrained(folder / "student")
         assert (student.config.embedding_size, student.config.sentence_pairs) == (12, task == "QQP")
     reader = AutoTokenizer.from_pretrained(tmp_path / "run" / "student")

@@ -129,11 +129,10 @@ def show_preset(name: str, teacher: str | None, student: str | None) -> str:
 
 def _size(config: Any) -> str:
     depth = getattr(config, "num_hidden_layers", None)
-    return config.model_type + (f" with {depth} layers" if depth else "")
+    return config.model_type.rpartition(".")[2] + (f" with {depth} layers" if depth else "")
 
 
 def _config(name: str) -> Any:
-    models.register()
     model_types = CONFIG_MAPPING.keys()
     if name in model_types:
         return AutoConfig.for_model(name)

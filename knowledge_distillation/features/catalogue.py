@@ -136,7 +136,8 @@ def catalogue(model: nn.Module, inputs: Mapping[str, Any]) -> Catalogue:
     """
     inner, inside = inner_model(model)
     trace, measures, way, said = measure(model, inputs)
-    names = Catalogue(getattr(getattr(inner, "config", None), "model_type", ""), measures, inside=inside)
+    model_type = getattr(getattr(inner, "config", None), "model_type", "").rpartition(".")[2]  # of our own: bilstm
+    names = Catalogue(model_type, measures, inside=inside)
     names.modules = frozenset(path for path, _ in model.named_modules())
     names.orders = trace.orders
     stacks = _stacks(trace.fields)

@@ -1,4 +1,4 @@
-"""Students, teachers and generators that transformers does not have. `register()` makes its Auto classes know them."""
+"""Students, teachers and generators that transformers does not have. Its Auto classes know them all the same."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import Any
 
 _ROOMS: dict[str, str] = {  # public name -> module
-    "BiLSTMConfig": "bilstm",
+    "BiLSTMConfig": "configs",
     "BiLSTMForSequenceClassification": "bilstm",
     "ImageGenerator": "generator",
     "VectorGenerator": "generator",
-    "WideResNetConfig": "wide_resnet",
+    "WideResNetConfig": "configs",
     "WideResNetForImageClassification": "wide_resnet",
-    "ShuffleNetV2Config": "shufflenet_v2",
+    "ShuffleNetV2Config": "configs",
     "ShuffleNetV2ForImageClassification": "shufflenet_v2",
 }
 
@@ -21,7 +21,7 @@ __all__ = sorted(_ROOMS)
 
 def register() -> None:
     """Let `AutoConfig`, `AutoModel…` and a recipe's `model_type` find the models of this package."""
-    for room in dict.fromkeys(_ROOMS.values()):
+    for room in ("bilstm", "wide_resnet", "shufflenet_v2"):
         import_module(f".{room}", __name__)  # each registers its own on import
 
 

@@ -3,64 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ..errors import ConfigError, nearest
-
-POOLINGS = ("max", "mean", "last")
-
-
-class BiLSTMConfig(PreTrainedConfig):
-    """Sizes of a BiLSTM classifier.
-
-    Args:
-        embedding_size: width of a token's vector.
-        hidden_size: width of a hidden state; each direction has half of it.
-        num_hidden_layers: LSTM layers.
-        classifier_size: units of the ReLU layer before the logits.
-        pooling: how tokens become a sentence: `max` or `mean` over them, or `last`: where each direction ends.
-        sentence_pairs: the tokens after the first `sep_token_id` are a second sentence.
-        dropout: between layers, and before each linear map of the classifier.
-        embedding_dropout: of a token's vector.
-        train_embeddings: whether the embedding learns; False keeps it as it was initialised.
-
-    Raises:
-        ConfigError: a value out of range, or pairs without a separator.
-    """
-
-    model_type = "bilstm"
-
-    vocab_size: int = 30522
-    embedding_size: int = 300
-    hidden_size: int = 300
-    num_hidden_layers: int = 1
-    classifier_size: int = 200
-    pooling: str = "max"
-    sentence_pairs: bool = False
-    dropout: float = 0.3
-    embedding_dropout: float = 0.3
-    train_embeddings: bool = True
-    pad_token_id: int | None = 0
-    sep_token_id: int | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.pooling not in POOLINGS:
-            near, known = nearest(str(self.pooling), POOLINGS), ", ".join(POOLINGS)
-            raise ConfigError(f"pooling {self.pooling!r} is unknown.{near} Known: {known}")
-        if self.hidden_size < 2 or self.hidden_size % 2:
-            raise ConfigError(f"hidden_size is {self.hidden_size}; it must be even, one half for each direction")
-        for name in ("vocab_size", "embedding_size", "classifier_size", "num_hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("dropout", "embedding_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        super().__post_init__(**kwargs)
+from ..errors import ConfigError
+from .configs import BiLSTMConfig
+from .own_model import OwnModel, offer
 
 
 @dataclass
@@ -163,13 +115,14 @@ class Pooler(nn.Module):
         return torch.cat([(half * end.unsqueeze(-1)).sum(1) for half, end in zip(halves, ends, strict=True)], dim=-1)
 
 
-class BiLSTMForSequenceClassification(PreTrainedModel):
+class BiLSTMForSequenceClassification(OwnModel):
     """Embedding, bidirectional LSTM layers, pooling, and a classifier with one ReLU layer.
 
     Source: Tang et al., Distilling Task-Specific Knowledge from BERT into Simple Neural Networks, 2019.
     """
 
     config_class = BiLSTMConfig
+    auto_class = AutoModelForSequenceClassification
     base_model_prefix = "bilstm"
 
     def __init__(self, config: BiLSTMConfig) -> None:
@@ -246,6 +199,4 @@ class BiLSTMForSequenceClassification(PreTrainedModel):
             module.reset_parameters()
 
 
-AutoConfig.register("bilstm", BiLSTMConfig)
-AutoModel.register(BiLSTMConfig, BiLSTMForSequenceClassification)
-AutoModelForSequenceClassification.register(BiLSTMConfig, BiLSTMForSequenceClassification)
+offer(BiLSTMForSequenceClassification)

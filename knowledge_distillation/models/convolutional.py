@@ -7,9 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageClassification
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+from .own_model import OwnModel
 
 
 def conv(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -17,12 +19,13 @@ def conv(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 
     return nn.Conv2d(width_in, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
-class ConvolutionalClassifier(PreTrainedModel):
+class ConvolutionalClassifier(OwnModel):
     """`pixel_values` (batch, channels, height, width) to `logits` (batch, classes) by a stem, stages and pooling.
 
     Weights begin as those of He et al., Delving Deep into Rectifiers, 2015, by the fan out.
     """
 
+    auto_class = AutoModelForImageClassification
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     stem: nn.Module

@@ -5,66 +5,15 @@ Source: Ma et al., ShuffleNet V2: Practical Guidelines for Efficient CNN Archite
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
 
+from .configs import SHUFFLENET_V2_UNITS, SHUFFLENET_V2_WIDTHS, ShuffleNetV2Config
 from .convolutional import ConvolutionalClassifier, conv
+from .own_model import offer
 
 _STEM_WIDTH = 24
-_UNITS = (4, 8, 4)
-# width multiplier -> channels of the three stages, and of the last convolution
-_WIDTHS = {
-    0.5: (48, 96, 192, 1024),
-    1.0: (116, 232, 464, 1024),
-    1.5: (176, 352, 704, 1024),
-    2.0: (244, 488, 976, 2048),
-}
-_STEMS = ("imagenet", "cifar")
-
-
-class ShuffleNetV2Config(PreTrainedConfig):
-    """The shape of a ShuffleNetV2.
-
-    Args:
-        width_multiplier: 0.5, 1.0, 1.5 or 2.0.
-        stem: `imagenet` quarters the size of the images before the first stage, `cifar` keeps it.
-        num_channels: of the images, 3 for RGB.
-        image_size: of the images; any other size works as well.
-
-    Raises:
-        ValueError: the paper has no such width, or the stem is unknown.
-    """
-
-    model_type = "shufflenet_v2"
-
-    width_multiplier: float = 1.0
-    stem: str = "imagenet"
-    num_channels: int = 3
-    image_size: int = 224
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.width_multiplier not in _WIDTHS:
-            widths = ", ".join(map(str, _WIDTHS))
-            raise ValueError(
-                f"the width_multiplier of a shufflenet_v2 is one of {widths}; found {self.width_multiplier}"
-            )
-        if self.stem not in _STEMS:
-            raise ValueError(f"the stem of a shufflenet_v2 is one of {', '.join(_STEMS)}; found {self.stem!r}")
-        super().__post_init__(**kwargs)
-
-    @property
-    def depths(self) -> list[int]:
-        """Units of each stage."""
-        return [*_UNITS]
-
-    @property
-    def hidden_sizes(self) -> list[int]:
-        """Channels of each stage."""
-        return [*_WIDTHS[self.width_multiplier][:3]]
 
 
 class ConvNorm(nn.Module):
@@ -147,11 +96,11 @@ class ShuffleNetV2ForImageClassification(ConvolutionalClassifier):
 
     def __init__(self, config: ShuffleNetV2Config) -> None:
         super().__init__(config)
-        *widths, last = _WIDTHS[config.width_multiplier]
+        *widths, last = SHUFFLENET_V2_WIDTHS[config.width_multiplier]
         small = config.stem == "cifar"
         self.stem = ConvNorm(config.num_channels, _STEM_WIDTH, 3, stride=1 if small else 2)
         self.stem_pool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
-        pairs = zip([_STEM_WIDTH, *widths], widths, _UNITS, strict=False)
+        pairs = zip([_STEM_WIDTH, *widths], widths, SHUFFLENET_V2_UNITS, strict=False)
         self.stage1, self.stage2, self.stage3 = (ShuffleNetV2Stage(*pair) for pair in pairs)
         self.stage4 = ConvNorm(widths[-1], last, 1)
         self.pooler = nn.AdaptiveAvgPool2d(1)
@@ -159,5 +108,4 @@ class ShuffleNetV2ForImageClassification(ConvolutionalClassifier):
         self.post_init()
 
 
-AutoConfig.register("shufflenet_v2", ShuffleNetV2Config, exist_ok=True)
-AutoModelForImageClassification.register(ShuffleNetV2Config, ShuffleNetV2ForImageClassification, exist_ok=True)
+offer(ShuffleNetV2ForImageClassification)

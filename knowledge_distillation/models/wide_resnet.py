@@ -5,55 +5,12 @@ Source: Zagoruyko and Komodakis, Wide Residual Networks, 2016.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
 
+from .configs import WIDE_RESNET_STEM_WIDTH, WideResNetConfig
 from .convolutional import ConvolutionalClassifier, conv
-
-_STEM_WIDTH = 16
-
-
-class WideResNetConfig(PreTrainedConfig):
-    """The shape of a WRN-d-k.
-
-    Args:
-        depth: d, layers in all: 6 for each block of the three stages, and 4.
-        widen_factor: k; the stages have 16k, 32k and 64k channels.
-        dropout: between the two convolutions of a block; the paper's 0.3 where it has one.
-        num_channels: of the images, 3 for RGB.
-        image_size: of the images, which are halved twice; any other size works as well.
-
-    Raises:
-        ValueError: the depth is not 6n + 4.
-    """
-
-    model_type = "wide_resnet"
-
-    depth: int = 16
-    widen_factor: int = 2
-    dropout: float = 0.0
-    num_channels: int = 3
-    image_size: int = 32
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.depth < 10 or (self.depth - 4) % 6:
-            raise ValueError(f"the depth of a wide_resnet is 10, 16, 22, 28, 34, 40, …: 6n + 4; found {self.depth}")
-        if self.widen_factor < 1:
-            raise ValueError(f"the widen_factor of a wide_resnet is 1 or more; found {self.widen_factor}")
-        super().__post_init__(**kwargs)
-
-    @property
-    def depths(self) -> list[int]:
-        """Blocks of each stage."""
-        return [(self.depth - 4) // 6] * 3
-
-    @property
-    def hidden_sizes(self) -> list[int]:
-        """Channels of each stage."""
-        return [_STEM_WIDTH * self.widen_factor * factor for factor in (1, 2, 4)]
+from .own_model import offer
 
 
 class WideResNetBlock(nn.Module):
@@ -109,8 +66,8 @@ class WideResNetForImageClassification(ConvolutionalClassifier):
 
     def __init__(self, config: WideResNetConfig) -> None:
         super().__init__(config)
-        widths = [_STEM_WIDTH, *config.hidden_sizes]
-        self.stem = conv(config.num_channels, _STEM_WIDTH, 3)
+        widths = [WIDE_RESNET_STEM_WIDTH, *config.hidden_sizes]
+        self.stem = conv(config.num_channels, WIDE_RESNET_STEM_WIDTH, 3)
         self.stem_pool = nn.Identity()
         self.stage1, self.stage2, self.stage3 = (WideResNetStage(config, n, *widths[n : n + 2]) for n in range(3))
         self.pooler = nn.AdaptiveAvgPool2d(1)
@@ -118,5 +75,4 @@ class WideResNetForImageClassification(ConvolutionalClassifier):
         self.post_init()
 
 
-AutoConfig.register("wide_resnet", WideResNetConfig, exist_ok=True)
-AutoModelForImageClassification.register(WideResNetConfig, WideResNetForImageClassification, exist_ok=True)
+offer(WideResNetForImageClassification)

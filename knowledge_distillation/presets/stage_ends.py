@@ -13,7 +13,6 @@ from transformers import AutoModelForImageClassification
 from ..config.entry import Feature
 from ..errors import ConfigError
 from ..losses.activation import batch_norm_of
-from ..models import register
 from .mapping import config_of
 
 PARTS = 4  # into which a model is divided whose layers all have one size
@@ -81,7 +80,6 @@ def _ends(layers: Sequence[ModelStage]) -> list[ModelStage]:
 
 def _layers(config: Any, size: Any) -> list[ModelStage]:
     """Every layer of a model."""
-    register()
     if type(config) in AutoModelForImageClassification._model_mapping:
         return _of_images(config, size)
     depth = getattr(config, "num_hidden_layers", None)

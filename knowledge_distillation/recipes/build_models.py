@@ -10,7 +10,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from .. import models
 from ..data.image_format import ImageFormat, is_local
 from ..errors import ConfigError, nearest, shown
 from ..models.classes import are_names, in_common
@@ -39,7 +38,6 @@ def build_model(model: Any, recipe: Recipe, tokenizer: Any, seed: int, side: str
     """
     from transformers import set_seed
 
-    models.register()
     auto, sizes = _head(recipe, tokenizer)
     set_seed(seed)
     try:
@@ -156,7 +154,6 @@ def from_pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
     """
     import transformers
 
-    models.register()
     looks_local = is_local(name)
     path = Path(os.path.expanduser(name))
     needed = "tokenizer_config.json" if auto == "AutoTokenizer" else "config.json"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoModelForSequenceClassification, BertTokenizer
 
-from knowledge_distillation import ConfigError, models
+from knowledge_distillation import ConfigError
 from knowledge_distillation.data import train_word_tokenizer
 from knowledge_distillation.features.catalogue import catalogue
 from knowledge_distillation.models import BiLSTMConfig, BiLSTMForSequenceClassification
@@ -124,7 +124,6 @@ def test_labels_add_a_loss():
 
 
 def test_it_is_saved_and_loaded_by_the_auto_classes(tmp_path):
-    models.register()
     model = bilstm(sentence_pairs=True, num_hidden_layers=2, pooling="last", train_embeddings=False)
     model.save_pretrained(tmp_path)
     loaded, told = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)

@@ -19,11 +19,9 @@ from knowledge_distillation.models import (
     ShuffleNetV2ForImageClassification,
     WideResNetConfig,
     WideResNetForImageClassification,
-    register,
 )
 from knowledge_distillation.presets.stage_ends import ModelStage, paired_stages
 
-register()
 KINDS = {
     "wide_resnet": {"depth": 10, "widen_factor": 2},
     "shufflenet_v2": {"width_multiplier": 0.5, "stem": "cifar", "image_size": 32},
