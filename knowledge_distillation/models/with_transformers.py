@@ -47,7 +47,7 @@ class _Waiting(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = self._followed(spec.loader.exec_module)  # type: ignore[method-assign]
+            spec.loader.exec_module = self._followed(spec.loader.exec_module)  # type: ignore[assignment, method-assign]
         return spec
 
     def _followed(self, run: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
