@@ -25,7 +25,7 @@ FLOORS = (
     {"features"},
     {"objective", "teachers", "evaluation", "models", "data"},
     {"plan", "presets"},
-    {"training"},
+    {"training", "tasks"},
     {"recipes", "data_free", "__init__"},
     {"cli"},
     {"__main__"},
