@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..config.layer_entries import Entries
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CLASSES_SHOWN = 12  # in an error
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Reading:
     tokenizer: PreTrainedTokenizerBase
     names: tuple[str, ...] = ()
     max_length: int = 128
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = NO_OPTIONS
 
 
 class Task(ABC):
@@ -56,8 +58,13 @@ class Task(ABC):
     texts: tuple[int, int] = (1, 1)
     labelled: bool = True
 
-    def class_names(self, splits: Mapping[str, Dataset], columns: Columns) -> tuple[str, ...]:
+    def class_names(
+        self, splits: Mapping[str, Dataset], columns: Columns, options: Mapping[str, Any] = NO_OPTIONS
+    ) -> tuple[str, ...]:
         """The classes that the training rows have, in the order of their numbers; () of a task without classes.
+
+        Args:
+            options: as of a `Reading`.
 
         Raises:
             DataError: labels that are no classes, or evaluation rows of a class that training never sees.

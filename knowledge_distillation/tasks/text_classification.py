@@ -13,7 +13,7 @@ from ..data.columns import Columns
 from ..data.text import tokenize
 from ..evaluation.glue_metrics import ComputeMetrics
 from .predicting import outputs
-from .task import Reading, Task
+from .task import NO_OPTIONS, Reading, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +27,9 @@ class TextClassification(Task):
     primary_metric = "accuracy"
     texts = (1, 2)
 
-    def class_names(self, splits: Mapping[str, Dataset], columns: Columns) -> tuple[str, ...]:
+    def class_names(
+        self, splits: Mapping[str, Dataset], columns: Columns, options: Mapping[str, Any] = NO_OPTIONS
+    ) -> tuple[str, ...]:
         return classes_of(splits, str(columns.label))
 
     def fields(self, reading: Reading) -> dict[str, Any]:
