@@ -183,7 +183,8 @@ def _check(
         try:
             probe = probe_layers(teacher, student, cuts, inputs, theirs)
         except Exception as error:
-            raise ConfigError(f"{name} cut so does not run on inputs that {name} runs on: {error}") from error
+            said = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{name} cut so does not run on inputs that {name} runs on: {said}") from error
         found, unseen = probe.differences, probe.unseen
     if fit.shared and (found or unseen):
         why = str(found[0]) if found else f"whether it serves other layers is not known: {why}. Give inputs"

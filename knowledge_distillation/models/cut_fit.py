@@ -50,9 +50,9 @@ def fitted(teacher: PreTrainedModel, cuts: Cuts) -> Fit:
         best = _better(best, fit)
         if best is not None and not best.wrong:
             return best
+    best = _with_other_counts(teacher, cuts, best, changed(first, named))
     if best is None:
         raise ConfigError(f"{_asked(teacher, cuts)}: no such model can be built: {problem}")
-    best = _with_other_counts(teacher, cuts, best)
     if best.wrong:
         raise ConfigError(f"{_asked(teacher, cuts)}: {_explained(teacher, cuts, best)}")
     return best
@@ -85,15 +85,16 @@ def _better(one: Fit | None, other: Fit | None) -> Fit | None:
     return other if one is None or (other is not None and other.wrong < one.wrong) else one
 
 
-def _with_other_counts(teacher: PreTrainedModel, cuts: Cuts, best: Fit) -> Fit:
-    """The best that other values of settings such as DeepSeek's `first_k_dense_replace` build."""
+def _with_other_counts(teacher: PreTrainedModel, cuts: Cuts, best: Fit | None, settings: dict[str, Any]) -> Fit | None:
+    """The best that other values of settings such as DeepSeek's `first_k_dense_replace` build, from these settings on
+    where nothing was built as yet."""
     tried, better = 0, True
-    while best.wrong and better:
+    while better and (best is None or best.wrong):
         better = False
-        for chosen in counts(best.settings, cuts):
+        for chosen in counts(best.settings if best else settings, cuts):
             tried += 1
-            fit, _ = _fit(teacher, cuts, changed(best.settings, chosen), "")
-            if fit is not None and fit.wrong < best.wrong:
+            fit, _ = _fit(teacher, cuts, changed(best.settings if best else settings, chosen), "")
+            if fit is not None and (best is None or fit.wrong < best.wrong):
                 best, better = fit, True
                 break
             if tried > _TRIED:

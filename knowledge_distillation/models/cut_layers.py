@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cut_settings import Cuts
+from .cut_settings import Cuts, renumbered_places
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 _SWITCHES = ("training", "gradient_checkpointing")
@@ -89,7 +89,7 @@ def _placed(
             (found.depth if name in layer.bare & own.bare else found.different).append(text)
     for name in layer.settings.keys() & own.settings.keys():
         one, other = layer.settings[name], own.settings[name]
-        if one == other or _is_place(one, other, numbers) or _is_cut(one, other, numbers):
+        if one == other or _is_place(one, other, numbers) or _is_cut(one, other, numbers, len(theirs)):
             continue
         counted = _counts([build.settings.get(name) for build in theirs])
         counted = counted or (type(one) is int and (one, other) == (len(theirs), len(numbers)))  # of all layers
@@ -150,11 +150,12 @@ def _counts(values: Sequence[Any]) -> bool:
     return whole and values[1] != values[0] and len({b - a for a, b in zip(values, values[1:], strict=False)}) == 1
 
 
-def _is_cut(one: Any, other: Any, numbers: Sequence[int]) -> bool:
-    """Whether two attributes are a list of one value for each layer, before the cut and after it."""
-    if not isinstance(one, (list, tuple)) or not isinstance(other, (list, tuple)) or len(one) < max(numbers):
+def _is_cut(one: Any, other: Any, numbers: Sequence[int], depth: int) -> bool:
+    """Whether two attributes are a list of a value for each layer, or of layers' places, before the cut and after."""
+    if not isinstance(one, (list, tuple)) or not isinstance(other, (list, tuple)):
         return False
-    return [one[number - 1] for number in numbers] == list(other)
+    values = [one[number - 1] for number in numbers] if len(one) >= max(numbers) else None
+    return list(other) in (values, renumbered_places(one, numbers, depth))
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -168,4 +169,7 @@ def fits(theirs: Sequence[Build], own: Build, placing: Placing, numbers: Sequenc
         others = [number if place == placing.place else n for place, n in enumerate(numbers, start=1)]
         if not _placed(theirs, own, placing.path, number, placing.place, others).wrong:
             fitting.append(number)
-    return fitting or [n for n, layer in enumerate(theirs, start=1) if layer.weights == own.weights]
+    by_weights = placing.lost or placing.borrowed or placing.resized
+    if fitting or not by_weights:
+        return fitting
+    return [n for n, layer in enumerate(theirs, start=1) if layer.weights == own.weights]

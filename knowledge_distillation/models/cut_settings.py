@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .cut_stacks import Stack, config_from, inside, settings_of
+from .cut_stacks import Stack, config_from, inside, longer, settings_of
 
 Cuts = Mapping[Stack, Sequence[int]]
 Change = tuple[Stack, str, Any]  # a setting of a stack's sub-config, and its value in the student
@@ -24,9 +24,10 @@ def cut_settings(teacher: PreTrainedModel, cuts: Cuts) -> dict[str, Any]:
         own = inside(settings, stack.scope)
         for key in _copies(teacher, stack, own):
             del own[key]
-        own[stack.key] = len(numbers)
+        if stack.key not in stack.per_layer:
+            own[stack.key] = len(numbers)
         for field in stack.per_layer:
-            own[field] = _chosen(own[field], numbers)
+            own[field] = _chosen(own[field], numbers, stack.depth)
         _cut_stages(own, stack, numbers)
         if isinstance(own.get("attention_types"), list) and "attention_layers" in stack.per_layer:
             own["attention_types"] = [[[kind], 1] for kind in own["attention_layers"]]  # GPT-Neo writes it twice
@@ -40,7 +41,7 @@ def changes(settings: Mapping[str, Any], cuts: Cuts) -> list[Change]:
         for field, value in _own(settings, stack).items():
             if field in stack.per_layer or field.startswith(("out_", "id2", "label2")):
                 continue
-            renumbered = _renumbered(value, numbers, stack.depth) if _SPEAKS_OF_LAYERS.search(field) else None
+            renumbered = renumbered_places(value, numbers, stack.depth) if _SPEAKS_OF_LAYERS.search(field) else None
             if renumbered is not None and renumbered != value:
                 found.append((stack, field, renumbered))
     return found
@@ -85,14 +86,16 @@ def _copied(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, dict) else value for key, value in settings.items()}
 
 
-def _chosen(values: Any, numbers: Sequence[int]) -> Any:
+def _chosen(values: Any, numbers: Sequence[int], depth: int) -> Any:
+    if isinstance(values, Mapping):
+        return renumbered_places(values, numbers, depth)
     if list(values) == list(range(len(values))):  # no values: the places of all layers
         return list(range(len(numbers)))
     picked = [values[number - 1] for number in numbers]
     return "".join(picked) if isinstance(values, str) else picked
 
 
-def _renumbered(value: Any, numbers: Sequence[int], depth: int) -> Any:
+def renumbered_places(value: Any, numbers: Sequence[int], depth: int) -> Any:
     """A list of places counted from 0, or a mapping from them, under the places in the student; None for neither."""
     places: dict[int, list[int]] = {}
     for new, number in enumerate(numbers):
@@ -118,9 +121,8 @@ def _copies(teacher: PreTrainedModel, stack: Stack, own: Mapping[str, Any]) -> l
         mine = inside(settings, stack.scope)
         for key in candidates:
             del mine[key]
-        mine[stack.key] += more
-        for field in stack.per_layer:
-            mine[field] = mine[field] + mine[field][-1:] * more
+        for field in dict.fromkeys((stack.key, *stack.per_layer)):
+            mine[field] = longer(mine[field], more)
         try:
             remade = inside(config_from(teacher, settings).to_dict(), stack.scope)
         except Exception:

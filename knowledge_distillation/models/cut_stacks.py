@@ -28,11 +28,11 @@ Scope = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers that one setting counts.
+    """Layers that one setting counts, or lists one by one, as Nemotron-H's `layers_block_type`.
 
     `scope` and `key` say where the setting is, `paths` which lists of modules it makes longer (none where all layers
-    are one module, run again and again), `per_layer` which settings beside it hold one value for each layer, `beside`
-    which count the layers of other stacks.
+    are one module, run again and again), `per_layer` which settings beside it hold one value for each layer (the
+    setting itself, where it is a list), `beside` which count the layers of other stacks.
     """
 
     name: str
@@ -52,20 +52,35 @@ def find_stacks(teacher: PreTrainedModel) -> list[Stack]:
         ConfigError: it has none that a setting counts.
     """
     lengths = module_lists(teacher)
-    found = [
-        stack
-        for scope, config in scopes(teacher.config)
-        for key, depth in _counts(config, set(lengths.values()))
-        if (stack := _grown(teacher, lengths, scope, key, depth))
-    ]
+    found: list[Stack] = []
+    for settings in (_counts, _kinds):
+        for scope, config in scopes(teacher.config):
+            for key, depth in settings(config, set(lengths.values())):
+                known = {path for stack in found for path in stack.paths}
+                said = any(stack.scope == scope and key in stack.per_layer for stack in found)
+                stack = None if said else _grown(teacher, lengths, scope, key, depth)
+                if stack and not (settings is _kinds and known.issuperset(stack.paths)):
+                    found.append(stack)
     if not found and (shared := _shared(teacher)):
         return [shared]
     if not found:
-        stages = isinstance(getattr(teacher.config, "depths", None), (list, tuple))
-        why = "has stages of different widths" if stages else "does not say how many layers it has"
-        raise ConfigError(f"{type(teacher).__name__} {why}, so layers cannot be cut out of it one by one")
+        raise ConfigError(
+            f"{type(teacher).__name__} {_why_none(teacher)}, so layers cannot be cut out of it one by one"
+        )
     order = list(lengths)
     return _named(sorted(found, key=lambda stack: order.index(stack.paths[0])))
+
+
+def _why_none(teacher: PreTrainedModel) -> str:
+    try:
+        anew = module_lists(skeleton(teacher, settings_of(teacher.config)))
+    except Exception as error:
+        return f"cannot be built from its config alone ({type(error).__name__}: {error})"
+    for path, length in module_lists(teacher).items():
+        if anew.get(path, length) != length:
+            return f"has {length} modules in {path}, and by its config {anew[path]}"
+    stages = isinstance(getattr(teacher.config, "depths", None), (list, tuple))
+    return "has stages of different widths" if stages else "does not say how many layers it has"
 
 
 def scopes(config: PretrainedConfig, at: Scope = ()) -> Iterator[tuple[Scope, PretrainedConfig]]:
@@ -126,13 +141,21 @@ def _counts(config: PretrainedConfig, lengths: set[int]) -> list[tuple[str, int]
     return [(k, v) for k, v in own if type(v) is int and v in lengths and _COUNTS_LAYERS.search(k)]
 
 
+def _kinds(config: PretrainedConfig, lengths: set[int]) -> list[tuple[str, int]]:
+    """The settings that may list layers: words, one for each, in a list as long as a list of modules."""
+    own = config.to_dict().items()
+    lists = [(k, v) for k, v in own if isinstance(v, (list, tuple)) and len(v) in lengths and _COUNTS_LAYERS.search(k)]
+    return [(k, len(v)) for k, v in lists if all(isinstance(item, str) for item in v)]
+
+
 def _grown(teacher: PreTrainedModel, lengths: Mapping[str, int], scope: Scope, key: str, depth: int) -> Stack | None:
     for fields, model in _one_more(teacher, scope, key, depth):
-        longer = module_lists(model)
-        paths = tuple(path for path, length in lengths.items() if length == depth and longer.get(path) == depth + 1)
+        grown = module_lists(model)
+        paths = tuple(path for path, length in lengths.items() if length == depth and grown.get(path) == depth + 1)
         if not paths:
             return None
-        return Stack(key, frozenset(), scope, key, depth, paths, fields)
+        itself = () if isinstance(settings_of(teacher.config, scope)[key], int) else (key,)
+        return Stack(key, frozenset(), scope, key, depth, paths, (*itself, *fields))
     return None
 
 
@@ -140,7 +163,8 @@ def _one_more(
     teacher: PreTrainedModel, scope: Scope, key: str, depth: int
 ) -> Iterator[tuple[tuple[str, ...], PreTrainedModel]]:
     """The teacher with one more layer, and the settings that had to grow with the count: as few as will do."""
-    per_layer = {k: v for k, v in settings_of(teacher.config, scope).items() if _one_for_each(v, depth)}
+    own = settings_of(teacher.config, scope)
+    per_layer = {k: v for k, v in own.items() if k != key and (_one_for_each(v, depth) or _names_last(k, v, depth))}
     said = ""
     for size in range(min(_NEEDED, len(per_layer)) + 1):
         # An error most often names the settings that it misses.
@@ -159,7 +183,7 @@ def _and_those_that_say_so(
     model = _with_one_more(teacher, scope, key, needed, per_layer)
     fields = list(needed)
     for field in per_layer:
-        if field in fields or not _COUNTS_LAYERS.search(field):
+        if field in fields or not _COUNTS_LAYERS.search(field) or isinstance(per_layer[field], Mapping):
             continue
         try:
             model = _with_one_more(teacher, scope, key, [*fields, field], per_layer)
@@ -174,16 +198,29 @@ def _with_one_more(
 ) -> PreTrainedModel:
     settings = settings_of(teacher.config)
     own = inside(settings, scope)
-    own[key] += 1
-    for field in fields:
-        own[field] = per_layer[field] + per_layer[field][-1:]
+    for field in (key, *fields):
+        own[field] = longer(own[field], 1)
     return skeleton(teacher, settings)
+
+
+def longer(value: Any, more: int) -> Any:
+    """A setting for so many layers more: a count, one value for each layer, or a mapping from the last one's place."""
+    if isinstance(value, Mapping):
+        last = max(value, key=int)
+        return {**value, **{type(last)(int(last) + n): value[last] for n in range(1, more + 1)}}
+    return value + (more if isinstance(value, int) else value[-1:] * more)
 
 
 def _one_for_each(value: Any, depth: int) -> bool:
     """A list of that length, or a pattern of one character for each layer."""
     pattern = isinstance(value, str) and not value.islower()
     return (isinstance(value, (list, tuple)) or pattern) and len(value) == depth
+
+
+def _names_last(key: str, value: Any, depth: int) -> bool:
+    """A mapping from places of layers that has one for the last."""
+    places = isinstance(value, Mapping) and bool(value) and all(str(place).isdigit() for place in value)
+    return places and _COUNTS_LAYERS.search(key) is not None and max(map(int, value)) == depth - 1
 
 
 def _shared(teacher: PreTrainedModel) -> Stack | None:
@@ -221,7 +258,7 @@ def _named(stacks: Sequence[Stack]) -> list[Stack]:
 
 def _plain(stack: Stack) -> list[str]:
     """The names that the config itself gives: `encoder` of `encoder_layers`, `text_model` of `text_config`."""
-    side = _AFFIXES.sub("", stack.key).strip("_")
+    side = "" if stack.key in stack.per_layer else _AFFIXES.sub("", stack.key).strip("_")
     part = stack.scope[-1] if stack.scope else ""
     plain = part.removesuffix("_config")
     return [name for name in (side, f"{plain}_model" if part != plain else "", part, plain) if name]

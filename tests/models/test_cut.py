@@ -49,6 +49,8 @@ DEEPSEEK = {
     "topk_group": 1,
     "moe_intermediate_size": 16,
 }
+MAMBA2 = {"mamba_headdim": 8, "n_mamba_heads": 4, "mamba_expand": 2, "mamba_ngroups": 1, "mamba_d_state": 4}
+PER_LAYER = {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 50}
 LINEAR = {f"linear_{name}": 2 for name in ("num_key_heads", "num_value_heads")}
 LINEAR |= {f"linear_{name}": 8 for name in ("key_head_dim", "value_head_dim")}
 BART = {"vocab_size": 50, "d_model": 16, "max_position_embeddings": 32, "init_std": 0.3}
@@ -82,6 +84,30 @@ def outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
         first = model(**inputs)[0]
     return first if isinstance(first, Tensor) else first[0]
+
+
+class Skipped(nn.Module):
+    """A layer that is not there, for all that it still says of itself."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+    def forward(self, hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:
+        return hidden_states
+
+
+def skipping(teacher: PreTrainedModel, path: str, numbers: Sequence[int]) -> PreTrainedModel:
+    """A copy of the teacher in which the other layers hand on what they are given."""
+    whole = copy.deepcopy(teacher)
+    layers = whole.get_submodule(path)
+    for number, layer in enumerate(layers, start=1):
+        if number not in numbers:
+            layers[number - 1] = Skipped(layer)
+    return whole
 
 
 def spliced(teacher: PreTrainedModel, path: str, numbers: Sequence[int], student: PreTrainedModel) -> PreTrainedModel:
@@ -167,6 +193,47 @@ HYBRIDS = {  # what -> model, its settings, list of layers, layers to keep, sett
         [2, 4],
         {"attention_window": [4, 8]},
     ),
+    "a list of kinds, and no count": (
+        "NemotronHForCausalLM",
+        {
+            **DECODER,
+            "head_dim": 8,
+            "layers_block_type": ["linear_attention", "full_attention", "linear_attention", "mlp"],
+            "ssm_state_size": 4,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 8,
+            "n_groups": 1,
+        },
+        "model.layers",
+        [2, 3],
+        {"layers_block_type": ["full_attention", "linear_attention"], "num_hidden_layers": 2},
+    ),
+    "places that the layers themselves know": (
+        "Zamba2ForCausalLM",
+        {**DECODER, **MAMBA2, "layers_block_type": ["linear_attention", "hybrid"] * 2, "hybrid_layer_ids": [1, 3]},
+        "model.layers",
+        [2, 4],
+        {"layers_block_type": ["hybrid"] * 2, "hybrid_layer_ids": [0, 1]},
+    ),
+    "the last layers take over keys and values": (
+        "Gemma4ForCausalLM",
+        {
+            **{**DECODER, **PER_LAYER, "head_dim": 8, "global_head_dim": 8, "sliding_window": 3},
+            "num_hidden_layers": 6,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+        },
+        "model.layers",
+        [1, 3, 4, 6],
+        {"num_kv_shared_layers": 1, "layer_types": ["sliding_attention"] * 2 + ["full_attention"] * 2},
+    ),
+    "settings of single layers, by place": (
+        "EmbeddingGemma2TextModel",
+        {**DECODER, "hidden_size_per_layer_input": 4, "head_dim": 8, "sliding_window": 3},
+        "layers",
+        [2, 4],
+        {"layer_types": ["sliding_attention", "full_attention"]},
+    ),
 }
 
 
@@ -179,8 +246,11 @@ def test_settings_of_single_layers_are_cut_with_them(what, tmp_path):
         warnings.simplefilter("error", UserWarning)
         student = student_from_teacher(teacher, chosen)
     assert {key: getattr(student.config, key) for key in expected} == expected
-    expectation = outputs(spliced(teacher, path, chosen, student), TEXT)
-    assert torch.equal(outputs(student, TEXT), expectation)
+    by_place = hasattr(teacher.config, "hybrid_layer_ids") or hasattr(teacher.config, "hidden_size_per_layer_input")
+    alone = skipping(teacher, path, chosen) if by_place else spliced(teacher, path, chosen, student)
+    expectation = outputs(alone, TEXT)
+    assert by_place or torch.equal(outputs(student, TEXT), expectation)
+    assert_near(outputs(student, TEXT), expectation)
     assert_near(outputs(reloaded(student, tmp_path), TEXT), expectation)
 
 
@@ -194,6 +264,30 @@ def test_a_weight_is_neither_lost_nor_borrowed():
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
         student_from_teacher(teacher, [3, 1])
+
+
+@pytest.mark.case("B1")
+def test_a_layer_that_would_read_what_another_wrote_is_refused():
+    """Layer 4 takes over the keys and values of layer 3, so layer 2 cannot stand for that."""
+    sizes = {**DECODER, **PER_LAYER, "head_dim": 8, "global_head_dim": 8, "num_kv_shared_layers": 1}
+    teacher = build("Gemma4ForCausalLM", **sizes, layer_types=["full_attention"] * 4)
+    with pytest.raises(ConfigError, match="layer 1 of such a student can be 3"):
+        student_from_teacher(teacher, [2, 4])
+    assert student_from_teacher(teacher, [1, 3, 4]).config.num_kv_shared_layers == 1
+
+
+@pytest.mark.case("B7", "B8")
+def test_a_model_that_its_config_does_not_build_is_refused_with_the_reason():
+    class WithMore(hf.LlamaForCausalLM):
+        def __init__(self, config, more):
+            super().__init__(config)
+
+    cut_by_hand = build("LlamaForCausalLM", **DECODER)
+    cut_by_hand.model.layers = cut_by_hand.model.layers[:3]
+    with pytest.raises(ConfigError, match=r"has 3 modules in model.layers, and by its config 4, so layers cannot"):
+        student_from_teacher(cut_by_hand, [1, 3])
+    with pytest.raises(ConfigError, match=r"WithMore cannot be built from its config alone \(TypeError: .*'more'"):
+        student_from_teacher(WithMore(hf.LlamaConfig(**DECODER), 1), [1, 3])
 
 
 @pytest.mark.case("B2")
