@@ -10,6 +10,8 @@ from .task import Task as Task
 
 _TASKS: dict[str, str] = {  # name -> its class, in the file of the name
     "text-classification": "TextClassification",
+    "regression": "Regression",
+    "multi-label": "MultiLabel",
 }
 
 
