@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from ..errors import ConfigError, raise_all, shown
+from .pooling import PoolingMode
 from .schedules import Schedule, parse_schedule
 from .validation import Count, Flag, NotNegative, PathText, Positive, Text, read, unknown_keys
 
@@ -119,6 +120,7 @@ class Entry:
     `learning_rate` is that of the entry's projections and of its loss's own parameters, None for the run's.
     `mask` names the mask of the batch that says which tokens count, None for labels where they mark tokens of logits,
     else for what is no padding. `vocabulary` is `shared` where logits are compared in the classes of both sides alone.
+    `pooling` and `normalize` stand in the names of the features that they are of.
     """
 
     index: int
@@ -146,6 +148,8 @@ class Entry:
     learning_rate: Positive | None = None
     mask: Annotated[Text, Field(min_length=1, description=_MASK)] | None = None
     vocabulary: Vocabulary = "same"
+    pooling: PoolingMode | None = None
+    normalize: Flag | None = None
 
     @cached_property
     def hard(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import ConfigError, nearest, shown
 from .entry import HARD, SOFT, DistillConfig, Entry, Feature
+from .pooling import SENTENCE, with_pooling
 from .validation import read, unknown_keys
 from .written import oddity, read_yaml
 from .yaml_words import TEXTS
@@ -23,6 +24,7 @@ _LONG_KEYS = tuple(f"{side}_{half}" for side in ("teacher", "student") for half 
 _OPTIONS = (
     *("weight", "name", "reduction", "mask", "vocabulary", "schedule", "stage"),
     *("projection", "teacher_projection", "projection_checkpoint", "learning_rate"),
+    *("pooling", "normalize"),
 )
 MOST_NAMES = 1_000  # that one text stands for, and entries of a config
 MOST_BRACES = 20
@@ -143,12 +145,27 @@ def _parse_item(index: int, item: Any, problems: list[str]) -> list[Entry]:
         problems.append("vocabulary 'shared' is for logits of two models, and no teacher feature is given")
     if not students or (has_teacher and not teachers):
         return []
+    students, teachers = _pooled(entry, students, teachers, problems)
     pairs = _pair(students, teachers, problems)
     suffixes = [""] if len(pairs) == 1 else [f"[{n}]" for n in range(len(pairs))]
     return [
         replace(entry, student=student, teacher=teacher, name=entry.name and entry.name + suffix)
         for (student, teacher), suffix in zip(pairs, suffixes, strict=True)
     ]
+
+
+def _pooled(
+    entry: Entry, students: list[tuple[Feature, ...]], teachers: list[tuple[Feature, ...]], problems: list[str]
+) -> tuple[list[tuple[Feature, ...]], ...]:
+    """Both sides, the pooling that the entry says in the names of their sentence embeddings."""
+    names = {feature.output for side in (students, teachers) for one in side for feature in one}
+    if (entry.pooling is not None or entry.normalize is not None) and SENTENCE not in names:
+        key = "normalize" if entry.pooling is None else "pooling"
+        problems.append(f"{key} is that of output.{SENTENCE}, and no side of the entry is one without brackets")
+    return tuple(
+        [tuple(f._replace(output=with_pooling(f.output, entry.pooling, entry.normalize)) for f in one) for one in side]
+        for side in (students, teachers)
+    )
 
 
 def _is_written(item: Mapping[str, Any], side: str) -> bool:

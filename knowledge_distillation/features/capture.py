@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config.pooling import Pooling
 from ..errors import DistillationError
 from . import attention
 from .deferred import HeadLogits
+from .pooling import pooled
 from .signature import accepted_flags
 
 
@@ -31,6 +33,7 @@ class Location:
         order: place in the sequence of the pass; a location with a smaller one is computed earlier.
         heads: set where a module holds a map as (batch * heads, length, keys) and it has to be unfolded.
         eager: the whole model has to compute its attention eagerly for it.
+        pooling: how the hidden states that stand there become one vector for each text; None leaves them as they are.
     """
 
     source: str
@@ -40,6 +43,7 @@ class Location:
     order: int = 1 << 62
     heads: int = 0
     eager: bool = False
+    pooling: Pooling | None = None
 
 
 class _Stop(Exception):
@@ -69,6 +73,7 @@ class Capture:
             if any(f"{name}[" in item for item in self._fields.values()):
                 self.flags[f"output_{name}"] = True
         self.stop_early = stop_early and not self._fields and not _recomputes(model)
+        self._pooling = {key: place.pooling for key, place in wanted.items() if place.pooling is not None}
         self._hooked = {key: place for key, place in wanted.items() if place.source != "field"}
         self._values: dict[Any, Any] | None = None  # of the present pass
         self._calls: Counter[Hashable] = Counter()
@@ -105,7 +110,10 @@ class Capture:
                 f"{names}: not computed in this pass, though it was when the names were found. A model that skips "
                 "layers at random (layerdrop) has to keep the mapped ones"
             )
-        return values | {key: _field(output, item) for key, item in self._fields.items()}, output
+        values |= {key: _field(output, item) for key, item in self._fields.items()}
+        for key, pooling in self._pooling.items():
+            values[key] = pooled(values[key], inputs.get("attention_mask"), pooling)
+        return values, output
 
     def close(self) -> None:
         """Remove every hook and put the model's attention implementation back."""

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..config.entry import Feature
+from ..config.pooling import SENTENCE, Pooling, pooling_in
 from ..errors import ConfigError, nearest
 from . import attention
 from .attention_names import named_attention
 from .capture import Location
 from .kinds import declared_kind
 from .measure import Measures, measure, shows_attention
+from .pooling import pooling_of
 from .signature import inner_model
 from .trace import EAGER, WITHOUT, Trace, is_same
 
@@ -59,7 +61,8 @@ class Catalogue:
     """All names of one model.
 
     `notes` says where the model offers less than others, and why; `orders` when each module last gave out a tensor;
-    `inside` what the paths of a wrapped model begin with; `no_attention` why attention is offered nowhere.
+    `inside` what the paths of a wrapped model begin with; `no_attention` why attention is offered nowhere; `pooling`
+    how the model's own sentence embeddings are pooled, and what says so, or the error that it cannot be told.
     """
 
     model_type: str
@@ -70,6 +73,7 @@ class Catalogue:
     orders: dict[str, int] = field(default_factory=dict)
     inside: str = ""
     no_attention: str = ""
+    pooling: tuple[Pooling, str] | ConfigError = (Pooling(), "")
 
     def depth(self, stack: str = "layer") -> int:
         """The number of layers of a stack (`layer`, `encoder_layer`, `decoder_layer`, `block`)."""
@@ -83,17 +87,58 @@ class Catalogue:
         match = _LAYER.fullmatch(layer)
         if match and int(match[2]) < 0:
             layer = f"{match[1]}{self.depth(match[1]) + 1 + int(match[2])}"
-        return Feature(layer, feature.output)
+        output = feature.output
+        if (place := self._embedding(feature)) and place.location.pooling:
+            output = f"{SENTENCE}[{place.location.pooling}]"
+        return Feature(layer, output)
 
     def find(self, feature: Feature) -> Offer | None:
         """Where `feature` lives; None where the model has no such name. A module path is a layer as well."""
-        offer = self.offers.get(self.canonical(feature))
+        offer = self.offers.get(self.canonical(feature)) or self._embedding(feature)
         module = _MODULE_OUTPUT.fullmatch(feature.output)
         path = feature.layer if feature.layer in self.modules else f"{self.inside}{feature.layer}"
         if offer or not module or path not in self.modules:
             return offer
         item = int(module[2]) if module[2] and module[2].isdigit() else module[2]
         return self.offer(Location(module[1], path, item, order=self.orders.get(path, Location.order)))
+
+    def last_states(self) -> Feature | None:
+        """The hidden states that come out at the end: of the encoder, where there is a decoder as well."""
+        names = [
+            *(Feature("output", name) for name in ("encoder_last_hidden_state", "last_hidden_state")),
+            *(Feature(f"{stack}{self.depth(stack)}", "hidden_states") for stack in ("encoder_layer", "layer")),
+        ]
+        return next((name for name in names if name in self.offers and self.offers[name].kind == "tokens"), None)
+
+    def said_of(self, feature: Feature) -> str:
+        """What a sentence embedding is made of, in words."""
+        offer, states = self._embedding(feature), self.last_states()
+        assert offer is not None and offer.location.pooling is not None
+        how, asked = offer.location.pooling, pooling_in(feature.output)
+        told = asked is not None and asked.mode is not None and asked.normalize is not None
+        why = "" if told or isinstance(self.pooling, ConfigError) else f", {self.pooling[1]}"
+        words = {"mean": "the mean", "weighted_mean": "the mean by place", "cls": "the first", "last": "the last"}
+        length = "of length 1" if how.normalize else "not normalised"
+        return f"{feature}: {words[how.mode]} of the tokens of {states}, {length}{why}"
+
+    def _embedding(self, feature: Feature) -> Offer | None:
+        """The sentence embedding of this name, unless the model gives out one of its own."""
+        plain = Feature(feature.layer, feature.output)
+        states = self.last_states()
+        if feature.layer != "output" or states is None or plain in self.offers:
+            return None
+        place, hidden = self.offers[states].location, self.offers[states].shape
+        shape = (hidden[0], *hidden[2:])
+        try:
+            asked = pooling_in(feature.output)
+            if asked is None:
+                return None
+            if isinstance(self.pooling, ConfigError) and asked.mode is None:
+                raise self.pooling
+        except ConfigError as error:
+            return Offer(place, "", shape, problem=str(error))
+        own = Pooling() if isinstance(self.pooling, ConfigError) else self.pooling[0]
+        return Offer(replace(place, pooling=asked.of(own)), "vector", shape)
 
     def offer(self, place: Location, declared: str = "", head: Location | None = None) -> Offer:
         """What stands at a place, with its kind as it was measured."""
@@ -116,6 +161,8 @@ class Catalogue:
             hint = f" Nearest: {close}." if self.find(close) else ""
             return f"{feature}: the {owner} has {depth} layers.{hint}"
         outputs = [name.output for name in self.offers if name.layer == self.canonical(feature).layer]
+        if outputs and self._embedding(feature._replace(output=SENTENCE)):
+            outputs.append(SENTENCE)
         if outputs:
             near = nearest(feature.output, outputs)
             why = "; ".join([*self.notes, *filter(None, [self.no_attention])])
@@ -147,6 +194,10 @@ def catalogue(model: nn.Module, inputs: Mapping[str, Any]) -> Catalogue:
         _name_plain_layers(names, trace, model)
     _name_attention(names, trace, stacks, model, way, said)
     _name_fields(names, trace, model)
+    try:
+        names.pooling = pooling_of(model)
+    except ConfigError as error:  # of consequence only where it is asked for
+        names.pooling = error
     return names
 
 

@@ -99,6 +99,9 @@ def source_of(
         places[feature], kinds[feature] = offer.location, kind
         if names.canonical(feature) in names.offers:
             canonical[feature] = names.canonical(feature)
+        if offer.location.pooling:
+            canonical[feature] = names.canonical(feature)
+            notes.append(names.said_of(feature))
         if not all(takes_parts(entry, kind) for entry in readers):
             continue
         if offer.head:
