@@ -67,12 +67,12 @@ def test_a_file_of_rows_trains_as_its_rows_do(suffix: str, cache: Path) -> None:
 @pytest.mark.case("D13")
 def test_files_that_cannot_be_read_are_named(cache: Path) -> None:
     (cache / "rows.csv").write_text("input,labels\n1,0\n")
-    (cache / "rows.txt").write_text("x")
+    (cache / "rows.dat").write_text("x")
     (cache / "broken.parquet").write_text("x")
     assert rows_of_file(cache / "rows.csv")[0] == {"input": 1, "labels": 0}
     for name, message in (
         ("row.csv", r"there is no file '.*row.csv' to read rows from. Nearest: .*rows.csv"),
-        ("rows.txt", "rows.txt is no file of rows: .parquet, .csv, .json, .jsonl, .arrow, or a saved data set"),
+        ("rows.dat", r"rows.dat is no file of rows \(.csv, .tsv, .json, .*: give a file one of these endings"),
         ("broken.parquet", "broken.parquet cannot be read as parquet"),
         ("rows.csv", "the rows hold input, labels and no input_ids: tokenize them first"),
     ):

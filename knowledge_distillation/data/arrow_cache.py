@@ -1,0 +1,159 @@
+"""Rows of a file, written once as Arrow in the cache of `datasets`, and mapped into memory from there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, shown
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+_VERSION = 1  # of what the readers make of a file: another one reads files anew
+_ROWS, _CHARACTERS = 10_000, 8_000_000  # of a batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows: the values of each column, and the line or row (`unit`) of the file that each row begins at."""
+
+    columns: Mapping[str, list[Any]]
+    places: list[int]
+    unit: str = "line"
+
+
+Batches = Callable[[], Iterator[Batch]]
+AsArray = Callable[[list[Any], "pa.DataType | None"], "pa.Array"]
+
+
+def batched(rows: Iterable[tuple[int, Any, int]]) -> Iterator[tuple[list[int], list[Any]]]:
+    """Places and rows by the batch, out of (place, row, its characters): many short rows, or few long ones."""
+    places: list[int] = []
+    held: list[Any] = []
+    characters = 0
+    for place, row, size in rows:
+        places.append(place)
+        held.append(row)
+        characters += size
+        if len(held) == _ROWS or characters > _CHARACTERS:
+            yield places, held
+            places, held, characters = [], [], 0
+    if held:
+        yield places, held
+
+
+def cached(path: Path, batches: Batches, as_array: AsArray, options: str, mixed_is_text: bool = False) -> Dataset:
+    """The rows of a file; read anew where the file, or an option, is not the one that was read before.
+
+    Args:
+        batches: reads the file from its beginning.
+        as_array: the values of a column in the given type where they fit, else in one that fits.
+        options: what else the rows depend on.
+        mixed_is_text: a column of values of two kinds is one of texts; else that is an error.
+
+    Raises:
+        DataError: the file holds no rows, or values of two kinds in one column; whatever `batches` raises.
+    """
+    import datasets
+
+    target = _place(path, options)
+    if not target.exists():
+        part = target.with_name(f"{uuid.uuid4().hex}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            types: dict[str, pa.DataType] = {}
+            if not _write(part, path, batches, as_array, types, mixed_is_text):
+                _write(part, path, batches, as_array, types, mixed_is_text)
+            os.replace(part, target)
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read into {target.parent}: {error}. HF_DATASETS_CACHE names another folder"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(target))
+
+
+def _place(path: Path, options: str) -> Path:
+    import datasets
+
+    real, state = os.path.realpath(path), os.stat(path)
+    key = repr((_VERSION, real, state.st_mtime_ns, state.st_size, options))
+    name = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return Path(datasets.config.HF_DATASETS_CACHE) / "knowledge_distillation" / f"{name}.arrow"
+
+
+def _write(
+    part: Path, path: Path, batches: Batches, as_array: AsArray, types: dict[str, pa.DataType], mixed_is_text: bool
+) -> bool:
+    """Write every batch in the types that the first one has, or that are known; whether all of them fitted.
+
+    From a batch on that does not fit, the rest is read for its types alone, which then are those of all batches.
+    """
+    import pyarrow as pa
+
+    writer, fitted = None, True
+    with pa.OSFile(str(part), "wb") as sink:
+        for batch in batches():
+            arrays = {name: _array(path, name, batch, as_array, types.get(name)) for name in batch.columns}
+            wider = {name: _wider(path, name, types.get(name), arrays[name], mixed_is_text, batch) for name in arrays}
+            if writer is None and fitted:
+                types.update(wider)
+                schema = pa.schema(list(types.items()))
+                writer = pa.ipc.new_stream(sink, schema)
+            fitted = fitted and all(types.get(name) == one for name, one in wider.items())
+            types.update(wider)
+            if fitted and writer is not None:
+                rows = len(batch.places)
+                columns = [arrays[name] if name in arrays else pa.nulls(rows, one) for name, one in types.items()]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+        if writer is None:
+            raise DataError(f"{path} holds no rows")
+        writer.close()
+    return fitted
+
+
+def _array(path: Path, name: str, batch: Batch, as_array: AsArray, known: Any) -> pa.Array:
+    import pyarrow as pa
+
+    values = batch.columns[name]
+    try:
+        return as_array(values, known)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        for at in range(1, len(values)):
+            try:
+                pa.array(values[: at + 1])
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                raise _of_two_types(path, name, batch, at) from None
+        raise DataError(f"{path}: column {name!r} cannot be read: {error}") from None
+
+
+def _wider(path: Path, name: str, known: Any, array: pa.Array, mixed_is_text: bool, batch: Batch) -> pa.DataType:
+    """The type that holds what came before and this."""
+    import pyarrow as pa
+
+    if known is None or array.type == known:
+        return array.type
+    try:
+        fields = [pa.schema([(name, one)]) for one in (known, array.type)]
+        return pa.unify_schemas(fields, promote_options="permissive").field(name).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        if mixed_is_text:
+            return pa.string()
+        odd = next(at for at, value in enumerate(batch.columns[name]) if value is not None)
+        raise _of_two_types(path, name, batch, odd) from None
+
+
+def _of_two_types(path: Path, name: str, batch: Batch, at: int) -> DataError:
+    value = batch.columns[name][at]
+    return DataError(
+        f"{path}, {batch.unit} {batch.places[at]}: {name!r} is {shown(value, 80)}, and rows before have another type "
+        f"than {type(value).__name__}: give the column values of one type"
+    )
