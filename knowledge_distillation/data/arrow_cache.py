@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, shown
+from ..errors import DataError
+from .column_types import AsArray, Batches, array_of, wider
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
 _VERSION = 1  # of what the readers make of a file: another one reads files anew
 _ROWS, _CHARACTERS = 10_000, 8_000_000  # of a batch
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some rows: the values of each column, and the line or row (`unit`) of the file that each row begins at."""
-
-    columns: Mapping[str, list[Any]]
-    places: list[int]
-    unit: str = "line"
-
-
-Batches = Callable[[], Iterator[Batch]]
-AsArray = Callable[[list[Any], "pa.DataType | None"], "pa.Array"]
 
 
 def batched(rows: Iterable[tuple[int, Any, int]]) -> Iterator[tuple[list[int], list[Any]]]:
@@ -102,14 +89,16 @@ def _write(
     writer, fitted = None, True
     with pa.OSFile(str(part), "wb") as sink:
         for batch in batches():
-            arrays = {name: _array(path, name, batch, as_array, types.get(name)) for name in batch.columns}
-            wider = {name: _wider(path, name, types.get(name), arrays[name], mixed_is_text, batch) for name in arrays}
+            arrays = {name: array_of(path, name, batch, as_array, types.get(name)) for name in batch.columns}
+            widened = {name: wider(path, name, batch, types.get(name), arrays[name], mixed_is_text) for name in arrays}
+            if not batch.columns:
+                raise DataError(f"{path}, {batch.unit} {batch.places[0]}: rows have no columns")
             if writer is None and fitted:
-                types.update(wider)
+                types.update(widened)
                 schema = pa.schema(list(types.items()))
                 writer = pa.ipc.new_stream(sink, schema)
-            fitted = fitted and all(types.get(name) == one for name, one in wider.items())
-            types.update(wider)
+            fitted = fitted and all(types.get(name) == one for name, one in widened.items())
+            types.update(widened)
             if fitted and writer is not None:
                 rows = len(batch.places)
                 columns = [arrays[name] if name in arrays else pa.nulls(rows, one) for name, one in types.items()]
@@ -118,42 +107,3 @@ def _write(
             raise DataError(f"{path} holds no rows")
         writer.close()
     return fitted
-
-
-def _array(path: Path, name: str, batch: Batch, as_array: AsArray, known: Any) -> pa.Array:
-    import pyarrow as pa
-
-    values = batch.columns[name]
-    try:
-        return as_array(values, known)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        for at in range(1, len(values)):
-            try:
-                pa.array(values[: at + 1])
-            except (pa.ArrowInvalid, pa.ArrowTypeError):
-                raise _of_two_types(path, name, batch, at) from None
-        raise DataError(f"{path}: column {name!r} cannot be read: {error}") from None
-
-
-def _wider(path: Path, name: str, known: Any, array: pa.Array, mixed_is_text: bool, batch: Batch) -> pa.DataType:
-    """The type that holds what came before and this."""
-    import pyarrow as pa
-
-    if known is None or array.type == known:
-        return array.type
-    try:
-        fields = [pa.schema([(name, one)]) for one in (known, array.type)]
-        return pa.unify_schemas(fields, promote_options="permissive").field(name).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        if mixed_is_text:
-            return pa.string()
-        odd = next(at for at, value in enumerate(batch.columns[name]) if value is not None)
-        raise _of_two_types(path, name, batch, odd) from None
-
-
-def _of_two_types(path: Path, name: str, batch: Batch, at: int) -> DataError:
-    value = batch.columns[name][at]
-    return DataError(
-        f"{path}, {batch.unit} {batch.places[at]}: {name!r} is {shown(value, 80)}, and rows before have another type "
-        f"than {type(value).__name__}: give the column values of one type"
-    )

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 _TEXTS = (
     *("text", "texts", "sentence", "review", "content", "comment", "body", "tweet", "message", "document", "post"),
-    *("utterance", "query", "tokens", "words", "description"),
+    *("utterance", "query", "tokens", "words", "description", "messages", "conversations"),
 )
+_CHATS = ("messages", "conversations")  # lists of turns
 _PAIRS = (
     *(("question1", "question2"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2")),
     *(("sentence_a", "sentence_b"), ("text_a", "text_b"), ("question", "context"), ("question", "sentence")),
@@ -54,7 +55,7 @@ def guess_columns(
 
     Args:
         text: the columns of text: a name, several parted by commas, or a list.
-        label: the column of labels.
+        label: the column of labels; or several, parted by commas, of labels that apply or not.
         texts: the fewest and the most columns of text that the task reads.
         labelled: whether a label is needed; else only a named one is taken.
 
@@ -64,7 +65,7 @@ def guess_columns(
     """
     there = list(rows.column_names)
     named = _named(text, there)
-    for name in [*named, *([] if label is None else [label])]:
+    for name in [*named, *label_columns(label, there)]:
         if name not in there:
             raise ConfigError(f"there is no column {name!r}.{nearest(name, there)} Columns: {_list(there)}")
     _check_named(named, label, texts)
@@ -73,12 +74,19 @@ def guess_columns(
     if labelled and label is None:
         found = _one_of(_LABELS, [name for name in there if name not in named], "label", "--label")
     if not named:
-        named = _guessed_texts(rows, found, texts, known_label(rows))
+        named = _guessed_texts(rows, found, texts)
         notes.append(f"text: column{'s' * (len(named) > 1)} {' and '.join(map(repr, named))}")
     if labelled and label is None:
         found = found or _only_other(rows, named)
         notes.append(f"label: column {found!r}")
     return Columns(tuple(named), found), ("; ".join(notes),) if notes else ()
+
+
+def label_columns(label: str | None, there: Sequence[str]) -> list[str]:
+    """The columns that a label names: one, or where none is called so, those between its commas."""
+    if label is None:
+        return []
+    return [label] if label in there else [name.strip() for name in label.split(",")]
 
 
 def known_label(rows: Dataset) -> str | None:
@@ -102,7 +110,7 @@ def _check_named(named: list[str], label: str | None, texts: tuple[int, int]) ->
         raise ConfigError(f"text names {len(named)} columns ({_list(named)}); the task reads {reads}")
     if len(set(named)) < len(named):
         raise ConfigError(f"text names a column twice: {_list(named)}")
-    if label in named:
+    if label is not None and {*label_columns(label, named)} & {*named}:
         raise ConfigError(f"column {label!r} is named both as text and as label")
 
 
@@ -116,31 +124,33 @@ def _one_of(known: Sequence[str], there: list[str], what: str, option: str) -> s
     return found[0] if found else None
 
 
-def _guessed_texts(rows: Dataset, label: str | None, texts: tuple[int, int], known: str | None) -> list[str]:
-    fewest, most = texts
-    there = [name for name in rows.column_names if name != label]
-    lower = {name.lower(): name for name in there}
-    pairs = [[lower[one] for one in pair] for pair in _PAIRS if all(one in lower for one in pair)]
-    pairs = pairs if fewest <= 2 <= most else []
-    singles = [name for name in there if name.lower() in _TEXTS] if fewest == 1 else []
-    in_pairs = {name for pair in pairs for name in pair}
-    ways = [*pairs, *([name] for name in singles if name not in in_pairs)]
-    if not ways:
-        others = [
-            name for name in there if _holds_text(rows, name) and name != known and not _numbers_rows(rows, name)
-        ]
-        ways = [others] if fewest <= len(others) <= (most if fewest > 1 else 1) else []
-        if not ways:
-            found = (
-                f"columns {_list(others)} hold text, and more than one way is open"
-                if others
-                else "no column holds text"
-            )
-            raise ConfigError(_say(found, there, texts, others))
+def _guessed_texts(rows: Dataset, label: str | None, texts: tuple[int, int]) -> list[str]:
+    labels = label_columns(label, rows.column_names)
+    kinds = {name: _kind_of_text(rows.features[name]) for name in rows.column_names if name not in labels}
+    readable = [name for name, kind in kinds.items() if kind or name.lower() in _CHATS]
+    ways = _known_texts(readable, texts)
     if len(ways) > 1:
         found = " or ".join(" and ".join(map(repr, way)) for way in ways)
-        raise ConfigError(_say(f"the text could be {found}", there, texts, ways[0]))
-    return ways[0]
+        raise ConfigError(_say(f"the text could be {found}", rows, texts, ways[0]))
+    if ways:
+        return ways[0]
+    known = known_label(rows)
+    others = [name for name in readable if kinds[name] != "null" and name != known and not _numbers_rows(rows, name)]
+    if texts[0] <= len(others) <= (texts[1] if texts[0] > 1 else 1):
+        return others
+    found = f"columns {_list(others)} hold text, and more than one way is open" if others else "no column holds text"
+    raise ConfigError(_say(found, rows, texts, others))
+
+
+def _known_texts(readable: list[str], texts: tuple[int, int]) -> list[list[str]]:
+    """The columns of well-known names, in each way that a task of so many texts can read them."""
+    fewest, most = texts
+    lower = {name.lower(): name for name in readable}
+    pairs = [[lower[one] for one in pair] for pair in _PAIRS if all(one in lower for one in pair)]
+    pairs = pairs if fewest <= 2 <= most else []
+    in_pairs = {name for pair in pairs for name in pair}
+    singles = [name for name in readable if name.lower() in _TEXTS and name not in in_pairs] if fewest == 1 else []
+    return [*pairs, *([name] for name in singles)]
 
 
 def _only_other(rows: Dataset, text: list[str]) -> str:
@@ -153,16 +163,16 @@ def _only_other(rows: Dataset, text: list[str]) -> str:
     raise ConfigError(f"{found}: name it, as in {example}. Columns: {_list(there)}")
 
 
-def _say(what: str, there: list[str], texts: tuple[int, int], example: list[str]) -> str:
+def _say(what: str, rows: Dataset, texts: tuple[int, int], example: list[str]) -> str:
     names = ",".join(example[: max(texts[0], 1)]) or "NAME"
     pair = " (or --text FIRST,SECOND for pairs)" if texts[0] == 1 < texts[1] else ""
-    return f"{what}: name it, as in --text {names}{pair}. Columns: {_list(there)}"
+    return f"{what}: name it, as in --text {names}{pair}. Columns: {_list(rows.column_names)}"
 
 
-def _holds_text(rows: Dataset, name: str) -> bool:
-    feature: Any = rows.features[name]
-    feature = getattr(feature, "feature", feature)  # words of a sentence
-    return getattr(feature, "dtype", "") in ("string", "large_string")
+def _kind_of_text(feature: Any) -> str:
+    """The type of a column of texts, or of lists of words, or of nothing at all; "" of any other."""
+    dtype = str(getattr(getattr(feature, "feature", feature), "dtype", ""))
+    return dtype if dtype in ("string", "large_string", "null") else ""
 
 
 def _numbers_rows(rows: Dataset, name: str) -> bool:

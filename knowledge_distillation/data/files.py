@@ -9,20 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import DataError
-from .classes import MOST_CLASSES
 from .columns import known_label
-from .row_files import existing, is_saved, read_rows, saved
+from .row_files import ENDINGS, existing, is_saved, read_rows, saved
 from .split_folders import split_files
-from .subsets import check_counts, held_out, sample
+from .subsets import check_counts, divided, sample
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_ONE_IN, _MOST_HELD_OUT = 10, 10_000
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _VALIDATION = ("validation", "dev", "valid", "val", "eval", "validation_matched")
 
 Source = Any  # a path, a name on the hub, a data set, a list of rows, a dict of data sets
@@ -51,7 +47,8 @@ def load_splits(
     Args:
         data: a file (CSV, TSV, JSON, JSON lines, parquet, Arrow, text, CoNLL's columns); a folder with such files
             named train, dev (or validation, valid, val) and test, or one of `save_to_disk`; a name on the hub
-            (`org/name`), where nothing of that name lies here; a `Dataset`, a `DatasetDict`, or a list of rows.
+            (`org/name`, or `org/name:subset`), where nothing of that name lies here; a `Dataset`, a
+            `DatasetDict`, or a list of rows.
         dev: the evaluation rows, likewise. None for those of `data`; where it has none, a tenth of the training rows
             (at least one, at most 10,000) is held out, the same each time, by class where the label is one.
         max_train_samples: keep a random sample of so many rows, in their order; a smaller one lies within a larger.
@@ -75,7 +72,8 @@ def load_splits(
         if _same(data, dev):
             notes.append(f"{dev} is also what is trained on: scores say what is remembered, not what is learnt")
     if validation is None:
-        train, validation, note = _divided(train, label, _named(data))
+        by = label if label in train.column_names else known_label(train)
+        train, validation, note = divided(train, by, _named(data))
         notes.append(note)
     for rows, name in ((train, "training"), (validation, "evaluation")):
         if not len(rows):
@@ -129,14 +127,15 @@ def _as_dataset(rows: Any) -> Dataset:
 
 def _is_on_hub(name: str) -> bool:
     """Whether only the hub can have it: `org/name`, nothing here of that name, nor a folder `org`."""
-    return bool(_HUB_NAME.fullmatch(name)) and not os.path.exists(name) and not os.path.exists(Path(name).parent)
+    is_name = _HUB_NAME.fullmatch(name) and Path(name).suffix.lower() not in ENDINGS
+    return bool(is_name) and not os.path.exists(name) and not os.path.exists(Path(name).parent)
 
 
 def _from_hub(name: str, evaluation: bool) -> dict[str, Dataset]:
     import datasets
 
     try:
-        parts = datasets.load_dataset(name)
+        parts = datasets.load_dataset(*name.split(":"))
     except Exception as error:  # the hub client raises a dozen kinds; the way out is the same for all
         raise DataError(
             f"there is no file or folder {name!r} here, and it could not be loaded from the hub: {error}"
@@ -155,39 +154,3 @@ def _same(data: Source, dev: Source) -> bool:
 
 def _sampled(rows: Dataset, size: int | None) -> Dataset:
     return rows if size is None or size >= len(rows) else rows.select(sample(len(rows), size))
-
-
-def _divided(rows: Dataset, label: str | None, where: str) -> tuple[Dataset, Dataset, str]:
-    """Rows to train on, and those held out; what was done."""
-    if len(rows) < 2:
-        raise DataError(f"{where} holds {len(rows)} row, too few to hold some out: name rows to evaluate on (--eval)")
-    label = label if label in rows.column_names else known_label(rows)
-    codes = _codes(rows, label)
-    one_in = max(_ONE_IN, -(-len(rows) // _MOST_HELD_OUT))
-    chosen, rest = held_out(codes, one_in)
-    if not len(chosen) or not len(rest):
-        chosen, rest = held_out(np.zeros_like(codes), one_in)
-    by_class = f", by class of {label!r}" if codes.any() else ""
-    note = (
-        f"no rows to evaluate on were named (--eval): {len(chosen):,} of the {len(rows):,} rows of {where} are held "
-        f"out, the same each time{by_class}"
-    )
-    return rows.select(rest), rows.select(chosen), note
-
-
-def _codes(rows: Dataset, label: str | None) -> Any:
-    """A number for the class of each row; 0 for all of them where the label is no class."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    none = np.zeros(len(rows), dtype=np.int32)
-    if label is None:
-        return none
-    kind = rows.data.schema.field(label).type
-    if not (pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        return none
-    column = rows.with_format("arrow")[:][label] if rows._indices is not None else rows.data.column(label)
-    coded = pc.dictionary_encode(column, null_encoding="encode")
-    if not coded.num_chunks or len(coded.chunk(0).dictionary) > MOST_CLASSES:
-        return none
-    return np.concatenate([chunk.indices.to_numpy() for chunk in coded.unify_dictionaries().chunks]).astype(np.int32)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, listed, shown
-from .arrow_cache import Batch, batched
+from .arrow_cache import batched
+from .column_types import Batch
 from .text_lines import lines_of
 
 if TYPE_CHECKING:

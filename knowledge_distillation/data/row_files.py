@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, nearest
-from .arrow_cache import Batch, cached
+from .arrow_cache import cached
+from .column_types import Batch
 from .delimited import cells_as_array, table_batches
 from .json_rows import json_batches, values_as_array
 from .text_rows import line_batches, sentence_batches
@@ -123,8 +124,14 @@ def saved(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Each format has errors of its own: as a DataError."""
+    """Each format has errors of its own: one DataError of them, and no lines in the log beside it."""
+    import datasets
+
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     except Exception as error:
         raise DataError(f"{path} cannot be read as {kind}: {error}") from error
+    finally:
+        datasets.logging.set_verbosity(level)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
+from .classes import MOST_CLASSES
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_ONE_IN, _MOST_HELD_OUT = 10, 10_000
+_BATCH = 10_000  # rows that are looked at together
 
 Places = npt.NDArray[np.integer]
 
@@ -33,3 +42,50 @@ def held_out(labels: npt.NDArray[np.integer], one_in: int) -> tuple[Places, Plac
         parts.append(rows[: max(1, len(rows) // one_in) if len(rows) > 1 else 0])
     chosen = np.sort(np.concatenate(parts))
     return chosen, np.setdiff1d(np.arange(len(labels)), chosen)
+
+
+def divided(rows: Dataset, label: str | None, where: str) -> tuple[Dataset, Dataset, str]:
+    """The rows without a tenth of them, that tenth, and what was done, in words.
+
+    At least one row and at most 10,000 are held out, the same each time; of each class a tenth where the label is a
+    class: one of at most 1,000 texts or whole numbers.
+
+    Raises:
+        DataError: fewer than two rows.
+    """
+    if len(rows) < 2:
+        count = f"{len(rows) or 'no'} row{'s' * (len(rows) != 1)}"
+        raise DataError(f"{where} holds {count}, too few to hold some out: name rows to evaluate on (--eval)")
+    codes = _class_codes(rows, label)
+    one_in = max(_ONE_IN, -(-len(rows) // _MOST_HELD_OUT))
+    chosen, rest = held_out(codes, one_in)
+    if not len(chosen):
+        codes = np.zeros_like(codes)
+        chosen, rest = held_out(codes, one_in)
+    by_class = f", by class of {label!r}" if codes.any() else ""
+    note = (
+        f"no rows to evaluate on were named (--eval): {len(chosen):,} of the {len(rows):,} rows of {where} are held "
+        f"out, the same each time{by_class}"
+    )
+    return rows.select(rest), rows.select(chosen), note
+
+
+def _class_codes(rows: Dataset, label: str | None) -> Places:
+    """A number for the class of each row; 0 for all of them where the label is no class."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    none = np.zeros(len(rows), dtype=np.int32)
+    dtype = "" if label is None else str(getattr(rows.features[label], "dtype", ""))
+    if not dtype.startswith(("string", "int", "uint", "bool")):
+        return none
+    known: dict[object, int] = {}
+    codes = []
+    for batch in rows.select_columns(label).with_format("arrow").iter(_BATCH):
+        column = batch.column(0)
+        for value in column.unique().to_pylist():
+            known.setdefault(value, len(known))
+        if len(known) > MOST_CLASSES:
+            return none
+        codes.append(pc.index_in(column, value_set=pa.array(list(known), column.type)).to_numpy())
+    return np.concatenate(codes).astype(np.int32)

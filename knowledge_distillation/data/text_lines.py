@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ _FIRST_BYTES = {  # of files that are no text, and what makes text of them
     b"PAR1": "in parquet: give it the ending .parquet",
     b"ARROW1": "in Arrow: give it the ending .arrow",
 }
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF_16 = {"UTF-16LE": (b"\xff\xfe", 1), "UTF-16BE": (b"\xfe\xff", 0)}  # its mark, and where zeros are without one
 
 
 def lines_of(path: Path) -> Iterator[str]:
@@ -31,8 +32,11 @@ def lines_of(path: Path) -> Iterator[str]:
     for mark, what in _FIRST_BYTES.items():
         if begin.startswith(mark):
             raise DataError(f"{path} is {what}")
-    if begin.startswith(_UTF_16):
-        raise DataError(f"{path}, line 1: byte 0x{begin[0]:02x} begins a file in UTF-16. {_convert(path, 'UTF-16')}")
+    for encoding, (mark, zeros) in _UTF_16.items():
+        if begin.startswith(mark) or len(begin) == 8 and not any(begin[zeros::2]):
+            raise DataError(
+                f"{path}, line 1: byte 0x{begin[0]:02x} begins a file in UTF-16. {_convert(path, encoding)}"
+            )
     number = 0
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as file:
@@ -41,8 +45,7 @@ def lines_of(path: Path) -> Iterator[str]:
                 if "\0" in line:
                     raise DataError(
                         f"{path}, line {number}: byte 0x00 at position {line.index(chr(0))} is no text. Take such "
-                        f"bytes out: tr -d '\\000' < {path.name} > clean-{path.name}; where every other byte is one, "
-                        "the file is in UTF-16"
+                        f"bytes out: tr -d '\\000' < {_there(path)} > {_there(path, 'clean-')}"
                     )
                 yield line
     except UnicodeDecodeError:
@@ -72,4 +75,9 @@ def _not_utf_8(path: Path) -> DataError:
 
 
 def _convert(path: Path, encoding: str) -> str:
-    return f"Convert it: iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}"
+    return f"Convert it: iconv -f {encoding} -t UTF-8 {_there(path)} > {_there(path, 'utf8-')}"
+
+
+def _there(path: Path, begin: str = "") -> str:
+    """The path for a shell; or that of another file beside it."""
+    return shlex.quote(str(path.with_name(begin + path.name)))

@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import DataError, listed
-from .arrow_cache import Batch, batched
+from .arrow_cache import batched
+from .column_types import Batch
 from .text_lines import lines_of
 
 

@@ -1,0 +1,127 @@
+"""Rows that a task can read: with the columns it reads, a text in each; and whether the parts overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DataError, listed, nearest, shown
+from .columns import Columns, label_columns
+from .files import Splits
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+_BATCH = 10_000  # rows that are looked at together
+_MOST_COMPARED = 10_000  # evaluation rows that are looked for among the training rows
+
+
+def checked(splits: Splits, columns: Columns) -> Splits:
+    """The rows that have a text; what was left out is in the notes. Labels are for the task to judge.
+
+    Columns of text that hold numbers become texts. A note says how many evaluation rows have the text of a training
+    row.
+
+    Raises:
+        DataError: a part lacks one of the columns, a column holds neither texts nor words, or no row is left.
+    """
+    notes = list(splits.notes)
+    parts = {
+        name: _readable(getattr(splits, name), columns, said, notes)
+        for name, said in (("train", "training"), ("validation", "evaluation"))
+    }
+    shared, compared = _shared(parts["train"], parts["validation"], columns.text)
+    if shared:
+        notes.append(
+            f"{shared:,} of {compared:,} evaluation rows have the text of a training row: scores are too good by what "
+            "is remembered"
+        )
+    return replace(splits, **parts, notes=tuple(notes))
+
+
+def _readable(rows: Dataset, columns: Columns, said: str, notes: list[str]) -> Dataset:
+    for name in (*columns.text, *label_columns(columns.label, rows.column_names)):
+        if name not in rows.column_names:
+            there = listed(rows.column_names, 12)
+            near = nearest(name, rows.column_names)
+            raise DataError(f"the {said} rows have no column {name!r}.{near} Columns: {there}")
+    for name in columns.text:
+        rows = _as_text(rows, name, said)
+        kept = np.concatenate([_filled(batch.column(0)) for batch in _batches(rows, [name])])
+        if not kept.any():
+            raise DataError(f"none of the {len(rows):,} {said} rows has a text in column {name!r}")
+        if not kept.all():
+            notes.append(
+                f"{len(rows) - kept.sum():,} of {len(rows):,} {said} rows have no text in column {name!r} and are "
+                f"left out, the first is row {int(np.argmin(kept)) + 1}"
+            )
+            rows = rows.select(np.flatnonzero(kept))
+    return rows
+
+
+def _as_text(rows: Dataset, name: str, said: str) -> Dataset:
+    import datasets
+
+    feature: Any = rows.features[name]
+    dtype = str(getattr(feature, "dtype", ""))
+    if dtype in ("string", "large_string", "null") or isinstance(feature, (datasets.List, datasets.LargeList)):
+        return rows
+    if dtype.startswith(("int", "uint", "float")) and not getattr(feature, "names", None):
+        return rows.cast_column(name, datasets.Value("string"))
+    raise DataError(
+        f"column {name!r} of the {said} rows holds {shown(rows[0][name], 80)}, and no text: name a column of texts"
+    )
+
+
+def _batches(rows: Dataset, names: list[str]) -> Iterator[pa.Table]:
+    yield from rows.select_columns(names).with_format("arrow").iter(_BATCH)
+
+
+def _filled(column: Any) -> Any:
+    """Whether each value is one: no blank text, no empty list, nothing missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        filled = pc.match_substring_regex(column, r"\S")
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        filled = pc.greater(pc.list_value_length(column), 0)
+    else:
+        filled = pc.is_valid(column)
+    return pc.fill_null(filled, False).to_numpy()
+
+
+def _shared(train: Dataset, validation: Dataset, names: tuple[str, ...]) -> tuple[int, int]:
+    """How many of the evaluation rows, of so many, have the texts of a training row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not all(_is_words(part.features[name]) for part in (train, validation) for name in names):
+        return 0, 0
+    some = validation.select(range(min(len(validation), _MOST_COMPARED)))
+    sought = pa.concat_arrays([_joined(batch) for batch in _batches(some, list(names))])
+    found = np.zeros(len(sought), bool)
+    for batch in _batches(train, list(names)):
+        there = _joined(batch)
+        found |= pc.is_in(sought, value_set=there.cast(sought.type)).to_numpy(zero_copy_only=False)
+    return int(found.sum()), len(sought)
+
+
+def _is_words(feature: Any) -> bool:
+    """Whether a column is of texts, or of lists of words."""
+    return getattr(getattr(feature, "feature", feature), "dtype", "") in ("string", "large_string")
+
+
+def _joined(batch: pa.Table) -> Any:
+    """The texts of each row as one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = [column.combine_chunks() for column in batch.columns]
+    words = [pc.binary_join(one, " ") if pa.types.is_list(one.type) else one for one in columns]
+    return pc.binary_join_element_wise(*words, "\x1f") if len(words) > 1 else words[0]
