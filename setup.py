@@ -38,6 +38,7 @@ setup(
         "tensorboard": ["tensorboard>=2.16"],
         "sweep": ["matplotlib>=3.8"],
         "vision": ["pillow>=10.0", "scikit-learn>=1.4"],
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
         "detection": ["scipy>=1.11"],
         "docs": ["mkdocs>=1.6"],
         "dev": [
@@ -53,6 +54,8 @@ setup(
             "scipy>=1.11",
             "tensorboard>=2.16",
             "matplotlib>=3.8",
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
             "triton>=3.2; platform_system == 'Linux'",
         ],
     },

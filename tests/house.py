@@ -26,7 +26,7 @@ FLOORS = (
     {"objective", "teachers", "evaluation", "models", "data"},
     {"plan", "presets"},
     {"training", "tasks"},
-    {"recipes", "data_free", "__init__"},
+    {"recipes", "data_free", "exporting", "__init__"},
     {"cli"},
     {"__main__"},
 )

@@ -219,6 +219,22 @@ def demo(
     run_demo(Path(output_dir), smoke)
 
 
+@app.command()
+@terminal()
+def export(
+    student: Annotated[str, typer.Argument(help="Directory or hub name of a model.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, the one format there is; may be left out.")] = True,
+    output_dir: Annotated[Optional[str], typer.Option("--output-dir", "-o", help="None: STUDENT/onnx.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Also with weights in 8 bits: model_int8.onnx.")] = False,
+    opset: Annotated[Optional[int], typer.Option("--opset", help="Of ONNX, 14 to 20; none: 17.")] = None,
+) -> None:
+    """Write a model as ONNX, compared with the model itself on batches of several sizes before it is kept."""
+    from ..exporting import describe, export_saved
+
+    for line in describe(export_saved(student, output_dir, opset=opset, int8=int8)):
+        say(line)
+
+
 def _distillation(recipe: Any, output_dir: str | Path | None = None) -> tuple[Any, Any, Any]:
     """A recipe as objects, a student of it, and the distiller that trains this one."""
     from ..recipes.build import LoadedRecipe

@@ -46,18 +46,21 @@ class Reading(NamedTuple):
         longest = _longest(sizes, number, length)
         position = torch.arange(longest, device=rows.device)
         start = torch.arange(batch, device=rows.device).repeat(number)[:, None] * length
-        forwards = start + torch.argsort((~rows).int(), dim=-1, stable=True)[:, :longest]
+        places = torch.arange(length, device=rows.device)
+        forwards = start + torch.argsort(torch.where(rows, places, places + length), dim=-1)[:, :longest]
         backwards = forwards.gather(1, torch.where(position < sizes, sizes - 1 - position, position))
-        rank = (rows.cumsum(-1) - 1).clamp(min=0)
+        rank = (rows.long().cumsum(-1) - 1).clamp(min=0)
         first = torch.arange(number * batch, device=rows.device)[:, None] * longest
-        places = torch.stack([first + rank, first + (sizes - 1 - rank).clamp(min=0)])
-        ahead, behind = (places.unflatten(1, (number, batch)) * sentences).sum(1).flatten(1)
+        comes = torch.stack([first + rank, first + (sizes - 1 - rank).clamp(min=0)])
+        ahead, behind = (comes.unflatten(1, (number, batch)) * sentences).sum(1).flatten(1)
         return cls(sentences, forwards, backwards, ahead, behind)
 
 
 def _longest(sizes: Tensor, number: int, length: int) -> int:
-    """Tokens of the longest sentence; one of a pair may take the whole row where looking would wait for the device."""
-    return max(1, int(sizes.max())) if number > 1 and sizes.device.type == "cpu" else length
+    """Tokens of the longest sentence; one of a pair may take the whole row where looking would wait for the device, or
+    would write the number into an exported model."""
+    looks = number > 1 and sizes.device.type == "cpu" and not torch.jit.is_tracing()
+    return max(1, int(sizes.max())) if looks else length
 
 
 class BiLSTMLayer(nn.Module):
@@ -79,7 +82,7 @@ class BiLSTMLayer(nn.Module):
 
 
 def _at(rows: Tensor, places: Tensor) -> Tensor:
-    return rows.index_select(0, places.flatten()).unflatten(0, places.shape)
+    return rows.index_select(0, places.flatten()).view(*places.shape, rows.shape[-1])
 
 
 class Pooler(nn.Module):
@@ -109,7 +112,7 @@ class Pooler(nn.Module):
 
     def last(self, states: Tensor, tokens: Tensor) -> Tensor:
         """The forward state of a sentence's last token, and the backward state of its first."""
-        order = tokens.cumsum(1)
+        order = tokens.long().cumsum(1)
         ends = tokens & (order == order[:, -1:]), tokens & (order == 1)
         halves = states.chunk(2, dim=-1)
         return torch.cat([(half * end.unsqueeze(-1)).sum(1) for half, end in zip(halves, ends, strict=True)], dim=-1)
@@ -182,7 +185,7 @@ class BiLSTMForSequenceClassification(OwnModel):
         if not self.config.sentence_pairs:
             return mask.unsqueeze(0)
         separators = (input_ids == self.config.sep_token_id) & mask
-        second = separators.cumsum(1) > separators.int()
+        second = separators.long().cumsum(1) > separators.int()
         return torch.stack([mask & ~second, mask & second])
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:

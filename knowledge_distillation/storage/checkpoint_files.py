@@ -38,23 +38,32 @@ def write_text(path: Path, text: str) -> None:
 
 def save_student(directory: Path, student: nn.Module, processing_class: Any = None) -> None:
     """Write a directory that transformers loads; a reader sees the old files or the new ones, each whole."""
+    with replaced_files(directory) as new:
+        write: Any = getattr(student, "save_pretrained", None)
+        if write is not None:
+            write(new)
+        else:
+            save_model(student, str(new / "model.safetensors"))
+        if processing_class is not None and hasattr(processing_class, "save_pretrained"):
+            processing_class.save_pretrained(new)
+
+
+@contextmanager
+def replaced_files(directory: Path) -> Iterator[Path]:
+    """A new folder to write to, whose files come into `directory` at the end, each whole; none where it fails."""
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    write: Any = getattr(student, "save_pretrained", None)
-    if write is not None:
-        write(temporary)
-    else:
-        save_model(student, str(temporary / "model.safetensors"))
-    if processing_class is not None and hasattr(processing_class, "save_pretrained"):
-        processing_class.save_pretrained(temporary)
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in sorted(temporary.rglob("*")):
-        if path.is_file():
-            target = directory / path.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    shutil.rmtree(temporary)
+    try:
+        yield temporary
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                target = directory / path.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
