@@ -178,6 +178,7 @@ class Batch:
     def context(self) -> dict[str, Any]:
         inputs = {"input_ids": torch.zeros_like(self.mask), "attention_mask": self.mask}
         inputs["sample_index"] = torch.arange(len(self.mask))
+        inputs["query"] = torch.arange(len(self.mask)) // 4
         return make_context(inputs if self.labels is None else {**inputs, "labels": self.labels})
 
     def terms(self, model: MultiLayerBasedDistillationLoss, counts: Mapping[str, Any] | None = None) -> Terms:

@@ -554,6 +554,49 @@ def crd(
     return total / max(len(present), 1)
 
 
+def soft_contrastive(
+    student, teacher, mask=None, keys=None, pooling="mean", temperature=0.05, teacher_temperature=None
+):
+    s, t = (rows_of(side, mask, pooling) for side in (student, teacher))
+    total = 0.0
+    for own, others in zip(s, t, strict=True):
+        p_s = softmax([cosine(own, other) for other in t], temperature)
+        p_t = softmax([cosine(others, other) for other in t], teacher_temperature or temperature)
+        total += sum(b * (math.log(b) - math.log(a)) for a, b in zip(p_s, p_t, strict=True) if b > 0)
+    return total / max(len(s), 1)
+
+
+def margin_mse(student, teacher, mask=None, keys=None, query=()):
+    def of_query(s, t):
+        differences = [((s[0] - a) - (t[0] - b)) ** 2 for a, b in zip(s[1:], t[1:], strict=True)]
+        return sum(differences) / max(len(differences), 1)
+
+    return of_queries(of_query, student, teacher, query)
+
+
+def listwise_kl(student, teacher, mask=None, keys=None, query=(), temperature=1.0):
+    def of_query(s, t):
+        return divergence(softmax(t, temperature), softmax(s, temperature)) if s else 0.0
+
+    return of_queries(of_query, student, teacher, query)
+
+
+def of_queries(value, student, teacher, query):
+    """The mean of `value(scores, teacher's scores)` over queries, each counted by its rows."""
+    total = 0.0
+    for number in set(query):
+        rows = [row for row in range(len(query)) if query[row] == number]
+        texts = student.shape[1] > 1 or teacher.shape[1] > 1  # the first is the query itself
+
+        def scores(side, rows=rows, texts=texts):
+            if side.shape[1] == 1:
+                return [side[row, 0] for row in rows[texts:]]
+            return [dot(side[rows[0]], side[row]) for row in rows[1:]]
+
+        total += len(rows) * value(scores(student), scores(teacher))
+    return total / max(len(query), 1)
+
+
 def rows_of(feature, mask=None, pooling="mean"):
     """One vector per sample that is there: a map flattened, tokens averaged or the first of them."""
     rows = []

@@ -20,6 +20,9 @@ _FROM_DATASET = (
 )
 
 
+_OF_QUERIES = "Give in each batch a query, equal numbers for the rows of one query: the task `reranking` does"
+
+
 class Signature(NamedTuple):
     """What a loss takes beyond its two sides, by name.
 
@@ -71,6 +74,7 @@ def check_arguments(name: str, signature: Signature, args: Mapping[str, Any], co
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in offered:
             hint = f". {_FROM_DATASET}" if key in ("num_samples", "sample_index") else ""
+            hint = f". {_OF_QUERIES}" if key == "query" else hint
             where = f"which is neither in args nor a key of the batch ({', '.join(context)})"
             return f"loss {name} needs {key!r}, {where}{hint}"
     return None

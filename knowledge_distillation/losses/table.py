@@ -18,8 +18,10 @@ from .ensemble import Adversarial, ensemble_cross_entropy, ensemble_kl
 from .factor import FactorTransfer, Paraphraser
 from .feature_map import VariationalInformation, attention_transfer, channel_wise, fitnet_hint, fsp
 from .hidden import cka, cos, gram, hidden_cosine, hidden_mse, mobilebert_feature, pkd
+from .in_batch import soft_contrastive
 from .labels import hard_cross_entropy, label_mse, own_loss
 from .logits import kl_divergence, logits_mse, soft_cross_entropy
+from .ranking import listwise_kl, margin_mse
 from .relational import correlation_congruence, pkt, rkd_angle, rkd_distance, similarity_preserving
 from .review import ReviewKD
 from .transport import BertEMD
@@ -146,6 +148,9 @@ LOSSES = (
     LossSpec("pkt", _for(_SAMPLES, pkt), own_shapes=True, among_samples=True),
     LossSpec("nst", _for(_PLANES, nst), own_shapes=True),
     LossSpec("crd", _for(_SAMPLES, CRD), own_shapes=True),
+    LossSpec("soft_contrastive", _for(_VECTORS_OR_TOKENS, soft_contrastive), among_samples=True),
+    LossSpec("margin_mse", {"vector": margin_mse}, own_shapes=True),
+    LossSpec("listwise_kl", {"vector": listwise_kl}, own_shapes=True),
     # feature maps
     LossSpec("fitnet_hint", _for(_SAMPLES, fitnet_hint)),
     LossSpec("attention_transfer", _for(_PLANES, attention_transfer), own_shapes=True),

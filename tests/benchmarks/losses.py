@@ -137,6 +137,8 @@ def sides(case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32) -
         context["labels"] = labels
     elif case.name == "crd":
         context["sample_index"] = torch.arange(case.shape[0], device=device)
+    elif case.name in ("margin_mse", "listwise_kl"):
+        context["query"] = torch.arange(case.shape[0], device=device) // 4
     several = case.name in NUMBERS
     pair = (student, labels if hard else teacher) if several else (student[0], labels if hard else teacher[0])
     formula = getattr(naive, case.name)

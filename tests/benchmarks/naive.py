@@ -236,6 +236,31 @@ def correlation_congruence(student, teacher, gamma=0.4):
     return ((correlations(rows_of(student)) - correlations(rows_of(teacher))) ** 2).mean()
 
 
+def soft_contrastive(student, teacher, temperature=0.05):
+    s, t = (F.normalize(rows_of(side), dim=1) for side in (student, teacher))
+    return F.kl_div(
+        F.log_softmax(s @ t.T / temperature, 1), F.softmax(t @ t.T / temperature, 1), reduction="batchmean"
+    )
+
+
+def margin_mse(student, teacher, query):
+    s, t = (scores_of(side, query) for side in (student, teacher))
+    margins = (s[:, :1] - s[:, 1:]) - (t[:, :1] - t[:, 1:])
+    share = (2 + margins.shape[1]) / margins.shape[1]
+    return F.pad(margins**2 * share, (2, 0)).flatten()
+
+
+def listwise_kl(student, teacher, query):
+    s, t = (scores_of(side, query) for side in (student, teacher))
+    parts = F.kl_div(s.log_softmax(1), t.softmax(1), reduction="none")
+    return F.pad(parts * (1 + s.shape[1]), (1, 0)).flatten()
+
+
+def scores_of(rows, query):
+    rows = rows.reshape(len(query.unique()), -1, rows.shape[1])
+    return (rows[:, :1] * rows[:, 1:]).sum(-1)
+
+
 def pkt(student, teacher, epsilon=1e-7):
     def probabilities(rows):
         units = rows / (rows.norm(dim=1, keepdim=True) + epsilon)

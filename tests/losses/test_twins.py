@@ -57,6 +57,11 @@ ARGUMENTS_OF = {  # of one loss alone, or where a name means something else
         "average": st.sampled_from(["all", "off_diagonal_sum"]),
         "epsilon": st.sampled_from([1e-7, 1e-3]),
     },
+    "soft_contrastive": {
+        **SAMPLES,
+        "temperature": st.floats(0.05, 2.0),
+        "teacher_temperature": st.sampled_from([None, 0.1, 1.0]),
+    },
     "fitnet_hint": {"half_sum": st.booleans()},
     "attention_transfer": {"norm": st.booleans()},
     "paraphraser": {"rate": st.floats(0.2, 1.5)},
@@ -84,6 +89,8 @@ def twin_of(case: Case, batch: Batch, state: dict[str, torch.Tensor] | None = No
         masks["mask"] = batch.mask.numpy()
     if case.kind == "attention":
         masks["keys"] = batch.mask.numpy()
+    if "query" in case.parameters:
+        masks["query"] = batch.context["query"].numpy()
     if not case.hard and batch.labels is not None:
         masks["labels"] = batch.labels.numpy()
     student, teacher = (tuple(f.detach().numpy() for f in side.values()) for side in batch.features)
