@@ -24,6 +24,9 @@ LENGTH = 64  # tokens of one row are enough, where a model takes nothing but tok
 _NEAR = 0.02  # of the way from one reading of the loss to the other
 _TOUCHES = 0.1  # of the change of a reading that the loss has to follow, whatever else is added to it
 _MOST = 0.9  # of the labels
+_TOKENS = 4  # made of one that is alone
+_OTHERS = (2, 3, -1)  # shifts of losses that are for neither: of models that look further ahead, or backwards
+_EXACT = 1e-4
 
 
 class LabelShift(NamedTuple):
@@ -51,8 +54,12 @@ def label_shift(model: nn.Module, inputs: Inputs, labels: Any) -> LabelShift | N
         inputs: `named_inputs` of the batch.
         labels: (batch, length) class numbers, -100 where there is none.
     """
-    if not marks_tokens(labels) or labels.shape[-1] < 2:
+    if not marks_tokens(labels):
         return None
+    if labels.shape[-1] < 2:  # no token follows
+        if not all(value.shape == labels.shape for value in inputs.values() if isinstance(value, Tensor)):
+            return None
+        inputs, labels = {k: _several(k, v) for k, v in inputs.items()}, _several("labels", labels)
     failure = ""
     with resting(model), preserved(model):
         for probe, shape in _probes({k: v for k, v in inputs.items() if k != "labels"}, labels):
@@ -108,6 +115,7 @@ def _by_own_loss(model: nn.Module, inputs: dict[str, Any], logits: Tensor, mask:
         return None
     before = logits.roll(1, -2)
     changes: list[tuple[float, float, float]] = []
+    others = list(_OTHERS)
     for favoured in (logits.float() - before.float(), before.float() - logits.float()):
         labels = favoured.argmax(-1)
         if isinstance(mask, Tensor) and mask.shape == labels.shape:
@@ -125,6 +133,9 @@ def _by_own_loss(model: nn.Module, inputs: dict[str, Any], logits: Tensor, mask:
         for number, one in enumerate((same, after)):
             if abs(float(loss) - one) < _NEAR * abs(same - after):
                 return LabelShift(bool(number), "as in its own loss", by_loss=True)
+        others = [n for n in others if abs(float(loss) - _reading(logits, labels, n)) < _EXACT * abs(float(loss))]
+    if others:
+        return LabelShift(None, f"by its own loss it is for label i {others[0]:+d}, which is neither")
     # Something is added to the loss, or it is no mean: which of the readings does it follow?
     loss, same, after = (first - second for first, second in zip(*changes, strict=True))
     for number, one in enumerate((same, after)):
@@ -135,11 +146,15 @@ def _by_own_loss(model: nn.Module, inputs: dict[str, Any], logits: Tensor, mask:
 
 def _readings(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """Cross-entropy where position i is for label i, and where it is for label i + 1."""
-    pairs = ((logits, labels), (logits[..., :-1, :], labels[..., 1:]))
-    same, after = (
-        F.cross_entropy(x.flatten(0, -2).float(), y.flatten(), ignore_index=IGNORED_LABEL).item() for x, y in pairs
-    )
-    return same, after
+    return _reading(logits, labels, 0), _reading(logits, labels, 1)
+
+
+def _reading(logits: Tensor, labels: Tensor, shift: int) -> float:
+    """Cross-entropy where position i is for label i + shift; not a number where there is none."""
+    length = labels.shape[-1]
+    ours, theirs = logits[..., max(0, -shift) : length - max(0, shift), :], labels[..., max(0, shift) :]
+    theirs = theirs[..., : ours.shape[-2]]
+    return F.cross_entropy(ours.flatten(0, -2).float(), theirs.flatten(), ignore_index=IGNORED_LABEL).item()
 
 
 def _loss_of(output: Any) -> Tensor | None:
@@ -191,6 +206,17 @@ def _from_labels(inputs: Inputs, labels: Tensor) -> LabelShift:
 
 
 # --- a few tokens of a batch -----------------------------------------------------------------------------------------
+
+
+def _several(key: str, value: Any) -> Any:
+    """Several tokens in place of one, all of them other ones."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.repeat(1, _TOKENS)
+    if key != "labels" and not key.endswith("input_ids"):
+        return value
+    others = (value - torch.arange(_TOKENS, device=value.device)).abs()
+    return torch.where(value == IGNORED_LABEL, value, others)
 
 
 def _probes(inputs: dict[str, Any], labels: Tensor) -> Iterator[tuple[dict[str, Any], torch.Size]]:

@@ -62,8 +62,15 @@ def accepted_flags(model: nn.Module) -> dict[str, Any]:
 
 
 def _own_parameters(model: nn.Module) -> tuple[inspect.Parameter, ...]:
+    """Those of `forward`; of a class made of transformers' whose own names none, those of the class that it is of."""
     function = getattr(model.forward, "__func__", model.forward)
-    return _parameters(function)[1 if function is not model.forward else 0 :]
+    own = _parameters(function)[1 if function is not model.forward else 0 :]
+    kinds = {parameter.kind for parameter in own}
+    hands_up = isinstance(model, PreTrainedModel) and inspect.Parameter.VAR_KEYWORD in kinds <= {*_ANYTHING}
+    if not hands_up:
+        return own
+    above = (_parameters(vars(kind)["forward"])[1:] for kind in type(model).__mro__[1:] if "forward" in vars(kind))
+    return next((named for named in above if not {p.kind for p in named} <= {*_ANYTHING}), own)
 
 
 @lru_cache(maxsize=64)  # asked for at each batch
@@ -89,6 +96,6 @@ def _inside(model: nn.Module) -> tuple[str, nn.Module] | None:
     found: list[tuple[str, nn.Module]] = [
         (name, child) for name, child in children if isinstance(child, PreTrainedModel)
     ]
-    if not found and {p.kind for p in _own_parameters(model)} == {*_ANYTHING}:
+    if not found and _hands_all_on(model):
         found = children
     return found[0] if len(found) == 1 else None

@@ -206,9 +206,8 @@ def _bind_entries(
             terms = loss_model.bind(entry, student_features, target, kind, context, *of_run)
             projected = entry.name in loss_model.projections or bool(entry.projection.shared)
             if not projected and not any(student_features[feature].requires_grad for feature in entry.student):
-                raise ConfigError(
-                    f"{entry.student[0]}: no gradient can reach the student from here: its parameters are frozen"
-                )
+                why = _why_no_gradient(students[entry.student[0].model])
+                raise ConfigError(f"{entry.student[0]}: no gradient can reach the student from here: {why}")
             if not terms.loss.requires_grad:
                 raise ConfigError(
                     f"loss {entry.loss_name} cuts the gradient: its value does not depend on the student"
@@ -219,6 +218,12 @@ def _bind_entries(
         losses.append(terms.loss)
         rows.append(row_of(loss_model, entry, student_features, target))
     return rows, losses
+
+
+def _why_no_gradient(student: nn.Module) -> str:
+    if any(getattr(module, "gradient_checkpointing", False) for module in student.modules()):
+        return "within reentrant gradient checkpointing there is none, set use_reentrant=False; or it is frozen"
+    return "its parameters are frozen"
 
 
 def _loss_problems(entry: Entry, context: Mapping[str, Any]) -> list[str]:

@@ -391,6 +391,27 @@ class HandsOn(nn.Module):
         return self.model(*args, **kwargs)
 
 
+class ByName(HandsOn):
+    def forward(self, **kwargs):
+        return self.model(**kwargs)
+
+
+class Handed(hf.BertForSequenceClassification):
+    """A class of transformers, whose `forward` no longer says what it takes."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def of_class(kind):
+    def made(model):
+        made = kind(model.config)
+        made.load_state_dict(model.state_dict())
+        return made
+
+    return made
+
+
 class Named(nn.Module):
     """Names one parameter, and hands the others on."""
 
@@ -402,8 +423,11 @@ class Named(nn.Module):
         return self.head(self.model(input_ids, **kwargs).logits)
 
 
+WRAPS = [HandsOn, nn.DataParallel, lambda model: HandsOn(HandsOn(model)), Named, of_class(Handed)]
+
+
 @pytest.mark.case("C7")
-@pytest.mark.parametrize("wrap", [HandsOn, nn.DataParallel, lambda model: HandsOn(HandsOn(model)), Named])
+@pytest.mark.parametrize("wrap", WRAPS)
 def test_a_wrapper_takes_what_the_model_inside_takes(wrap):
     base = bert(2, num_labels=3).eval()
     inputs = {**tokens(), "token_type_ids": torch.zeros(2, 9, dtype=torch.long), "sample": torch.arange(2)}
@@ -412,11 +436,21 @@ def test_a_wrapper_takes_what_the_model_inside_takes(wrap):
     assert [*pair] == ["input_ids", "attention_mask"]
 
 
+def test_no_gradient_within_reentrant_checkpointing_is_called_so():
+    student = bert(2)
+    student.gradient_checkpointing_enable({"use_reentrant": True})
+    entries = [{"teacher": "layer4.attention", "student": "layer2.attention", "loss": "mse"}]
+    with pytest.raises(ConfigError, match=r"within reentrant gradient checkpointing .* set use_reentrant=False"):
+        distiller(entries, bert(), student).plan()
+
+
 @pytest.mark.case("C7")
 def test_a_model_in_data_parallel_has_its_names_and_teaches():
     base, inputs = bert(), tokens()
     inputs["input_ids"] = inputs["input_ids"] % 40
     assert kinds(nn.DataParallel(base), inputs) == kinds(base, inputs)
+    assert kinds(ByName(ByName(base)), inputs) == kinds(base, inputs)
+    assert kinds(of_class(Handed)(base), inputs) == kinds(base, inputs)
     entries = [
         {"teacher": "bert_layer4.hidden_states", "student": "layer2.hidden_states", "loss": "mse", "name": "it"}
     ]

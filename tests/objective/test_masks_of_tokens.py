@@ -104,6 +104,22 @@ class AddsToItsLoss(Wrapped):
         return output.logits if labels is None else (3 * output.loss + 5, output.logits)
 
 
+class ForAnother(Wrapped):
+    """Position i is for label i + 2, or for the label before."""
+
+    def __init__(self, inner: nn.Module, shift: int) -> None:
+        super().__init__(inner)
+        self.shift = shift
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> Any:
+        logits = super().forward(input_ids, attention_mask).logits
+        if labels is None:
+            return logits
+        pairs = (logits[:, : -self.shift], labels[:, self.shift :])
+        pairs = pairs if self.shift > 0 else (logits[:, -self.shift :], labels[:, : self.shift])
+        return F.cross_entropy(pairs[0].flatten(0, 1), pairs[1].flatten()), logits
+
+
 def gpt2(kind: Any, **changes: Any) -> Any:
     torch.manual_seed(0)
     none = {name: 0.0 for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
@@ -198,6 +214,27 @@ def test_a_model_without_such_a_loss_is_asked_what_it_sees(name):
     labels = batch["labels"][:, 1:] if shift.shifted else batch["labels"]
     expected = F.cross_entropy(logits[:, :end].flatten(0, 1), labels.flatten()).item()
     assert value([HARD], model, batch=batch) == near(expected)
+
+
+@pytest.mark.case("A2")
+@pytest.mark.parametrize("shift", [2, -1])
+def test_a_loss_for_another_token_than_this_or_the_next_is_refused(shift):
+    run = distiller([HARD], None, ForAnother(llama(), shift), train_dataloader=[text()])
+    with pytest.raises(ConfigError, match=rf"by its own loss it is for label i \{shift:+d}, which is neither"):
+        run.plan()
+
+
+@pytest.mark.case("A2")
+@pytest.mark.parametrize(("make", "shifted"), [(llama, True), (lambda: bert(hf.BertForMaskedLM), False)])
+def test_a_first_batch_of_one_token_tells_the_shift_too(make, shifted):
+    model, ids = make().eval(), text()["input_ids"]
+    one = {"input_ids": ids[:, :1], "attention_mask": torch.ones_like(ids[:, :1]), "labels": ids[:, :1]}
+    longer = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    shift = label_shift(model, one, one["labels"])
+    assert (shift.shifted, shift.by_loss) == (shifted, True)
+    run = distiller([HARD], None, model, train_dataloader=[one, longer], learning_rate=0.0)
+    first = 0.0 if shifted else model(**one).loss.item()
+    assert run.train()["loss"] == near((first + model.eval()(**longer).loss.item()) / 2)
 
 
 def test_what_nothing_tells_is_refused_or_said():
