@@ -30,7 +30,8 @@ class Answers:
 
     Args:
         key: the labels' key in the batch.
-        length: the key of what is as long as the positions that labels lie in; None where they are no positions.
+        length: the key of what is as long as the positions that labels lie in, which may be a mask of those that are
+            classes; None where they are no positions.
         yes_or_no: each class is a choice of its own, and labels are 0 or 1 for each.
     """
 
@@ -47,8 +48,10 @@ class Answers:
 
     def _with_labels(self, context: Mapping[str, Any], labels: Tensor) -> Mapping[str, Any]:
         if self.length is not None and self.key != "labels":  # an answer that was cut off with the text does not count
-            labels = labels.reshape(-1)
-            outside = (labels < 0) | (labels >= context[self.length].shape[1])
+            labels, classes = labels.reshape(-1), context[self.length]
+            outside = (labels < 0) | (labels >= classes.shape[1])
+            if "mask" in self.length:
+                outside |= ~classes.bool().gather(1, labels.masked_fill(outside, 0)[:, None])[:, 0]
             labels = labels.masked_fill(outside, IGNORED_LABEL)
         if self.yes_or_no:
             labels = labels.reshape(labels.shape[0], -1).long()

@@ -24,7 +24,7 @@ from .balance import Balance
 from .fitting import Modules, fit_labels, fit_loss, fit_student, fit_teacher, in_one_vocabulary
 from .fused.vocabulary import HeadTerm, head_loss
 from .loss import Loss, keywords_of, loss_of, reads_labels
-from .marked import marks_by_name, marks_of
+from .marked import marked_positions, marks_by_name, marks_of
 from .masking import Items, sizes_of
 from .not_finite import why_not_finite
 from .outputs import features_of_outputs, see_features
@@ -202,6 +202,9 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if loss.fused is None:
             own, target = materialized(own), materialized(target)
         rows, keys = mask_keys(entry.student[0], kind, own[0], context) if kind == kind_of_loss else (None, None)
+        of_positions = kind_of_loss == "positions"
+        if of_positions:
+            keys = marked_positions(entry, own[0], context, keys)
         answers = answers_of(loss, kind_of_loss, own[0], context, keys, problem_type)
         context = answers.context(context)
         loss.check([*context, *([] if num_samples is None else ["num_samples"])])
@@ -213,7 +216,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         projected = apply_projections(self.projections, entry, own)
         fit_labels(loss, answers.logits(projected[0]), context.get("labels"))
         loss = fit_loss(modules, loss, projected, target, teacher_model, num_samples)
-        self._check_shift(loss, projected[0], context)
+        if not of_positions:
+            self._check_shift(loss, projected[0], context)
         of_tokens, marks = kind_of_loss == "tokens", marks_of(loss, kind_of_loss, own[0], context)
         keys = rows if of_tokens else keys
         items = Items(rows, keys, marks, of_tokens, entry.reduction, class_weights=loss.class_weights)
@@ -222,7 +226,13 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         bound = BoundEntry(loss, loss.context_keys(context), kind_of_loss, items, classes, samples, answers)
         values, layout = values_of(bound, projected, target, context, loss.call_args)
         bound = replace(bound, items=replace(items, layout=layout, sizes=sizes_of(values.shape, layout)))
-        if entry.mask and marks and layout.name in ("batch", "samples") and "mask" not in bound.context_keys:
+        if (
+            entry.mask
+            and marks
+            and not of_positions
+            and layout.name in ("batch", "samples")
+            and "mask" not in bound.context_keys
+        ):
             raise ConfigError(
                 f"mask {entry.mask!r}: loss {loss.name} returns no value for each token and asks for no mask, so that "
                 "it cannot be told which count"

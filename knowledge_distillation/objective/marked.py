@@ -34,7 +34,7 @@ def marks_of(loss: Loss, kind: str, feature: Tensor, context: Mapping[str, Any])
     Raises:
         ConfigError: the entry names a mask that the batch does not have, or its feature has no tokens.
     """
-    entry, name = loss.entry, loss.entry.mask
+    entry, name = loss.entry, None if kind == "positions" else loss.entry.mask
     by_labels = (LABELS,) if loss.labelled else ()
     length = {"tokens": 1, "attention": 2, "heads": 2}.get(kind)
     if name is None:
@@ -47,6 +47,16 @@ def marks_of(loss: Loss, kind: str, feature: Tensor, context: Mapping[str, Any])
         raise ConfigError(f"mask {name!r} says which tokens count, and {entry.student[0]} is a {kind}: it has none")
     key = _key_of(name, torch.Size((feature.shape[0], feature.shape[length])), str(entry.student[0]), context)
     return tuple(dict.fromkeys((*by_labels, *([key] if key else []))))
+
+
+def marked_positions(entry: Entry, feature: Tensor, context: Mapping[str, Any], key: str | None) -> str | None:
+    """The key of what says which tokens of a row are its classes: the mask that an entry names, else `key`.
+
+    Raises:
+        ConfigError: the batch does not have the mask.
+    """
+    named = None if entry.mask is None else _key_of(entry.mask, feature.shape, str(entry.student[0]), context)
+    return named or key
 
 
 def marks_by_name(entry: Entry) -> bool:

@@ -39,6 +39,8 @@ def row_of(
         mask = "by the loss" if "mask" in bound.context_keys else "NONE: a scalar"
     elif layout in ("pairs", "rows", "tokens") and (rows is not None or (entry.hard and layout == "tokens")):
         mask = layout
+    elif bound.kind == "positions" and entry.mask:
+        mask = f"classes\nby {bound.items.keys}"
     if bound.items.marks and mask != "-":
         mask += f"\nby {' and '.join(one.split()[0] for one in bound.items.marks)}"
     schedules = {name: described(course) for name, course in entry.schedule.items()}

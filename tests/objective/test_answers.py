@@ -80,6 +80,41 @@ def test_padding_is_no_position(name: str) -> None:
 
 
 @pytest.mark.case("D3")
+@pytest.mark.parametrize("name", ["kl_divergence", "soft_cross_entropy", "cross_entropy"])
+def test_a_mask_says_which_tokens_are_positions(name: str) -> None:
+    """As if the other tokens were not there; an answer at one of them does not count."""
+    inputs = answers()
+    kept = [[0, 2, 3, 5], [0, 3], [0, 4, 5], [0, 1]]
+    inputs["passage_mask"] = torch.tensor([[place in row for place in range(8)] for row in kept])
+    inputs["start_positions"] = torch.tensor([2, 0, 1, 1])  # that of row 2 is no position
+    student, teacher = torch.randn(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hard = name == "cross_entropy"
+    rows = []
+    for row, places in enumerate(kept):
+        sides = [side[row : row + 1, places] for side in (student, teacher)]
+        if not hard:
+            rows.append(get_loss(name, "positions")(*sides).item())
+        elif row != 2:
+            rows.append(F.cross_entropy(sides[0], torch.tensor([places.index(inputs["start_positions"][row])])).item())
+    entry = {"student": "output.start_logits", "loss": name, "mask": "passage"}
+    entry |= {} if hard else {"teacher": "output.start_logits"}
+    value, gradient = value_of(entry, "positions", student, None if hard else teacher, inputs)
+    assert value.item() == pytest.approx(sum(rows) / len(rows), rel=1e-9)
+    assert (gradient[~inputs["passage_mask"]] == 0).all() and gradient.abs().sum() > 0
+
+
+@pytest.mark.case("D3")
+def test_a_mask_of_positions_is_one_of_the_batch(capsys: Any) -> None:
+    entry = {"student": "output.start_logits", "loss": "cross_entropy", "mask": "passage"}
+    with pytest.raises(ConfigError, match="mask 'passage': the batch has no such mask for the tokens of output.start"):
+        distiller([entry], None, finder(), train_dataloader=[answers()]).plan()
+    data = answers()
+    data["passage_mask"] = data["attention_mask"].bool()
+    print(distiller([entry], None, finder(), train_dataloader=[data]).plan())
+    assert "by passage_mask" in capsys.readouterr().out
+
+
+@pytest.mark.case("D3")
 def test_a_finder_of_answers_trains_and_is_scored(tmp_path: Any) -> None:
     sides = [{side: f"output.{end}_logits" for side in ("teacher", "student")} for end in ("start", "end")]
     config = [{**side, "loss": "kl_divergence", "args": {"temperature": 2}} for side in sides]
