@@ -56,6 +56,7 @@ class TaskEvaluator:
         primary_metric: None for the first metric of the student, `agreement` where there are no labels.
         fixed_order: the data loader gives the same rows in the same order each time.
         shift_labels: whether position i of the logits is for label i + 1; None to measure it on the first batch.
+        task: how predictions are scored where there is no `compute_metrics`; None to tell it by outputs and labels.
     """
 
     greater_is_better = True
@@ -67,12 +68,14 @@ class TaskEvaluator:
         primary_metric: str = "",
         fixed_order: bool = False,
         shift_labels: bool | None = None,
+        task: Task | None = None,
     ) -> None:
         self.compute_metrics = None if compute_metrics is None else _as_called(compute_metrics)
         self.data_adaptor = data_adaptor or same_inputs
         self.primary_metric = primary_metric
         self.fixed_order = fixed_order
         self.shift_labels = shift_labels
+        self.task = task
         self._teacher: Any = None  # what it said of each batch, or with `compute_metrics` its logits
 
     def __call__(
@@ -93,7 +96,7 @@ class TaskEvaluator:
         """The scores of student and teacher, and their agreement, without holding more than one batch."""
         from accelerate.utils import gather_object
 
-        task: Task | None = None
+        task = self.task
         said: list[Answer] = []
         totals: tuple[Totals, ...] = ({}, {}, {})
         problem_type = getattr(getattr(student, "config", None), "problem_type", None)
@@ -111,8 +114,8 @@ class TaskEvaluator:
                     add(totals[2], task.agreement(answer.predictions, known.predictions, targets))
         if self.fixed_order and said:
             self._teacher = said
-        of_processes = gather_object([(task, *totals)])
-        task = next((one[0] for one in of_processes if one[0] is not None), None)
+        of_processes = gather_object([(None if self.task else task, *totals)])
+        task = self.task or next((one[0] for one in of_processes if one[0] is not None), None)
         if task is None:
             return {}, {}, {}
         own, others, both = (added(one[place] for one in of_processes) for place in (1, 2, 3))
@@ -147,7 +150,7 @@ class TaskEvaluator:
         Raises:
             DataError: a model cannot run on the batch, or gives nothing to evaluate.
         """
-        trial = TaskEvaluator(self.compute_metrics, self.data_adaptor, shift_labels=self.shift_labels)
+        trial = TaskEvaluator(self.compute_metrics, self.data_adaptor, shift_labels=self.shift_labels, task=self.task)
         outputs = list(trial._outputs(student, teacher, batches, accelerator))
         try:
             return list(trial._scores(student, outputs))
@@ -196,7 +199,7 @@ class TaskEvaluator:
         if isinstance(output, tuple):
             keys = ("start_positions", "end_positions")
             positions = tuple(inputs[key] for key in keys) if inputs.keys() >= {*keys} else None
-            return Targets(positions, _fitting(inputs, output[0].shape), input_ids=inputs.get("input_ids"))
+            return Targets(positions, _fitting(inputs, output[0].shape), inputs=inputs)
         labels = inputs.get("labels")
         labels = None if labels is None else labels.to(output.device)
         mask = None
@@ -206,7 +209,7 @@ class TaskEvaluator:
         if self.shift_labels is None and marks_tokens(labels):
             shift = label_shift(student, own, labels)
             self.shift_labels = shift is not None and bool(shift.shifted)
-        return Targets(labels, mask, bool(self.shift_labels))
+        return Targets(labels, mask, bool(self.shift_labels), inputs)
 
 
 class MultiLayerBasedDistillationEvaluator:

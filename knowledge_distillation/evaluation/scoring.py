@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,13 +31,13 @@ class Targets(NamedTuple):
         labels: class numbers, real numbers, or 0 and 1 for each class; of spans a pair (starts, ends); None without.
         mask: (batch, length), the tokens that count; None where logits are one for each row.
         next_token: position i of the logits is for label i + 1.
-        input_ids: (batch, length), by which spans are compared; None where there are none.
+        inputs: all that the batch has.
     """
 
     labels: Any
     mask: Tensor | None = None
     next_token: bool = False
-    input_ids: Tensor | None = None
+    inputs: Mapping[str, Any] = MappingProxyType({})
 
 
 class Answer(NamedTuple):
@@ -244,7 +245,8 @@ def _span_answer(output: tuple[Tensor, Tensor], targets: Targets) -> Answer:
     sums: Totals = {}
     if targets.labels is not None:
         starts, ends = (positions.reshape(-1).tolist() for positions in targets.labels)
-        ids = [range(length)] * len(starts) if targets.input_ids is None else targets.input_ids.tolist()
+        known = targets.inputs.get("input_ids")  # by which spans are compared
+        ids = [range(length)] * len(starts) if known is None else known.tolist()
         sums = {"items": 0, "exact": 0, "f1": 0.0}
         for (first, last), start, end, row in zip(predictions.tolist(), starts, ends, ids, strict=True):
             if 0 <= start < length and 0 <= end < length:  # else the answer was cut off with the text
