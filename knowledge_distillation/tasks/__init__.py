@@ -12,6 +12,7 @@ _TASKS: dict[str, str] = {  # name -> its class, in the file of the name
     "text-classification": "TextClassification",
     "regression": "Regression",
     "multi-label": "MultiLabel",
+    "token-classification": "TokenClassification",
 }
 
 

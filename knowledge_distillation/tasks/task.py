@@ -50,6 +50,7 @@ class Task(ABC):
         primary_metric: by which the best student is kept.
         texts: the fewest and the most columns of text it reads.
         labelled: whether training needs a column of labels.
+        max_length: tokens after which text is cut, or goes on in another window, where nobody says.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Task(ABC):
     primary_metric: str
     texts: tuple[int, int] = (1, 1)
     labelled: bool = True
+    max_length: int = 128
 
     def class_names(
         self, splits: Mapping[str, Dataset], columns: Columns, options: Mapping[str, Any] = NO_OPTIONS
