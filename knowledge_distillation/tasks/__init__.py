@@ -13,6 +13,7 @@ _TASKS: dict[str, str] = {  # name -> its class, in the file of the name
     "regression": "Regression",
     "multi-label": "MultiLabel",
     "token-classification": "TokenClassification",
+    "question-answering": "QuestionAnswering",
 }
 
 
