@@ -50,11 +50,15 @@ def changes(settings: Mapping[str, Any], cuts: Cuts) -> list[Change]:
 def counts(settings: Mapping[str, Any], cuts: Cuts) -> Iterator[list[Change]]:
     """Other values of the settings that say by a number which layers are of which kind: the first few, every other.
 
-    The one that follows from the chosen layers comes first (how many of the first few are among them), then any other
+    Before them come lists of kinds that are repeated over the layers, written out for the chosen ones. Of the numbers,
+    that which follows from the chosen layers comes first (how many of the first few are among them), then any other
     that the depth of the student allows; two settings (a period and its offset) are tried last.
     """
     singles: list[list[Change]] = []
     for stack, numbers in cuts.items():
+        for field, value in _own(settings, stack).items():
+            if field not in stack.per_layer and _repeats(field, value):
+                singles.append([(stack, field, [value[(number - 1) % len(value)] for number in numbers])])
         fields = {
             field: value
             for field, value in _own(settings, stack).items()
@@ -68,6 +72,12 @@ def counts(settings: Mapping[str, Any], cuts: Cuts) -> Iterator[list[Change]]:
         yield from ([change] for change in options)
     for one, other in combinations(singles, 2):
         yield from (list(pair) for pair in product(one, other))
+
+
+def _repeats(field: str, value: Any) -> bool:
+    """Whether a setting may be a few kinds of layers, again and again (RecurrentGemma's `block_types`)."""
+    words = isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(item, str) for item in value)
+    return words and re.search(r"layer|block|pattern", field) is not None
 
 
 def changed(settings: dict[str, Any], chosen: Sequence[Change]) -> dict[str, Any]:

@@ -215,6 +215,16 @@ HYBRIDS = {  # what -> model, its settings, list of layers, layers to keep, sett
         [2, 4],
         {"layers_block_type": ["hybrid"] * 2, "hybrid_layer_ids": [0, 1]},
     ),
+    "a few kinds, again and again": (
+        "RecurrentGemmaForCausalLM",
+        {
+            **{**DECODER, "head_dim": 8, "lru_width": 16, "attention_window_size": 4},
+            "block_types": ["recurrent", "recurrent", "attention"],
+        },
+        "model.layers",
+        [1, 3, 4],
+        {"block_types": ["recurrent", "attention", "recurrent"]},
+    ),
     "the last layers take over keys and values": (
         "Gemma4ForCausalLM",
         {
