@@ -15,7 +15,7 @@ from .schedules import Schedule, parse_schedule
 from .validation import Count, Flag, NotNegative, PathText, Positive, Text, read, unknown_keys
 
 HARD, SOFT = "hard_distill", "ts_distill"
-ProjectionType = Literal["auto", "linear", "mlp", "conv1x1", "conv1x1_bn", "resize", "heads", "exit", "none"]
+ProjectionType = Literal["auto", "linear", "mlp", "conv1x1", "conv1x1_bn", "resize", "heads", "exit", "pca", "none"]
 Reduction = Literal["mean", "sequence_mean", "batch_mean", "sum"]
 Vocabulary = Literal["same", "shared"]
 PROJECTIONS, REDUCTIONS = get_args(ProjectionType), get_args(Reduction)
@@ -58,6 +58,7 @@ class Projection:
         hidden_size: of the inner layer of `mlp` and `exit`; None for the width of what comes out, for an exit no
             inner layer.
         trainable: False keeps it as it was loaded.
+        rows: of the training data, those on which `pca` is fitted.
     """
 
     type: ProjectionType = "auto"
@@ -65,6 +66,7 @@ class Projection:
     width: Count | None = None
     hidden_size: Count | None = None
     trainable: Flag = True
+    rows: Count = 10_000
 
 
 def _projection(written: Any, info: ValidationInfo) -> Projection:

@@ -139,6 +139,10 @@ def _parse_item(index: int, item: Any, problems: list[str]) -> list[Entry]:
         problems.append("teacher_projection says its type, such as linear: none is chosen by itself")
     elif entry.teacher_projection.type != "none" and not has_teacher:
         problems.append("teacher_projection is given, and no teacher feature")
+    elif entry.projection.type == "pca":
+        problems.append(
+            "projection pca is fitted to what does not change, the teacher's side: teacher_projection: pca"
+        )
     elif entry.projection_checkpoint and entry.projection.type == entry.teacher_projection.type == "none":
         problems.append("projection_checkpoint needs a projection, and projection is none")
     if entry.vocabulary == "shared" and not has_teacher:

@@ -65,6 +65,40 @@ class Resize(nn.Module):
         return self.conv(resized)
 
 
+class PCA(nn.Module):
+    """Embeddings along the directions in which those of the training data vary most; no parameter trains.
+
+    (batch, width) -> (batch, to). What does not vary is not taken away, so that cosines stay about what they were.
+
+    Source: the dimensionality reduction of Reimers and Gurevych, sentence-transformers' model distillation, 2019.
+    """
+
+    components: Tensor
+    fitted: Tensor
+
+    def __init__(self, width: int, to: int, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.register_buffer("components", torch.eye(to, width))  # until it is fitted, which the probe comes before
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return feature @ self.components.mT.to(feature.dtype)
+
+    def fit(self, number: Tensor, total: Tensor, products: Tensor) -> float:
+        """From the number of rows, their sum (width,) and sum of products (width, width); the share of variance kept.
+
+        Each direction points to where its largest coordinate is positive, so that equal rows give equal projections.
+        """
+        mean = total / number
+        values, vectors = torch.linalg.eigh(products / number - torch.outer(mean, mean))
+        directions = vectors.mT.flip(0)[: len(self.components)]
+        largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+        self.components.copy_(directions * largest.sign())
+        self.fitted.fill_(True)
+        return float(values.flip(0)[: len(self.components)].sum() / values.sum())
+
+
 class Exit(nn.Module):
     """A classifier on a layer inside the model: the first token of a text, the mean of a map, then class scores.
 
@@ -119,6 +153,10 @@ def build_projection(projection: Projection, kind: str, feature: Tensor, other: 
         return _mlp(layer, width, projection.hidden_size or to, to)
     if projection.type == "conv1x1_bn":
         return nn.Sequential(layer(width, to, bias=False), nn.BatchNorm2d(to))
+    if projection.type == "pca":
+        if to > width:
+            raise ConfigError(f"projection pca makes features narrower: found {width} to {to}. Use linear")
+        return PCA(width, to, projection.rows)
     if projection.type == "exit":
         return Exit(width, to, projection.hidden_size)
     if kind == "attention":
@@ -142,6 +180,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {  # type of a projection -> the kinds o
     "linear": (*_POSITIONAL, "map"),
     "mlp": (*_POSITIONAL, "map"),
     "exit": ("vector", "tokens", "map"),
+    "pca": ("vector",),
     "conv1x1": ("map",),
     "conv1x1_bn": ("map",),
     "resize": ("map",),

@@ -25,6 +25,7 @@ from .accelerate import half_precision
 from .batch import adapt, make_batch, on_device
 from .channels_last import channels_last, follow_layout
 from .class_order import settle_classes
+from .fit_projections import fit_projections
 from .optimizers import check_scheduler, constant_rate, make_optimizer, make_scheduler
 from .row_checks import check_rows
 from .run import Run
@@ -106,6 +107,7 @@ def prepare(run: Run) -> None:
     module._ddp_params_and_buffers_to_ignore = memories  # type: ignore[assignment]
     run.parameters = list(module.parameters())
     count_steps(run)
+    fit_projections(run)
     if run.optimizer is None:
         optimizer, scheduler = optimizer_of(run, module)
         follow_layout(optimizer)
