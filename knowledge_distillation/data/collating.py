@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError, DistillationError
 from .token_budget import edges
+from .token_columns import PadTokens
 
 Collator = Callable[..., Any]
 
@@ -20,7 +21,7 @@ def default_collator(processing_class: Any, row: Any) -> Collator:
     Raises:
         ConfigError: the tokenizer has no padding token.
     """
-    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         return _unpadded
@@ -29,7 +30,7 @@ def default_collator(processing_class: Any, row: Any) -> Collator:
             f"{type(processing_class).__name__} has no padding token, so rows of different length cannot become a "
             "batch: set its pad_token, or give a data_collator"
         )
-    return (DataCollatorForSeq2Seq if _labels_tokens(row) else DataCollatorWithPadding)(processing_class)
+    return PadTokens(processing_class, _labels_tokens(row))
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class PadToBucket:
     Labels, which have a length of their own for models with a decoder, are padded to the same one.
     """
 
-    collator: Any  # of transformers, which pads up to a max_length
+    collator: Any  # pads up to a max_length, as those of transformers do
     multiple: int
     longest: int
 

@@ -1,6 +1,7 @@
 """Rows of text for language models as they come: `text`, `prompt` and `completion`, `messages`; made into tokens.
 
 What the model is to say is labelled, everything else is labelled -100: the completion, or what the assistant says.
+A mask says the same, for entries whose feature has no labels: `completion_mask`, or `assistant_masks`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from ..errors import DataError
 from ..losses.labels import IGNORED_LABEL
 
 _MESSAGES, _PROMPT, _TEXT = {"messages"}, {"prompt", "completion"}, {"text"}
+_COMPLETION, _ASSISTANT = "completion_mask", "assistant_masks"  # as trl and transformers call them
 _LONGEST = 10**9  # what tokenizers say that know of no limit is far above
 
 
@@ -69,29 +71,36 @@ def _ids(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     )
 
 
-def _labelled(ids: list[int], said: list[bool], tokenizer: Any) -> dict[str, list[int]]:
-    """Ids cut to what the tokenizer allows, and their labels."""
+def _labelled(ids: list[int], said: list[bool], tokenizer: Any, mask: str | None = None) -> dict[str, list[int]]:
+    """Ids cut to what the tokenizer allows, their labels, and a mask of what is said under this name."""
     most = tokenizer.model_max_length if tokenizer.model_max_length < _LONGEST else len(ids)
     labels = [one if of_model else IGNORED_LABEL for one, of_model in zip(ids, said, strict=True)]
-    return {"input_ids": ids[:most], "labels": labels[:most]}
+    marked = {mask: [int(one) for one in said[:most]]} if mask else {}
+    return {"input_ids": ids[:most], "labels": labels[:most], **marked}
+
+
+def _decoded(ids: list[int], said: list[int], mask: str) -> dict[str, list[int]]:
+    """What an encoder reads, and what the decoder says."""
+    return {"input_ids": ids, "labels": said, mask: [1] * len(said)}
 
 
 def _completed(tokenizer: Any, prompt: str, completion: str, reads: bool) -> dict[str, list[int]]:
     """The prompt, the completion, and the token that ends a text."""
     if reads:
-        return {"input_ids": _ids(tokenizer, prompt), "labels": list(tokenizer(text_target=completion)["input_ids"])}
+        return _decoded(_ids(tokenizer, prompt), list(tokenizer(text_target=completion)["input_ids"]), _COMPLETION)
     before, after = _ids(tokenizer, prompt), _ids(tokenizer, completion, special=False)
     end = tokenizer.eos_token_id
     if before and before[-1] in (end, tokenizer.sep_token_id):  # the text goes on
         before = before[:-1]
     after += [end] if end is not None and after[-1:] != [end] else []
-    return _labelled(before + after, [False] * len(before) + [True] * len(after), tokenizer)
+    return _labelled(before + after, [False] * len(before) + [True] * len(after), tokenizer, _COMPLETION)
 
 
 def _said(tokenizer: Any, row: Mapping[str, Any], reads: bool) -> dict[str, list[int]]:
     """A conversation by the chat template, of which what the assistant says counts; with a prompt, the completion."""
     tools = {"tools": row["tools"]} if row.get("tools") else {}
     before = list(row.get("prompt", []))
+    mask = _COMPLETION if before else _ASSISTANT
     messages = [*before, *row["completion"]] if before else list(row["messages"])
 
     def ids(upto: int, asked: bool = False) -> list[int]:
@@ -103,12 +112,12 @@ def _said(tokenizer: Any, row: Mapping[str, Any], reads: bool) -> dict[str, list
     if reads:
         last = len(before) or len(messages) - 1
         whole, start = ids(len(messages)), ids(last, asked=True)
-        return {"input_ids": start, "labels": whole[len(start) :]}
+        return _decoded(start, whole[len(start) :], mask)
     if not before and "{% generation" in tokenizer.chat_template.replace("{%-", "{%"):
         made = tokenizer.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **tools
         )
-        return _labelled(list(made["input_ids"]), [bool(one) for one in made["assistant_masks"]], tokenizer)
+        return _labelled(list(made["input_ids"]), [bool(one) for one in made["assistant_masks"]], tokenizer, mask)
     whole = ids(len(messages))
     said = [False] * len(whole)
     turns = [len(before)] if before else [n for n, one in enumerate(messages) if one["role"] == "assistant"]
@@ -121,4 +130,4 @@ def _said(tokenizer: Any, row: Mapping[str, Any], reads: bool) -> dict[str, list
                 "input_ids and labels"
             )
         said[len(start) : len(end)] = [True] * (len(end) - len(start))
-    return _labelled(whole, said, tokenizer)
+    return _labelled(whole, said, tokenizer, mask)

@@ -51,6 +51,7 @@ def test_of_messages_what_the_assistant_says_is_labelled(template: str) -> None:
     assert "four five of them" == said(row, words)
     assert words.decode(row["input_ids"], skip_special_tokens=True).startswith("user two and two assistant four user")
     assert len(row["input_ids"]) == len(row["labels"]) == len(row["attention_mask"])
+    assert row["assistant_masks"] == [int(one != -100) for one in row["labels"]]
 
 
 @pytest.mark.case("A12")
@@ -64,6 +65,7 @@ def test_of_prompt_and_completion_the_completion_is_labelled(chat: bool) -> None
     assert said(row, words) == ("five of them" if chat else "four")
     assert chat or row["labels"][-1] == words.eos_token_id
     assert row["labels"][0] == -100
+    assert row["completion_mask"] == [int(one != -100) for one in row["labels"]]
 
 
 @pytest.mark.case("A12")
@@ -82,6 +84,7 @@ def test_an_encoder_reads_the_prompt_and_its_decoder_says_the_completion() -> No
     model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
     (row,) = tokenized_rows([{"prompt": "two and two", "completion": "four"}], words, model)
     assert row["input_ids"] == words("two and two")["input_ids"] and row["labels"] == words("four")["input_ids"]
+    assert row["completion_mask"] == [1] * len(row["labels"])
 
 
 @pytest.mark.case("A12")
@@ -92,6 +95,25 @@ def test_a_run_takes_conversations_as_they_come(form: Any) -> None:
     run = distiller(config, gpt2(), gpt2(1), train_dataset=rows, eval_dataset=rows, processing_class=tokenizer())
     results = run.train()
     assert {"eval_accuracy", "eval_perplexity", "eval_agreement"} < set(results)
+
+
+@pytest.mark.case("A12")
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_mask_of_completions_trains_on_them_alone_with_the_ready_collator(as_text: bool, side: str) -> None:
+    words = tokenizer()
+    words.padding_side = side
+    rows = [{"prompt": "two and", "completion": "two"}, {"prompt": "one more four", "completion": "five of them say"}]
+    made = tokenized_rows(rows, words, gpt2())
+    assert len(made[0]["input_ids"]) < len(made[1]["input_ids"])
+    config = [{**SOFT[0], "teacher": "layer1.hidden_states", "student": "layer1.hidden_states", "loss": "mse"}]
+    options = {"processing_class": words, "per_device_train_batch_size": 2}
+
+    def loss(**mask: str) -> float:
+        data = rows if as_text else made
+        return distiller([{**config[0], **mask}], gpt2(), gpt2(1), train_dataset=data, **options).train()["loss"]
+
+    assert loss(mask="completion") == loss(mask="labels") != loss()
 
 
 @pytest.mark.case("A12")
