@@ -15,7 +15,7 @@ from .schedules import Schedule, parse_schedule
 from .validation import Count, Flag, NotNegative, PathText, Positive, Text, read, unknown_keys
 
 HARD, SOFT = "hard_distill", "ts_distill"
-ProjectionType = Literal["auto", "linear", "mlp", "conv1x1", "conv1x1_bn", "resize", "heads", "exit", "pca", "none"]
+ProjectionType = Literal["auto", "linear", "mlp", "conv1x1", "conv1x1_bn", "resize", "pca", "heads", "exit", "none"]
 Reduction = Literal["mean", "sequence_mean", "batch_mean", "sum"]
 Vocabulary = Literal["same", "shared"]
 PROJECTIONS, REDUCTIONS = get_args(ProjectionType), get_args(Reduction)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config.entry import Feature
+from ..features.deferred import Deferred, materialized
 from ..objective.projections import PCA, at_least_float32
 from .batch import adapt, make_batch
 from .run import Run
@@ -30,7 +31,7 @@ def fit_projections(run: Run) -> None:
     with run.batches.generators_kept(), torch.no_grad():
         for features in _features(run, max(one.rows for _, one in waiting)):
             for number, (feature, _) in enumerate(waiting):
-                rows = at_least_float32(features[feature]).double()
+                rows = at_least_float32(*materialized([features[feature]])).double()
                 more = [rows.new_tensor(len(rows)), rows.sum(0), rows.mT @ rows]
                 sums[number] = [a + b for a, b in zip(sums[number], more, strict=True)] if number in sums else more
     for number, (feature, projection) in enumerate(waiting):
@@ -51,14 +52,14 @@ def _unfitted(run: Run) -> Iterator[tuple[Feature, PCA]]:
                 yield feature, projection
 
 
-def _features(run: Run, rows: int) -> Iterator[dict[Feature, Tensor]]:
+def _features(run: Run, rows: int) -> Iterator[dict[Feature, Tensor | Deferred]]:
     """What the teachers say of the first batches of the training data, until these have so many rows."""
     left = rows
     for window in run.batches.windows(0, 1):
         for raw in window:
             batch = make_batch(run, adapt(run, raw))
             features = run.stage_teachers.start(batch.teachers, batch.teachers_on_cpu)()
-            left -= run.accelerator.num_processes * len(next(iter(features.values())))
+            left -= run.accelerator.num_processes * next(iter(features.values())).shape[0]
             yield features
         if run.batches.max_over_processes(int(left <= 0)):
             return
