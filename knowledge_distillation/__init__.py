@@ -18,6 +18,7 @@ _ROOMS = {
     "MultiLayerBasedDistillationEvaluator": "evaluation.evaluators",
     "TaskEvaluator": "evaluation.evaluators",
     "student_from_teacher": "models.cut",
+    "load_task_data": "tasks.task_data",
     "parse_config": "config.parse",
     "DistillConfig": "config.entry",
     "Plan": "plan.plan",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .models.cut import student_from_teacher as student_from_teacher
     from .objective.loss_model import MultiLayerBasedDistillationLoss as MultiLayerBasedDistillationLoss
     from .plan.plan import Plan as Plan
+    from .tasks.task_data import load_task_data as load_task_data
     from .training.callbacks import Callback as Callback
     from .training.callbacks import EarlyStopping as EarlyStopping
     from .training.distiller import KnowledgeDistiller as KnowledgeDistiller

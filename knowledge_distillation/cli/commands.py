@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .console import print_metrics, print_plan, print_scores, print_table, say, terminal
+from .console import print_metrics, print_plan, print_scores, print_table, say, say_all, terminal
 from .options import RecipeOptions, takes
 
 app = typer.Typer(
@@ -18,7 +18,8 @@ app = typer.Typer(
 )
 # Keys of a recipe that say how a teacher teaches. Those of the student, one `--set` gives to both of its commands.
 OF_DISTILLATION = ("method", "method_args", "alpha", "temperature", "mapping", "distill_config", "stages")
-RECIPE = ("recipe", "overrides", "teacher", "student", "task", "data_dir", "method")
+DATA = ("task", "data", "eval", "text", "label", "data_dir")
+RECIPE = ("recipe", "overrides", "teacher", "student", *DATA, "method")
 
 
 @app.command()
@@ -39,6 +40,7 @@ def run(
 
     recipe = options.recipe()
     loaded, student, distiller = _distillation(recipe, recipe.output_dir)
+    say_all(loaded.notes)
     if baseline and not distiller.is_taught:
         raise ConfigError("--baseline is the student on labels alone, and this recipe has no other entries")
     say(loaded.why)
@@ -57,7 +59,7 @@ def run(
 
 @app.command()
 @takes(
-    *("recipe", "overrides", "model", "task", "data_dir", "epochs", "seed", "max_train_samples", "output_dir"),
+    *("recipe", "overrides", "model", *DATA, "epochs", "seed", "max_train_samples", "output_dir"),
     *("resume", "overwrite", "tensorboard"),
 )
 def finetune(options: RecipeOptions, resume: bool) -> None:
@@ -67,6 +69,7 @@ def finetune(options: RecipeOptions, resume: bool) -> None:
     options.leaves_unread("finetune trains on labels alone", *OF_DISTILLATION)
     recipe = options.recipe()
     loaded = LoadedRecipe.of(recipe)
+    say_all(loaded.notes)
     distiller = loaded.distiller(loaded.teacher, None, recipe.output_dir, finetune=True)
     print_plan(distiller.plan())
     metrics = distiller.train(resume_from_checkpoint=resume)
@@ -80,6 +83,7 @@ def finetune(options: RecipeOptions, resume: bool) -> None:
 def check(options: RecipeOptions) -> None:
     """Bind a recipe to its models on one batch, report every problem, print the plan. Trains and writes nothing."""
     loaded, _, distiller = _distillation(options.recipe())
+    say_all(loaded.notes)
     say(loaded.why)
     print_plan(distiller.plan())
 
@@ -101,7 +105,7 @@ def cache(options: RecipeOptions) -> None:
 
 @app.command()
 @takes(
-    *("recipe", "grid", "seeds", "overrides", "teacher", "student", "task", "data_dir", "method"),
+    *("recipe", "grid", "seeds", "overrides", "teacher", "student", *DATA, "method"),
     *("epochs", "max_train_samples", "output_dir", "share_teacher"),
 )
 def sweep(
@@ -177,22 +181,23 @@ def layers(model: Annotated[str, typer.Argument(help="Directory, hub name, or a 
 
 
 @app.command()
-@takes("model", "task", "data_dir", "teacher", "overrides")
+@takes("model", *DATA, "teacher", "overrides")
 def evaluate(
     options: RecipeOptions,
     model: Annotated[str, typer.Argument(help="Directory or hub name of a student or teacher.")],
-    task: Annotated[str, typer.Option("--task", help="A GLUE task, an image task, or 'embedded'.")],
 ) -> None:
     """Score a model on a task's evaluation data, and how often it agrees with a teacher."""
     from ..data.images import IMAGE_TASKS
+    from ..errors import ConfigError
     from ..recipes.build import LoadedRecipe
-    from ..recipes.build_models import build_model
     from ..teachers.frozen import FrozenTeacher
 
     options.leaves_unread("evaluate trains nothing", *OF_DISTILLATION, "finetune", "output_dir", "max_train_samples")
     teacher = options.values["teacher"]
-    options.values.update(teacher=teacher or model, task=task)
-    if teacher is not None and task not in IMAGE_TASKS:  # each reads its own tokens
+    if options.values["task"] is None and options.values["data"] is None:
+        raise ConfigError("evaluate needs rows: --data FILE, or the --task that they are of, such as sst2")
+    options.values["teacher"] = teacher or model
+    if teacher is not None and options.values["task"] not in IMAGE_TASKS:  # each reads its own tokens
         options.values["student_tokenizer"] = model
     recipe = options.recipe()
     loaded = LoadedRecipe.of(recipe, splits=["validation"])
@@ -200,10 +205,11 @@ def evaluate(
         distiller = loaded.distiller(loaded.teacher, None, None, finetune=True)
     else:
         tokenizer = loaded.student_tokenizer or loaded.tokenizer
-        student = build_model(model, recipe, tokenizer, loaded.seed)
+        student = loaded.model(model, "student", tokenizer=tokenizer)
         distiller = loaded.distiller(student, None, None)
         distiller.teachers = {"": FrozenTeacher(loaded.teacher)}
-    say(f"{task}: {len(loaded.data['validation'])} rows")
+    say_all(loaded.notes)
+    say(f"{loaded.recipe.task}: {len(loaded.data['validation'])} rows")
     print_metrics(distiller.evaluate())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,11 @@ def is_main_process() -> bool:
 def say(text: str) -> None:
     if text and is_main_process():
         typer.echo(text)
+
+
+def say_all(texts: Iterable[str]) -> None:
+    for text in texts:
+        say(text)
 
 
 def print_table(table: Any) -> None:

@@ -102,7 +102,11 @@ def _layers_or_name(student: str | None) -> dict[str, list[int]] | str | None:
 
 _MODEL = "Directory or hub name."
 _STUDENT = "Directory, hub name, or layers of the teacher to keep: 4,8,12"
-_TASK = "A GLUE task, an image task, or 'embedded'."
+_TASK = "A GLUE task, an image task, or of --data its kind, such as text-classification."
+_DATA = "Your rows: a CSV, TSV, JSON lines, parquet, CoNLL or text file, a folder, a hub name."
+_EVAL = "The same, to evaluate on; none: a fixed tenth of --data is held out."
+_TEXT = "The column of text, or two for pairs: question1,question2. None: where there is one way only."
+_LABEL = "The column of the label. None: where there is one way only."
 _DATA_DIR = "Folder in GLUE's TSV layout, or of pictures. [GLUE_DATA_DIR, IMAGE_DATA_DIR]"
 _PART = "A fixed random part of the train set."
 _CACHE = "Folder for the teacher's features: each sample runs once."
@@ -116,6 +120,10 @@ SHARED = {
     "model": _option("--model --teacher", _MODEL, "teacher"),
     "student": _option("--student", _STUDENT, "student", convert=_layers_or_name),
     "task": _option("--task", _TASK, "task"),
+    "data": _option("--data", _DATA, "data"),
+    "eval": _option("--eval", _EVAL, "eval"),
+    "text": _option("--text", _TEXT, "text"),
+    "label": _option("--label", _LABEL, "label"),
     "data_dir": _option("--data-dir", _DATA_DIR, "data_dir"),
     "method": _option("--method", "A preset: see `distill presets`.", "method"),
     "alpha": _option("--alpha", "Weight of the soft part, 0 to 1.", "alpha", float),

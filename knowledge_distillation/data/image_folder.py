@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,13 @@ def list_folder(root: Path) -> tuple[dict[str, ImageSplit], tuple[str, ...]]:
     if "validation" not in parts:
         parts["train"], parts["validation"] = _divided(parts["train"], root)
     return parts, classes
+
+
+def holds_pictures(path: str) -> bool:
+    """Whether a path is a folder with pictures in it, not deeper than splits and classes lie."""
+    root = Path(os.path.expanduser(path))
+    depths = ("*", "*/*", "*/*/*")
+    return root.is_dir() and any(one.suffix.lower() in _ENDINGS for depth in depths for one in root.glob(depth))
 
 
 def _split_folder(root: Path, names: Sequence[str]) -> Path | None:

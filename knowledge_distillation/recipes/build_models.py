@@ -6,15 +6,15 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from ..data.image_format import ImageFormat, is_local
+from ..data.image_format import is_local
 from ..errors import ConfigError, nearest, shown
 from ..models.classes import are_names, in_common
 from ..models.weights import load_weights
-from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -23,33 +23,46 @@ MOST_PARAMETERS = 500_000_000
 MOST_MODULES = 20_000
 MOST_CLASSES = 100_000
 
-_CLASSES = ("num_labels", "id2label", "label2id")
+_CLASSES = ("num_labels", "id2label", "label2id", "problem_type")
 # Fields for configs that have the one named beside them, and not for others.
 _OF_SOME_FAMILIES = {name: name for name in ("image_size", "num_channels", "sentence_pairs")}
 _OF_SOME_FAMILIES["sep_token_id"] = "sentence_pairs"
 
 
-def build_model(model: Any, recipe: Recipe, tokenizer: Any, seed: int, side: str = "teacher") -> Any:
-    """A model with the task's head: loaded by name, or built from scratch out of a mapping.
+@dataclass(frozen=True)
+class Head:
+    """What a task wants of a model.
 
     Args:
-        tokenizer: of an image task its `ImageFormat`.
+        auto: the Auto class of transformers.
+        fields: of the config, which data and task say.
+        task: its name.
+    """
+
+    auto: str
+    fields: Mapping[str, Any]
+    task: str
+
+
+def build_model(model: Any, head: Head, seed: int, side: str = "teacher") -> Any:
+    """A model with a head: loaded by name, or built from scratch out of a mapping.
+
+    Args:
         side: what the recipe calls the model, for errors.
     """
     from transformers import set_seed
 
-    auto, sizes = _head(recipe, tokenizer)
     set_seed(seed)
     try:
         if isinstance(model, str):
-            classes = {key: sizes[key] for key in _CLASSES if key in sizes}
-            return from_pretrained(auto, model, f"model for {recipe.task}", **classes)
-        return _built(model, recipe, auto, sizes)
+            classes = {key: head.fields[key] for key in _CLASSES if key in head.fields}
+            return from_pretrained(head.auto, model, f"model for {head.task}", **classes)
+        return _built(model, head)
     except ConfigError as error:
         raise ConfigError(f"recipe: {side}: {str(error).removeprefix('recipe: ')}") from error
 
 
-def _built(model: Any, recipe: Recipe, auto: str, sizes: Mapping[str, Any]) -> Any:
+def _built(model: Any, head: Head) -> Any:
     """A model built from scratch out of a mapping."""
     import transformers
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -76,15 +89,15 @@ def _built(model: Any, recipe: Recipe, auto: str, sizes: Mapping[str, Any]) -> A
     own = () if not options.keys() & {*_CLASSES} else _CLASSES  # what the recipe says of classes goes together
     sizes = {
         key: value
-        for key, value in sizes.items()
+        for key, value in head.fields.items()
         if key not in own and hasattr(config, _OF_SOME_FAMILIES.get(key, "model_type"))
     }
     try:
         with _of_moderate_size():
-            built = getattr(transformers, auto).from_config(AutoConfig.for_model(kind, **{**sizes, **options}))
+            built = getattr(transformers, head.auto).from_config(AutoConfig.for_model(kind, **{**sizes, **options}))
     except Exception as error:  # a config checks itself, each family with errors of its own
         raise ConfigError(
-            f"cannot build a {kind} for {recipe.task}: {shorten(str(error), 300, placeholder='...')}"
+            f"cannot build a {kind} for {head.task}: {shorten(str(error), 300, placeholder='...')}"
         ) from error
     if zero:
         zero_residual_branches(built)
@@ -116,19 +129,6 @@ def _of_moderate_size() -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _head(recipe: Recipe, tokenizer: Any) -> tuple[str, dict[str, Any]]:
-    """The Auto class of a task's models, and the fields of their configs that data and task say."""
-    if isinstance(tokenizer, ImageFormat):
-        return "AutoModelForImageClassification", tokenizer.fields()
-    task = recipe.glue_task
-    tokens = {"pad_token_id": tokenizer.pad_token_id, "sep_token_id": tokenizer.sep_token_id}
-    sizes: dict[str, Any] = {"num_labels": task.num_labels, "sentence_pairs": len(task.text_columns) == 2}
-    if task.label_names is not None:
-        names = dict(enumerate(task.label_names))
-        sizes |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-    return "AutoModelForSequenceClassification", {"vocab_size": len(tokenizer), **sizes, **tokens}
 
 
 def zero_residual_branches(model: Any) -> None:
@@ -182,7 +182,7 @@ def _classes_of(config: Any, name: str, what: str, classes: dict[str, Any]) -> d
 
     A run compares these with the data's. Names that have nothing in common with those are replaced here.
     """
-    heads = ("ForSequenceClassification", "ForImageClassification")
+    heads = ("ForSequenceClassification", "ForImageClassification", "ForTokenClassification")
     if not any(str(one).endswith(heads) for one in config.architectures or ()):
         return classes
     if config.num_labels != classes["num_labels"]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from .. import tasks
 from ..config.entry import DistillConfig
 from ..config.parse import parse_config
 from ..config.settings import TrainingSettings
@@ -21,23 +22,26 @@ from ..config.yaml_words import TEXTS as TEXTS_OF_RUNS
 from ..config.yaml_words import text_keys
 from ..data.augmentation import Augmentation
 from ..data.glue import GLUE_TASKS, GlueTask, find_task
-from ..data.images import DIGITS, IMAGE_TASKS, ImageTask
+from ..data.images import DIGITS, FOLDER, IMAGE_TASKS, ImageTask
 from ..errors import ConfigError, nearest, shown
 from ..presets import by_name as preset_table
 from ..presets.mapping import STRATEGIES, check_mapping
 
 MOST_BASES = 20  # recipes in a chain
 EMBEDDED = "embedded"
+OF_PICTURES = "image-classification"  # the kind of task of a folder of pictures
 METHOD = "layers"  # of a recipe that says neither a method nor a distill_config
 METHOD_OF_IMAGES = "hinton"  # the same of an image task: any two models have logits
-HARD = [{"student": "output.logits", "loss": "cross_entropy"}]
-HARD_REGRESSION = [{"student": "output.logits", "loss": "mse"}]
 _OF_METHODS = ("alpha", "temperature", "mapping")
-_MAPPINGS = ("training", "finetune", "method_args")
+_MAPPINGS = ("training", "finetune", "method_args", "task_args")
+
+
+_KINDS = [*tasks.names(), OF_PICTURES]  # of tasks, of rows of one's own
 
 
 def _check_task(task: str) -> str:
-    known = [EMBEDDED, *GLUE_TASKS, *(task.folder for task in GLUE_TASKS.values()), *IMAGE_TASKS]
+    data_sets = [EMBEDDED, *GLUE_TASKS, *(task.folder for task in GLUE_TASKS.values()), *IMAGE_TASKS]
+    known = [*data_sets, *_KINDS]
     if task not in known:
         raise ValueError(f"task {task!r} is unknown.{nearest(task, known)} Known: {', '.join(known)}")
     return task
@@ -59,6 +63,7 @@ def _check_stages(stages: list[Any]) -> list[Any]:
 
 
 Text = Annotated[PathText, Field(description="a text")]
+Texts = Annotated[PathText | list[str], Field(description="a column, or a list of two")]
 Size = Annotated[Count, Field(le=1_000_000, description="a whole number from 1 to 1,000,000")]
 Settings = Annotated[dict[str, Any], Field(description="a mapping of settings")]
 Entries = Annotated[list[Any], Field(description="a list of entries")]
@@ -76,7 +81,13 @@ class Recipe:
         student: the same; or `{layers: [4, 8, 12]}` to cut it out of the teacher (`{layers: {encoder: [...], decoder:
             [...]}}` where it has several stacks), or `{layers: [...], of: NAME}` out of another model. With
             `embeddings: teacher` in the mapping its embedding begins as the teacher's.
-        task: a GLUE task, or `embedded` for the data set that comes with the package; or an image task.
+        data: rows of one's own: a file, a folder, or a name of the hub.
+        eval: the same, for evaluation; None holds a fixed part of `data` out.
+        text, label: their columns; None where there is one way only.
+        task_args: what the task of `data` is told beside, by name.
+        task: what `data` is, a name of `knowledge_distillation.tasks.names()`; None to tell it from model and data.
+            Without `data` a GLUE task, an image task, or `embedded`: the data set that comes with the package, as does
+            None.
         data_dir: folder in GLUE's own TSV layout; None: `GLUE_DATA_DIR`, else the hub. Of an image task, a folder of
             pictures; None: `IMAGE_DATA_DIR`, else the hub.
         image_size: of an image task, pixels a side; None for the teacher's, else the task's own.
@@ -102,7 +113,12 @@ class Recipe:
 
     teacher: Any = None
     student: Any = None
-    task: Annotated[Text, AfterValidator(_check_task)] = EMBEDDED
+    task: Annotated[Text, AfterValidator(_check_task)] | None = None
+    data: Text | None = None
+    eval: Text | None = None
+    text: Texts | None = None
+    label: Text | None = None
+    task_args: Annotated[dict[str, Any], Field(description="a mapping of arguments")] = field(default_factory=dict)
     data_dir: Text | None = None
     max_train_samples: Count | None = None
     max_eval_samples: Count | None = None
@@ -140,7 +156,8 @@ class Recipe:
 
     @property
     def _training(self) -> dict[str, Any]:
-        return {"metric_for_best_model": self.primary_metric, **self.training}
+        metric = self.primary_metric
+        return {**({} if metric is None else {"metric_for_best_model": metric}), **self.training}
 
     @cached_property
     def config(self) -> DistillConfig | None:
@@ -169,25 +186,31 @@ class Recipe:
 
     def identity(self, finetune: bool) -> dict[str, Any]:
         """The data and the models that it describes, without places on disk: what no continuation of a run changes."""
-        data = ("task", "max_train_samples", "max_eval_samples", "image_size", "augment", "max_length")
+        data = ("max_train_samples", "max_eval_samples", "image_size", "augment", "max_length")
+        columns = {key: getattr(self, key) for key in ("text", "label", "task_args") if getattr(self, key)}
         models = {side: getattr(self, side) for side in (("teacher",) if finetune else ("teacher", "student"))}
         described = {side: model for side, model in models.items() if isinstance(model, Mapping)}
-        return {key: getattr(self, key) for key in data} | described
+        return {"task": self.task or EMBEDDED, **columns} | {key: getattr(self, key) for key in data} | described
 
     @property
-    def glue_task(self) -> GlueTask:
-        return find_task("sst2" if self.task == EMBEDDED else self.task)
+    def glue_task(self) -> GlueTask | None:
+        """The task where it is one of GLUE's, or that of the sentences that come with the package."""
+        if self.data is not None or self.image_task is not None or self.task in tasks.names():
+            return None
+        return find_task("sst2" if self.task in (None, EMBEDDED) else str(self.task))
 
     @property
     def image_task(self) -> ImageTask | None:
         """The task where it is one of pictures."""
-        return IMAGE_TASKS.get(self.task)
+        return IMAGE_TASKS.get(FOLDER if self.task == OF_PICTURES else str(self.task))
 
     @property
     def data_source(self) -> str:
         """The task, and where its rows are read, in words."""
-        if self.task in (EMBEDDED, DIGITS):
-            return f"{self.task}, which comes with its own rows"
+        if self.data is not None:
+            return f"{self.task} from {self.data}"
+        if self.task in (None, EMBEDDED, DIGITS):
+            return f"{self.task or EMBEDDED}, which comes with its own rows"
         variable = "GLUE_DATA_DIR" if self.image_task is None else "IMAGE_DATA_DIR"
         return f"{self.task} from {self.data_dir or os.environ.get(variable) or 'the hub'}"
 
@@ -198,12 +221,13 @@ class Recipe:
         return task is not None and Augmentation.parse(self.augment, task.augmentation(1)) is not None
 
     @property
-    def primary_metric(self) -> str:
-        """By which the best student is kept."""
-        return "accuracy" if self.image_task is not None else self.glue_task.primary_metric
-
-    def hard_entries(self) -> list[dict[str, Any]]:
-        return HARD if self.image_task is not None or not self.glue_task.is_regression else HARD_REGRESSION
+    def primary_metric(self) -> str | None:
+        """By which the best student is kept; None while the task of one's own data is still to be told."""
+        if self.image_task is not None:
+            return "accuracy"
+        if self.glue_task is not None:
+            return self.glue_task.primary_metric
+        return None if self.task is None else tasks.find_task(self.task).primary_metric
 
     def problems(self, of_keys: Sequence[str] = ()) -> list[str]:
         """What is wrong with the recipe: with single keys, and beyond them."""
@@ -239,14 +263,27 @@ class Recipe:
                 raise ConfigError(f"{unread[0]} belongs to a method, and this recipe has a distill_config")
 
     def _check_data(self) -> None:
-        """A folder that nobody would read."""
-        if self.data_dir is None or self.task not in (EMBEDDED, DIGITS):
+        """A folder, or a column, that nobody would read; and a kind of task without rows."""
+        if self.data is not None:
+            if self.task is not None and self.task not in _KINDS:
+                raise ConfigError(
+                    f"data is {self.data!r}, and task {self.task!r} has rows of its own. Tasks of one's own data: "
+                    f"{', '.join(_KINDS)}"
+                )
+            if self.data_dir is not None:
+                raise ConfigError("data and data_dir are given: data for rows of one's own, data_dir for a known task")
             return
-        what = f"task {self.task!r} comes with its own data and reads no folder"
+        unread = [key for key in ("eval", "text", "label", "task_args") if getattr(self, key)]
+        if unread:
+            raise ConfigError(f"{unread[0]} belongs to rows of one's own: say where they lie, as data")
+        if self.task in _KINDS:
+            raise ConfigError(f"task {self.task!r} is one of one's own data: say where it lies, as data")
+        if self.data_dir is None or self.task not in (None, EMBEDDED, DIGITS):
+            return
+        what = f"task {self.task or EMBEDDED!r} comes with its own data and reads no folder"
         raise ConfigError(
             f"data_dir is {self.data_dir!r}, and {what}: name the task whose files lie there (--task sst2 reads "
-            "SST-2/, --task image_folder pictures by class); rows of your own go to "
-            "KnowledgeDistiller(train_dataset=...)"
+            "SST-2/, --task image_folder pictures by class); a file of your own is given as data"
         )
 
     def _check_images(self) -> None:
@@ -255,7 +292,7 @@ class Recipe:
         foreign = [key for key in (pictures if self.image_task is None else text) if getattr(self, key) is not None]
         if foreign:
             kind = "an image task" if self.image_task is None else "text"
-            raise ConfigError(f"{foreign[0]} belongs to {kind}, and task is {self.task!r}")
+            raise ConfigError(f"{foreign[0]} belongs to {kind}, and task is {self.task or EMBEDDED!r}")
         if self.augmented and self.training.get("teacher_cache"):
             raise ConfigError(
                 "teacher_cache keeps features of pictures as they are, and augment changes them each time: set "

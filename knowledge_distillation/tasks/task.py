@@ -29,6 +29,7 @@ class Reading:
         tokenizer: of the models.
         names: the classes in the order of their numbers; empty where the task has none.
         max_length: tokens after which text is cut.
+        student_tokenizer: of a student that reads other tokens than its teacher; None where it reads the same.
         options: what a task may be told beside, by name; each task says which in its docstring.
     """
 
@@ -36,6 +37,7 @@ class Reading:
     tokenizer: PreTrainedTokenizerBase
     names: tuple[str, ...] = ()
     max_length: int = 128
+    student_tokenizer: PreTrainedTokenizerBase | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -51,6 +53,7 @@ class Task(ABC):
         texts: the fewest and the most columns of text it reads.
         labelled: whether training needs a column of labels.
         max_length: tokens after which text is cut, or goes on in another window, where nobody says.
+        two_tokenizers: whether rows can hold the tokens of a second tokenizer beside the teacher's.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Task(ABC):
     texts: tuple[int, int] = (1, 1)
     labelled: bool = True
     max_length: int = 128
+    two_tokenizers: bool = False
 
     def class_names(
         self, splits: Mapping[str, Dataset], columns: Columns, options: Mapping[str, Any] = NO_OPTIONS

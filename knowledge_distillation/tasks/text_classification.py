@@ -26,6 +26,7 @@ class TextClassification(Task):
     auto_class = "AutoModelForSequenceClassification"
     primary_metric = "accuracy"
     texts = (1, 2)
+    two_tokenizers = True
 
     def class_names(
         self, splits: Mapping[str, Dataset], columns: Columns, options: Mapping[str, Any] = NO_OPTIONS
@@ -58,7 +59,8 @@ def texts_as_tokens(rows: Dataset, reading: Reading) -> Dataset:
     """A text, or a pair of them, as tokens; and `labels` where the rows have a `label`."""
     text = reading.columns.text
     kept = [*text, *(["label"] if "label" in rows.column_names else [])]
-    return tokenize(rows.select_columns(kept), reading.tokenizer, text, reading.max_length)
+    tokenizers = reading.tokenizer, reading.student_tokenizer
+    return tokenize(rows.select_columns(kept), tokenizers[0], text, reading.max_length, tokenizers[1])
 
 
 def named_classes(names: tuple[str, ...]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from knowledge_distillation.data.text import train_tokenizer
 from knowledge_distillation.presets import expand
 from knowledge_distillation.recipes.build import LoadedRecipe, load_data
 from knowledge_distillation.recipes.build_models import zero_residual_branches
-from knowledge_distillation.recipes.recipe import HARD_REGRESSION, Recipe, load_recipe
+from knowledge_distillation.recipes.recipe import Recipe, load_recipe
+from knowledge_distillation.tasks.glue import GlueTexts
 
 
 def loaded(folder: Path, **changes: Any) -> LoadedRecipe:
@@ -42,7 +43,7 @@ def test_later_wins_base_file_override_option(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("base: base.yaml\nvocab_size: 12\nalpha: 0.2\ntemperature: 2.0\n")
     read = load_recipe(tmp_path / "recipe.yaml", ["alpha=0.3", "temperature=3.0"], {"temperature": 4.0, "task": None})
     assert (read.max_length, read.vocab_size, read.alpha, read.temperature) == (1, 12, 0.3, 4.0)
-    assert read.task == "embedded"  # an option that was not given changes nothing
+    assert read.task is None  # an option that was not given changes nothing
 
 
 def test_a_setting_named_on_the_command_line_holds_for_finetune_too(tmp_path: Path) -> None:
@@ -312,8 +313,8 @@ def test_a_recipe_is_parsed_once_on_its_way_to_the_plan(tmp_path: Path, monkeypa
 
 def test_labels_alone(tmp_path: Path) -> None:
     read = load_recipe(written(tmp_path, distill_config=None, method="hinton"))
-    assert read.hard_entries() == HARD
-    assert Recipe(task="stsb").hard_entries() == HARD_REGRESSION
+    assert GlueTexts(read.glue_task).hard_entries() == HARD
+    assert GlueTexts(Recipe(task="stsb").glue_task).hard_entries() == [{"student": "output.logits", "loss": "mse"}]
     assert Recipe(task="stsb").glue_task.is_regression and Recipe().glue_task.num_labels == 2
 
 

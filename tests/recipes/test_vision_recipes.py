@@ -21,8 +21,7 @@ from knowledge_distillation.models import WideResNetConfig, WideResNetForImageCl
 from knowledge_distillation.models.weights import load_weights
 from knowledge_distillation.presets import expand
 from knowledge_distillation.recipes.build import LoadedRecipe
-from knowledge_distillation.recipes.build_models import build_model
-from knowledge_distillation.recipes.recipe import Recipe, load_recipe
+from knowledge_distillation.recipes.recipe import load_recipe
 from knowledge_distillation.recipes.sweep_grid import RecipeRuns
 from knowledge_distillation.training import optimizers
 
@@ -567,4 +566,4 @@ def test_a_teacher_sees_pictures_as_it_saw_them_before(tmp_path):
     assert again.tokenizer.mean == made.tokenizer.mean != ready(tmp_path, max_train_samples=20).tokenizer.mean
     alone = ready(tmp_path, teacher=None, student=str(tmp_path / "t" / "student"), max_train_samples=20)
     assert alone.tokenizer.mean == made.tokenizer.mean
-    assert isinstance(build_model(WIDE, Recipe(task="digits"), again.tokenizer, 1), WideResNetForImageClassification)
+    assert isinstance(again.model(WIDE), WideResNetForImageClassification)
