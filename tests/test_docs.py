@@ -30,7 +30,8 @@ from knowledge_distillation import KnowledgeDistiller, presets
 from knowledge_distillation.config import entry, parse, schedules
 from knowledge_distillation.config.settings import TrainingSettings
 from knowledge_distillation.data import embedded_sentiment, tokenize, train_tokenizer
-from knowledge_distillation.recipes.recipe import Recipe, load_recipe
+from knowledge_distillation.recipes.load import load_recipe
+from knowledge_distillation.recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -25,7 +25,7 @@ from training_script import CONFIG
 
 from knowledge_distillation import DistillationError
 from knowledge_distillation.cli.commands import _distillation
-from knowledge_distillation.recipes.recipe import load_recipe
+from knowledge_distillation.recipes.load import load_recipe
 
 LIMIT = 5.0  # seconds of processor time for one input
 _OF_FILES = ("not valid YAML", "nested too deep", "is larger than")  # these name the file

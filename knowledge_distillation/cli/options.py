@@ -45,7 +45,7 @@ class RecipeOptions:
                 raise ConfigError(f"--set {key}: distill {why}, and does not read it")
 
     def recipe(self) -> Any:
-        from ..recipes.recipe import load_recipe
+        from ..recipes.load import load_recipe
 
         return load_recipe(self.file, self.overrides, self.values)
 

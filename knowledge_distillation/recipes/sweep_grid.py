@@ -17,7 +17,8 @@ from ..errors import ConfigError, nearest, shown
 from ..losses.arguments import signature_of
 from ..losses.table import get_loss
 from ..presets import by_name as preset_table
-from .recipe import TEXTS, Recipe, load_recipe, named_by
+from .load import TEXTS, load_recipe, named_by
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from ..training.distiller import KnowledgeDistiller

@@ -14,7 +14,7 @@ from knowledge_distillation.config.settings import TrainingSettings
 from knowledge_distillation.config.validation import parts_of
 from knowledge_distillation.config.written import parse_yaml
 from knowledge_distillation.config.yaml_words import TEXTS
-from knowledge_distillation.recipes.recipe import load_recipe
+from knowledge_distillation.recipes.load import load_recipe
 from knowledge_distillation.recipes.sweep_grid import parse_grid
 
 WORDS = ["no", "No", "off", "OFF", "yes", "on"]

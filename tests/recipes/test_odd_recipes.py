@@ -10,7 +10,7 @@ from runs import TINY_BERT, distill, recipe, written
 
 from knowledge_distillation import ConfigError
 from knowledge_distillation.recipes.build import LoadedRecipe
-from knowledge_distillation.recipes.recipe import MOST_BASES, load_recipe
+from knowledge_distillation.recipes.load import MOST_BASES, load_recipe
 from knowledge_distillation.recipes.sweep_grid import parse_grid
 
 

@@ -18,7 +18,7 @@ from knowledge_distillation import (
 )
 from knowledge_distillation.data import train_tokenizer
 from knowledge_distillation.recipes.build import LoadedRecipe
-from knowledge_distillation.recipes.recipe import load_recipe
+from knowledge_distillation.recipes.load import load_recipe
 
 WORDS = {"pos": ("good", "fine", "great"), "neg": ("bad", "poor", "dull"), "mid": ("plain", "so so", "fair")}
 KINDS = ("pos", "neg", "mid")

@@ -19,7 +19,8 @@ from knowledge_distillation.data.text import train_tokenizer
 from knowledge_distillation.presets import expand
 from knowledge_distillation.recipes.build import LoadedRecipe, load_data
 from knowledge_distillation.recipes.build_models import zero_residual_branches
-from knowledge_distillation.recipes.recipe import Recipe, load_recipe
+from knowledge_distillation.recipes.load import load_recipe
+from knowledge_distillation.recipes.recipe import Recipe
 from knowledge_distillation.tasks.glue import GlueTexts
 
 

@@ -19,7 +19,7 @@ from watching import KillAt, Killed
 
 from knowledge_distillation import Callback, ConfigError, DistillationError, KnowledgeDistiller
 from knowledge_distillation.cli import commands as command_line
-from knowledge_distillation.recipes.recipe import load_recipe
+from knowledge_distillation.recipes.load import load_recipe
 from knowledge_distillation.recipes.sweep import Row, Sweep, sweep
 from knowledge_distillation.recipes.sweep_grid import RecipeRuns, parse_grid, points, resolved
 from knowledge_distillation.recipes.sweep_report import axes_of, heat_of, heat_table, picture_of, table_of

@@ -21,7 +21,7 @@ from knowledge_distillation.models import WideResNetConfig, WideResNetForImageCl
 from knowledge_distillation.models.weights import load_weights
 from knowledge_distillation.presets import expand
 from knowledge_distillation.recipes.build import LoadedRecipe
-from knowledge_distillation.recipes.recipe import load_recipe
+from knowledge_distillation.recipes.load import load_recipe
 from knowledge_distillation.recipes.sweep_grid import RecipeRuns
 from knowledge_distillation.training import optimizers
 
