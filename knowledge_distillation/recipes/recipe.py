@@ -87,7 +87,7 @@ class Recipe:
         image_size: of an image task, pixels a side; None for the teacher's, else the task's own.
         augment: of an image task: true, false, or a mapping of `padding` and `flip`; None for the task's own.
         max_train_samples, max_eval_samples: a fixed random part of the data.
-        max_length: tokens after which text is cut.
+        max_length: tokens after which text is cut; None for the task's own, 128 as a rule.
         tokenizer: None: the teacher's, or one trained on the task's text where the teacher is built from scratch.
         student_tokenizer: of a student that reads other tokens than the teacher: a directory or hub name, or `words`
             for the words of the task's text; None: the teacher's.
@@ -118,7 +118,7 @@ class Recipe:
     max_eval_samples: Count | None = None
     image_size: Size | None = None
     augment: Any = None
-    max_length: Size = 128
+    max_length: Size | None = None
     tokenizer: Text | None = None
     student_tokenizer: Text | None = None
     vocab_size: Size = 8000
@@ -180,11 +180,12 @@ class Recipe:
 
     def identity(self, finetune: bool) -> dict[str, Any]:
         """The data and the models that it describes, without places on disk: what no continuation of a run changes."""
-        data = ("max_train_samples", "max_eval_samples", "image_size", "augment", "max_length")
+        data = ("max_train_samples", "max_eval_samples", "image_size", "augment")
         columns = {key: getattr(self, key) for key in ("text", "label", "task_args") if getattr(self, key)}
         models = {side: getattr(self, side) for side in (("teacher",) if finetune else ("teacher", "student"))}
         described = {side: model for side, model in models.items() if isinstance(model, Mapping)}
-        return {"task": self.task or EMBEDDED, **columns} | {key: getattr(self, key) for key in data} | described
+        texts = {"task": self.task or EMBEDDED, "max_length": self.max_length or 128, **columns}
+        return texts | {key: getattr(self, key) for key in data} | described
 
     @property
     def glue_task(self) -> GlueTask | None:

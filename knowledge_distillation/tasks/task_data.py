@@ -44,13 +44,15 @@ class TaskRows:
             for text in self.splits["train"][column]:
                 yield text if isinstance(text, str) else " ".join(map(str, text))
 
-    def reading(self, tokenizer: Any, max_length: int = 128, student_tokenizer: Any = None) -> Reading:
+    def reading(self, tokenizer: Any, max_length: int | None = None, student_tokenizer: Any = None) -> Reading:
         """How the rows are read with a tokenizer."""
         if student_tokenizer is not None and not self.task.two_tokenizers:
             raise ConfigError(
                 f"{self.task.name} takes one tokenizer for teacher and student: leave student_tokenizer out"
             )
-        return Reading(self.columns, tokenizer, self.names, max_length, student_tokenizer, self.options)
+        return Reading(
+            self.columns, tokenizer, self.names, max_length or self.task.max_length, student_tokenizer, self.options
+        )
 
     def encoded(self, reading: Reading) -> TaskData:
         """The rows as a model takes them."""
@@ -148,7 +150,7 @@ def load_task_data(
     text: str | Sequence[str] | None = None,
     label: str | None = None,
     model: Any = None,
-    max_length: int = 128,
+    max_length: int | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     **options: Any,
@@ -163,7 +165,7 @@ def load_task_data(
         text: the column of text, two of them (`"question1,question2"`) for pairs; None where there is one way only.
         label: the column of labels; None likewise.
         model: a model or config that was trained on the task, whose classes keep their numbers.
-        max_length: tokens after which text is cut.
+        max_length: tokens after which text is cut; None for the task's own.
         max_train_samples, max_eval_samples: a fixed random part of the rows.
         **options: of the task.
 
