@@ -19,13 +19,14 @@ HEADS = (
 )
 
 
-def auto_class_of(config: Any) -> str:
-    """The Auto class for the architecture that a config names, `AutoModel` for one without a head.
+def auto_class_of(config: Any, architecture: str | None = None) -> str:
+    """The Auto class of a model, `AutoModel` for one without a head.
 
     Args:
-        config: of a saved model, or of one in memory whose class stands in `architectures`.
+        config: of the model.
+        architecture: the name of its class; None for what a saved config says.
     """
-    wanted = set(getattr(config, "architectures", None) or ())
+    wanted = set([architecture] if architecture else getattr(config, "architectures", None) or ())
     return next((auto for auto in HEADS if wanted & set(_classes(auto, type(config)))), "AutoModel")
 
 

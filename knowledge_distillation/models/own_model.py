@@ -8,19 +8,8 @@ from typing import Any
 
 from transformers import AutoModel, PreTrainedModel
 
-from .configs import PACKAGE
-
-_README = """# {name}
-
-A model of the Python package `{package}`. Transformers loads it once that is imported:
-
-```python
-import {package}
-from transformers import {auto}
-
-model = {auto}.from_pretrained("this folder")
-```
-"""
+from ..storage.readme import README
+from .model_card import model_card
 
 
 class OwnModel(PreTrainedModel):
@@ -31,10 +20,9 @@ class OwnModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """As of every model of transformers. A README.md that is there already stays."""
         super().save_pretrained(save_directory, **kwargs)
-        readme = Path(save_directory) / "README.md"
-        if not readme.exists():
-            text = _README.format(name=type(self).__name__, package=PACKAGE, auto=self.auto_class.__name__)
-            readme.write_text(text, encoding="utf-8")
+        folder = Path(save_directory)
+        if not (folder / README).exists():
+            (folder / README).write_text(model_card(self), encoding="utf-8")
 
 
 def offer(model: type[OwnModel]) -> None:

@@ -1,7 +1,7 @@
 """What a run leaves on disk: a clean student directory, and everything else beside it. Every write is atomic.
 
 output_dir/
-  student/        save_pretrained: transformers alone loads it
+  student/        save_pretrained: transformers alone loads it; README.md says what it is
   peers/name/     the same for each peer, at the end of the run
   checkpoints/    step-00000120/{module,optimizer,...}.safetensors and .json: enough to go on exactly
   history.jsonl   one line per log and evaluation
@@ -26,6 +26,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .readme import README, is_a_persons
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -36,8 +37,12 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def save_student(directory: Path, student: nn.Module, processing_class: Any = None) -> None:
-    """Write a directory that transformers loads; a reader sees the old files or the new ones, each whole."""
+def save_student(directory: Path, student: nn.Module, processing_class: Any = None, card: str | None = None) -> None:
+    """Write a directory that transformers loads; a reader sees the old files or the new ones, each whole.
+
+    Args:
+        card: the text of its README.md, unless a person wrote one there.
+    """
     with replaced_files(directory) as new:
         write: Any = getattr(student, "save_pretrained", None)
         if write is not None:
@@ -46,6 +51,10 @@ def save_student(directory: Path, student: nn.Module, processing_class: Any = No
             save_model(student, str(new / "model.safetensors"))
         if processing_class is not None and hasattr(processing_class, "save_pretrained"):
             processing_class.save_pretrained(new)
+        if is_a_persons(directory):
+            (new / README).unlink(missing_ok=True)
+        elif card is not None:
+            (new / README).write_text(card, encoding="utf-8")
 
 
 @contextmanager

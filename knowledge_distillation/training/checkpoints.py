@@ -14,6 +14,7 @@ from ..config.schedules import Schedule
 from ..errors import CheckpointError
 from ..storage import checkpoint_files, run_directory
 from ..storage.random_state import random_state, set_random_state
+from .card import card_of
 from .progress import Progress
 from .roles import titled
 from .run import Run
@@ -26,7 +27,8 @@ def save_students(run: Run, directory: Path, peers: bool = True, student: bool =
         models |= {f"peers/{name}": model for name, model in run.peers.items()}
     for name, model in models.items():
         if run.accelerator.is_main_process:
-            checkpoint_files.save_student(directory / name, model, run.processing_class)
+            card = card_of(run, model)
+            checkpoint_files.save_student(directory / name, model, run.processing_class, card)
         run.accelerator.wait_for_everyone()
 
 
