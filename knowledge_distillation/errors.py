@@ -24,6 +24,10 @@ class CheckpointError(DistillationError, RuntimeError):
     """An output directory or a checkpoint does not belong to this run."""
 
 
+class WriteError(CheckpointError, OSError):
+    """Something of a run cannot be written, as where a disk is full."""
+
+
 def shown(value: object, longest: int = 300) -> str:
     """A value as it is written, cut where it is long."""
     text = repr(value)

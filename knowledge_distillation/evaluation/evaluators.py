@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction
 
-from ..errors import DataError, DistillationError
+from ..errors import ConfigError, DataError, DistillationError, shown
 from ..features.inputs import (
     DataAdaptor,
     adapt_batch,
     forward_inputs,
     named_inputs,
     same_inputs,
+    shape_of,
     shapes_of,
 )
 from ..features.label_shift import label_shift, marks_tokens
@@ -36,6 +37,7 @@ from .scoring import Answer, Targets, Task, Totals, add, added, task_of
 
 logger = logging.getLogger(__name__)
 
+_NO_BATCH = "the evaluation data gave no batch: can it be iterated more than once?"
 _Outputs = tuple[Any, Any, Targets]  # what student and teacher gave for a batch, and what it has to score against
 
 
@@ -90,7 +92,7 @@ class TaskEvaluator:
         of_student, of_teacher, agreed = score(student, outputs)
         self.primary_metric = self.primary_metric or next(iter(of_student), "agreement")
         metrics = {**of_student, **{f"teacher_{name}": value for name, value in of_teacher.items()}}
-        return {name: float(value) for name, value in {**metrics, **agreed}.items()}
+        return as_metrics({**metrics, **agreed}, "the evaluator")
 
     def _summed(self, student: nn.Module, outputs: Iterable[_Outputs]) -> tuple[dict[str, float], ...]:
         """The scores of student and teacher, and their agreement, without holding more than one batch."""
@@ -117,7 +119,7 @@ class TaskEvaluator:
         of_processes = gather_object([(None if self.task else task, *totals)])
         task = self.task or next((one[0] for one in of_processes if one[0] is not None), None)
         if task is None:
-            return {}, {}, {}
+            raise DataError(_NO_BATCH)
         own, others, both = (added(one[place] for one in of_processes) for place in (1, 2, 3))
         return task.scores(own), task.scores(others), {"agreement": task.agreed(both)} if both else {}
 
@@ -131,18 +133,22 @@ class TaskEvaluator:
         elif self.fixed_order:
             self._teacher = teacher_logits
         if student_logits is None:
-            return {}, {}, {}
+            raise DataError(_NO_BATCH)
         scored = labels is not None
-        own = dict(self.compute_metrics(student_logits, labels)) if scored else {}
+        own = self._own_metrics(student_logits, labels) if scored else {}
         if teacher_logits is None:
             return own, {}, {}
-        others = dict(self.compute_metrics(teacher_logits, labels)) if scored else {}
+        others = self._own_metrics(teacher_logits, labels) if scored else {}
         if isinstance(student_logits, tuple) or teacher_logits.shape != student_logits.shape:
             return own, others, {}
         if mask is not None and scored and labels.shape == mask.shape:
             mask = mask & (labels != IGNORED_LABEL)
         counted = slice(None) if mask is None else mask
         return own, others, {"agreement": agreement(student_logits[counted], teacher_logits[counted])}
+
+    def _own_metrics(self, logits: Any, labels: Any) -> dict[str, float]:
+        assert self.compute_metrics is not None
+        return as_metrics(self.compute_metrics(logits, labels), "compute_metrics")
 
     def names(self, student: nn.Module, teacher: nn.Module | None, batches: list[Any], accelerator: Any) -> list[str]:
         """The metrics it gives, tried on a batch; none where so few rows cannot be scored.
@@ -163,22 +169,22 @@ class TaskEvaluator:
         self, student: nn.Module, teacher: nn.Module | None, dataloader: Iterable[Any], accelerator: Any
     ) -> Iterator[_Outputs]:
         labelled: bool | None = None  # as the first batch is
-        with resting(student), torch.no_grad():
-            for number, batch in enumerate(dataloader, start=1):
-                try:
+        for number, batch in enumerate(dataloader, start=1):
+            try:
+                with resting(student), torch.no_grad():  # not beyond: a generator that is left keeps its contexts
                     outputs = self._of_batch(student, teacher, batch, accelerator)
-                except torch.OutOfMemoryError:
-                    raise
-                except Exception as error:
-                    said = error if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-                    raise DataError(f"batch {number} of the evaluation data ({shapes_of(batch)}): {said}") from error
-                has_labels = outputs[2].labels is not None
-                if labelled not in (None, has_labels):
-                    odd = "no labels, which those before it have" if labelled else "labels, and those before it none"
-                    raise DataError(f"batch {number} of the evaluation data ({shapes_of(batch)}) has {odd}")
-                labelled = has_labels
-                yield outputs
-                del outputs  # nothing of it is held here
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                said = error if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+                raise DataError(f"batch {number} of the evaluation data ({shapes_of(batch)}): {said}") from error
+            has_labels = outputs[2].labels is not None
+            if labelled not in (None, has_labels):
+                odd = "no labels, which those before it have" if labelled else "labels, and those before it none"
+                raise DataError(f"batch {number} of the evaluation data ({shapes_of(batch)}) has {odd}")
+            labelled = has_labels
+            yield outputs
+            del outputs  # nothing of it is held here
 
     def _of_batch(self, student: nn.Module, teacher: nn.Module | None, batch: Any, accelerator: Any) -> _Outputs:
         teacher_inputs, student_inputs = adapt_batch(self.data_adaptor, accelerator.device, batch)
@@ -201,7 +207,10 @@ class TaskEvaluator:
             positions = tuple(inputs[key] for key in keys) if inputs.keys() >= {*keys} else None
             return Targets(positions, _fitting(inputs, output[0].shape), inputs=inputs)
         labels = inputs.get("labels")
-        labels = None if labels is None else labels.to(output.device)
+        if labels is not None:
+            labels = labels.to(output.device)
+            if self.compute_metrics is None:
+                _check_labels(labels, output)
         mask = None
         if output.dim() == 3:
             mask = _fitting(inputs, output.shape[:-1])
@@ -247,6 +256,40 @@ class MultiLayerBasedDistillationEvaluator:
             self._sum, self._steps = None, 0
         if self.save_dir is not None and self.save_step and step % self.save_step == 0:
             checkpoint_files.save_student(self.save_dir / f"epoch_{epoch}_step_{step}", student_model)
+
+
+def as_metrics(returned: Any, who: str) -> dict[str, float]:
+    """What an evaluator or `compute_metrics` returned, as numbers by name.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        named = isinstance(returned, Mapping) and all(isinstance(name, str) for name in returned)
+        numbers = (
+            {name: float(value) for name, value in returned.items() if not isinstance(value, str)} if named else {}
+        )
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError of a tensor of several numbers
+        named = False
+    if not named or len(numbers) < len(returned):
+        raise ConfigError(f"{who} returned {shown(returned)}; a dict of numbers by name is needed")
+    return numbers
+
+
+def _check_labels(labels: Tensor, output: Tensor) -> None:
+    """See that labels can be scored: one row for each of the output, and where they are classes, of those it has."""
+    rows, classes = output.shape[0], output.shape[-1]
+    if labels.shape[:1] != (rows,):
+        raise DataError(f"labels {shape_of(labels)} are not one for each of {rows} rows")
+    if labels.shape != output.shape[:-1] or classes == 1:
+        return
+    odd = ((labels < 0) | (labels >= classes) | (labels != labels.round())) & (labels != IGNORED_LABEL)
+    if odd.any():
+        place = int(odd.flatten().nonzero()[0])
+        row = place // max(1, labels[0].numel())
+        raise DataError(
+            f"row {row} has label {labels.flatten()[place].item()}, and the classes are 0 to {classes - 1}"
+        )
 
 
 def _fitting(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor | None:

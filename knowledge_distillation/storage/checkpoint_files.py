@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, WriteError
 from .readme import README, is_a_persons
 
 _STEP = re.compile(r"step-(\d+)")
@@ -37,13 +37,36 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever keeps something from being written, such as a full disk, is said with its place."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise WriteError(f"{path} cannot be written: {said}. What lay there before is whole") from error
+
+
+def clear(path: Path) -> None:
+    """Take away a folder, or what stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def save_student(directory: Path, student: nn.Module, processing_class: Any = None, card: str | None = None) -> None:
     """Write a directory that transformers loads; a reader sees the old files or the new ones, each whole.
 
     Args:
         card: the text of its README.md, unless a person wrote one there.
+
+    Raises:
+        WriteError: it cannot be written.
     """
-    with replaced_files(directory) as new:
+    with writing(directory), replaced_files(directory) as new:
         write: Any = getattr(student, "save_pretrained", None)
         if write is not None:
             write(new)
@@ -61,7 +84,7 @@ def save_student(directory: Path, student: nn.Module, processing_class: Any = No
 def replaced_files(directory: Path) -> Iterator[Path]:
     """A new folder to write to, whose files come into `directory` at the end, each whole; none where it fails."""
     temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    clear(temporary)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -122,7 +145,7 @@ class Writer:
 
     def begin(self) -> None:
         for leftover in self.folder.parent.glob(".step-*.tmp") if self.folder.parent.exists() else ():
-            shutil.rmtree(leftover)
+            clear(leftover)
         self.folder.mkdir(parents=True)
 
     def module(self, name: str, module: nn.Module) -> None:
@@ -167,7 +190,9 @@ def read_tree(folder: Path, name: str) -> Any:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
@@ -176,6 +201,8 @@ def checkpoint_errors(folder: Path, name: str) -> Iterator[None]:
     """Whatever goes wrong in reading one part of a checkpoint is said to be wrong with it."""
     try:
         yield
+    except CheckpointError:
+        raise
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / name}.safetensors cannot be read: {error}") from error
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:

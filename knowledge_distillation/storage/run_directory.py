@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError, shown
 from .checkpoint_files import read_json, write_text
 
 try:
@@ -30,6 +30,18 @@ _FREE = (
     "disable_tqdm",
     "overwrite_output_dir",
 )
+
+
+def as_place(written: str | os.PathLike[str], what: str = "output_dir") -> Path:
+    """A directory as it was written; `~` is the home directory.
+
+    Raises:
+        ConfigError: it is no path.
+    """
+    path = os.fspath(written) if isinstance(written, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
+        raise ConfigError(f"{what} is the path of a directory; found {shown(written)}")
+    return Path(os.path.expanduser(path))
 
 
 _HELD: set[int] = set()  # descriptors of the directories that this process has
@@ -87,6 +99,7 @@ def check_free(output_dir: Path, identity: Mapping[str, Any], resume: bool, over
             cannot be written, or what `overwrite` would remove is not a run's.
     """
     _check_place(output_dir)
+    _check_kinds(output_dir, resume)
     marker = output_dir / "run.json"
     contents = contents_of(output_dir)
     if contents and resume:
@@ -126,6 +139,14 @@ def _check_place(output_dir: Path) -> None:
         if os.path.lexists(place):
             which = "is a file" if place == output_dir else f"lies below a file, {place}"
             raise CheckpointError(f"output_dir {output_dir} {which}; a directory is needed")
+
+
+def _check_kinds(output_dir: Path, resume: bool) -> None:
+    """See that what a run goes on from are folders and files as a run has them."""
+    for name in contents_of(output_dir) if resume else ():
+        path, is_file = output_dir / name, "." in name
+        if path.is_dir() is is_file:
+            raise CheckpointError(f"cannot resume {output_dir}: {path} is no {'file' if is_file else 'directory'}")
 
 
 def claim(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.train_batches import TrainBatches
 from ..errors import ConfigError, DataError, nearest
-from ..evaluation.evaluators import TaskEvaluator
+from ..evaluation.evaluators import TaskEvaluator, as_metrics
 from ..features.preserve import modes_kept, preserved, resting
 from .checkpoints import save_students
 from .class_order import settle_classes
@@ -29,9 +29,7 @@ def evaluate(run: Run) -> dict[str, float]:
     settle_classes(run)
     with resting(run.student), torch.no_grad():
         metrics = run.evaluator(run.student, run.teacher, run.dev_dataloader, run.accelerator)
-    if not isinstance(metrics, Mapping):
-        raise ConfigError(f"the evaluator returned {metrics!r}; a dict of metrics by name is needed")
-    return {name: float(value) for name, value in metrics.items()}
+    return as_metrics(metrics, "the evaluator")
 
 
 def evaluate_and_keep_best(run: Run) -> None:
@@ -58,7 +56,12 @@ def keeps_best(run: Run) -> bool:
 
 def keep_if_best(run: Run, metrics: Mapping[str, float]) -> str:
     """Write the student where its metric is the best so far. Returns the metric's name."""
-    name = metric_named(run.settings.metric_for_best_model or run.evaluator.primary_metric, metrics)
+    asked = run.settings.metric_for_best_model
+    name = (
+        metric_named(asked, metrics)
+        if asked
+        else metric_named(run.evaluator.primary_metric, metrics, "primary_metric")
+    )
     greater = run.settings.greater_is_better
     if greater is None:
         greater = getattr(run.evaluator, "greater_is_better", True) and not name.endswith("perplexity")
@@ -104,7 +107,7 @@ def check_evaluation(run: Run) -> None:
             metric_named(metric, names)
 
 
-def metric_named(name: str, metrics: Iterable[str]) -> str:
+def metric_named(name: str, metrics: Iterable[str], asked_by: str = "metric_for_best_model") -> str:
     """The metric of this name, which may have `eval_` in front, as transformers has it.
 
     Raises:
@@ -115,6 +118,6 @@ def metric_named(name: str, metrics: Iterable[str]) -> str:
         if one in names:
             return one
     raise ConfigError(
-        f"metric_for_best_model {name!r} is not among the evaluator's metrics: {', '.join(names) or 'none'}."
+        f"{asked_by} {name!r} is not among the evaluator's metrics: {', '.join(names) or 'none'}."
         f"{nearest(name, names)}"
     )

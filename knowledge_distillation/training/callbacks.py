@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, DistillationError
+from ..errors import CheckpointError, ConfigError, DistillationError, shown
+from ..storage.checkpoint_files import writing
 
 if TYPE_CHECKING:
     from .run import Run
@@ -73,8 +74,9 @@ class History(Callback):
         lines = [line for line in read_history(self.path) if line["step"] <= run.progress.step][: self.resumed]
         self.lines, self.resumed = len(lines), None
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with writing(self.path):
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            os.replace(temporary, self.path)
 
     def on_log(self, run: Run, values: dict[str, float]) -> None:
         self._write(run, values)
@@ -84,7 +86,7 @@ class History(Callback):
 
     def _write(self, run: Run, values: dict[str, float]) -> None:
         line = {"step": run.progress.step, "epoch": round(run.progress.fraction, 4), **values}
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.lines += 1
 
@@ -96,13 +98,26 @@ class History(Callback):
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a history file; a last line that a kill cut short is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    """The whole lines of a history file; a last line that a kill cut short is left out.
+
+    Raises:
+        CheckpointError: it is no history.
+    """
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise CheckpointError(f"{path} is no history of a run: line {number} has no step")
+        lines.append(line)
     return lines
 
 
@@ -165,14 +180,18 @@ class EarlyStopping(Callback):
         self.waited, self.best = state["waited"], state["best"]
 
 
-def check_callbacks(callbacks: Sequence[Any]) -> None:
-    """See that what is to be called back can be.
+def check_callbacks(callbacks: Sequence[Any] | None) -> list[Any]:
+    """What is to be called back, as a list of its own; see that it can be.
 
     Raises:
         ConfigError: a callback of transformers' `Trainer`, a class in place of an object, or something else.
     """
     from transformers import EarlyStoppingCallback as OfTrainer
     from transformers import TrainerCallback
+
+    if not isinstance(callbacks, (list, tuple, type(None))):
+        raise ConfigError(f"callbacks is a list of callbacks; found {shown(callbacks)}")
+    callbacks = list(callbacks or ())
 
     events = [name for name in vars(Callback) if not name.startswith("_")]
     for callback in callbacks:
@@ -193,6 +212,7 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
             raise ConfigError(
                 f"callbacks: {callback!r} has no {', '.join(missing)}: a subclass of Callback has all events"
             )
+    return callbacks
 
 
 def standard_callbacks(run: Run) -> list[Callback]:

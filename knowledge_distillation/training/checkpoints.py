@@ -44,7 +44,16 @@ def save(run: Run, directory: Path | None = None) -> None:
 
 
 def write(run: Run, directory: Path) -> Path | None:
-    """All it takes to go on exactly. Returns the checkpoint on the main process."""
+    """All it takes to go on exactly. Returns the checkpoint on the main process.
+
+    Raises:
+        WriteError: the disk does not take it.
+    """
+    with checkpoint_files.writing(directory / "checkpoints"):
+        return _write(run, directory)
+
+
+def _write(run: Run, directory: Path) -> Path | None:
     accelerator, main = run.accelerator, run.accelerator.is_main_process
     writer = checkpoint_files.Writer(directory, run.progress.step)
     if main:

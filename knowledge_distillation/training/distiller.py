@@ -17,19 +17,21 @@ from ..data.class_labels import with_class_numbers
 from ..data.row_files import rows_of_file
 from ..data.streams import is_stream
 from ..data.train_batches import TrainBatches, check_one_source, loader_of
-from ..errors import CheckpointError, ConfigError, shown
+from ..errors import CheckpointError, ConfigError
 from ..evaluation.evaluators import TaskEvaluator
 from ..features.inputs import same_inputs
 from ..models.classes import class_names
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
 from ..plan.plan import Plan
 from ..storage import checkpoint_files
+from ..storage.run_directory import as_place
 from ..teachers.frozen import FrozenTeacher
 from . import checkpoints, loop
 from .accelerate import join_processes, make_accelerator, others_may_end
 from .batch import adapt, make_batch
 from .best_student import check_evaluation, evaluate
 from .callbacks import Callback, check_callbacks, standard_callbacks
+from .given import check_adaptors, check_calls, check_read, notes_of_unread
 from .precision import choose, kept_precision, rows_of, to_float32
 from .prepare import close, enter_stage, leave_stage, make_plan, prepare
 from .roles import check_apart, lent_modules, models_by_role
@@ -98,7 +100,7 @@ class KnowledgeDistiller:
         optimizer: torch.optim.Optimizer | None = None,
         lr_scheduler: Any = None,
         evaluator: Any = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = None,
         output_dir: str | Path | None = None,
         device: torch.device | str | None = None,
         args: TrainingSettings | None = None,
@@ -109,10 +111,17 @@ class KnowledgeDistiller:
         assert student_model is not None
         students = {"": student_model, **peers}
         check_apart(students, teachers)
-        if evaluator is not None and not callable(evaluator) and not hasattr(evaluator, "evaluate"):
-            raise ConfigError(
-                f"evaluator is a callable, or an object with a method evaluate; found {shown(evaluator)}"
-            )
+        check_calls(
+            {
+                "evaluator": evaluator,
+                "compute_metrics": compute_metrics,
+                "data_collator": data_collator,
+                "train_data_adaptor": train_data_adaptor,
+                "dev_data_adaptor": dev_data_adaptor,
+                "teacher_output_adaptor": teacher_output_adaptor,
+                "student_output_adaptor": student_output_adaptor,
+            }
+        )
         if (loss_model is None) == (distill_config is None):
             raise ConfigError("give either distill_config or loss_model")
         if num_epoch is not None:
@@ -120,6 +129,7 @@ class KnowledgeDistiller:
         if args is not None and settings:
             raise ConfigError(f"give either args, or settings by name: {', '.join(settings)}")
         args = args or TrainingSettings.parse(settings)
+        check_adaptors(loss_model, teacher=teacher_output_adaptor, student=student_output_adaptor)
         loss_model = loss_model or MultiLayerBasedDistillationLoss(
             distill_config, teacher_output_adaptor, student_output_adaptor
         )
@@ -128,11 +138,14 @@ class KnowledgeDistiller:
         stages = stages_of(loss_model.config, args)
         if len(stages) > 1 and (optimizer is not None or lr_scheduler is not None):
             raise ConfigError("each stage has an optimizer and a schedule of its own: leave yours out, or the stages")
-        output_dir = None if output_dir is None else Path(output_dir)
+        output_dir = None if output_dir is None else as_place(output_dir)
         place = join_processes(device)
 
         check_one_source(train_dataloader, train_dataset, "train")
         check_one_source(dev_dataloader, eval_dataset, "dev")
+        datasets_given = [rows is not None for rows in (train_dataset, eval_dataset)]
+        has_dev_data = dev_dataloader is not None or eval_dataset is not None
+        check_read(compute_metrics, data_collator, evaluator, has_dev_data, any(datasets_given))
         names = class_names(student_model)
         train_dataset, eval_dataset = (
             with_class_numbers(rows_of_file(rows), names) for rows in (train_dataset, eval_dataset)
@@ -173,9 +186,12 @@ class KnowledgeDistiller:
         accelerator = make_accelerator(args, place, precision.mixed_precision, output_dir)
         for model in students.values():
             model.to(accelerator.device)
-        check_callbacks(callbacks)
+        callbacks = check_callbacks(callbacks)
         notes = to_float32(students, args)
-        callbacks = list(callbacks)
+        own_loader = train_dataloader is not None and not datasets_given[0]
+        notes += notes_of_unread(
+            args, own_loader, optimizer is not None, lr_scheduler is not None, output_dir, evaluator
+        )
         if isinstance(train_dataloader, Callback) and train_dataloader not in callbacks:
             callbacks.insert(0, train_dataloader)  # a data-free source learns between the steps
         self.run = Run(
@@ -374,8 +390,10 @@ class KnowledgeDistiller:
 
     def _open_output(self, directory: Path, resume: bool | str | Path) -> None:
         """Make the output directory this run's own, or go on from what it holds."""
+        if not isinstance(resume, bool):
+            resume = as_place(resume, "resume_from_checkpoint")
         identity = checkpoints.check_directory(self.run, bool(resume))
-        folder = Path(resume) if isinstance(resume, (str, Path)) else directory
+        folder = directory if isinstance(resume, bool) else resume
         if resume and (checkpoint_files.checkpoints(folder) or folder != directory):
             self.load_state(student=folder, projections=folder, optimizer=folder, progress=folder)
         checkpoints.claim_directory(self.run, identity, bool(resume))

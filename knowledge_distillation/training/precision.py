@@ -92,14 +92,17 @@ def _choose(
 
 def kept_precision(settings: TrainingSettings, output_dir: Path | None) -> tuple[str | None, str | None]:
     """The precision, and the type of the teacher's weights, in which a run in the folder, or a cache, was begun."""
-    run, cached = {}, None
+    run: Any = None
+    cached = None
     if output_dir is not None and not settings.overwrite_output_dir:
-        run = _read(output_dir / "run.json").get("run", {})
+        run = _read(output_dir / "run.json").get("run")
     if settings.teacher_cache is not None:
         folder = Path(settings.teacher_cache)
         caches = [folder / "cache.json", *sorted(folder.glob("*/cache.json")), *sorted(folder.glob("*/*/cache.json"))]
         cached = next(filter(None, (_read(path).get("computed_in") for path in caches)), None)
-    return run.get("mixed_precision"), run.get("teacher_dtype") or cached
+    known = run if isinstance(run, dict) else {}
+    precision, of_teacher = known.get("mixed_precision"), known.get("teacher_dtype")
+    return precision if precision in _NAMES else None, of_teacher if of_teacher in _DTYPES else cached
 
 
 def _read(path: Path) -> dict[str, Any]:

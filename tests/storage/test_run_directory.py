@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import pytest
 from runs import contents, distiller, history, same, weights
 from training_script import forked
 
-from knowledge_distillation import Callback, CheckpointError
+from knowledge_distillation import Callback, CheckpointError, ConfigError
+from knowledge_distillation.errors import WriteError
 from knowledge_distillation.storage import run_directory
 from knowledge_distillation.storage.run_directory import take
 
@@ -143,3 +147,62 @@ def test_a_killed_process_lets_go_and_a_forked_one_does_not_hold(tmp_path: Path)
     os.waitpid(child, 0)
     assert again is not None
     again()
+
+
+@pytest.mark.case("F6")
+@pytest.mark.parametrize("place", ["", " ", 5, b"out", ["out"], "a\0b"])
+def test_what_is_no_path_is_refused(place) -> None:
+    with pytest.raises(ConfigError, match="output_dir is the path of a directory; found "):
+        distiller(output_dir=place)
+    with pytest.raises(ConfigError, match="resume_from_checkpoint is the path of a directory; found "):
+        distiller(output_dir="never").train(resume_from_checkpoint=place)
+    assert not os.path.exists("never")
+
+
+def test_a_tilde_is_the_home_directory_and_any_letters_are_a_name(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    distiller(output_dir="~/ä ö 日本 'x'").train()
+    assert history(tmp_path / "ä ö 日本 'x'")
+
+
+@pytest.mark.case("F11")
+def test_a_disk_that_is_full_is_one_error_and_what_was_there_is_whole(tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys\n"
+        "from runs import distiller\n"
+        "from knowledge_distillation import Callback, DistillationError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "class Full(Callback):\n"
+        "    def on_step_end(self, run):\n"
+        "        if run.progress.step == 4:\n"
+        "            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "try:\n"
+        "    distiller(output_dir=sys.argv[1], num_train_epochs=2, callbacks=[Full()]).train()\n"
+        "except DistillationError as error:\n"
+        "    assert isinstance(error, OSError)\n"
+        "    print(error)\n"
+    )
+    command, where = [sys.executable, "-c", script, tmp_path], {"PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **where})
+    assert f"{tmp_path / 'checkpoints'} cannot be written: " in told.stdout, told.stderr[-500:]
+    assert "too large" in told.stdout.lower() and "What lay there before is whole" in told.stdout
+    run = distiller(output_dir=tmp_path, num_train_epochs=2)
+    run.train(resume_from_checkpoint=True)
+    assert run.progress.step == 6
+
+
+@pytest.mark.case("F11")
+def test_what_lies_in_the_way_of_a_save_is_taken_away(tmp_path: Path) -> None:
+    (tmp_path / ".student.tmp").write_text("cut short")
+    distiller(output_dir=tmp_path).train()
+    assert (tmp_path / "student" / "config.json").is_file() and not (tmp_path / ".student.tmp").exists()
+
+
+@pytest.mark.case("F11")
+def test_a_folder_that_is_gone_while_the_run_writes_is_named(tmp_path: Path) -> None:
+    class Gone(Callback):
+        def on_step_end(self, run):
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+    with pytest.raises(WriteError, match="out/history.jsonl cannot be written: No such file or directory"):
+        distiller(output_dir=tmp_path / "out", callbacks=[Gone()]).train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,39 @@ def test_json_that_is_cut_short_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{name} cannot be read"):
         distiller(output_dir=tmp_path, num_train_epochs=2).train(resume_from_checkpoint=True)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[1]\n", "is no history of a run: line 1 has no step"),
+        (b'{"step": 1}\n{"loss": 2}\n', "is no history of a run: line 2 has no step"),
+        (b"\xff\xff\n", "cannot be read"),
+    ],
+)
+def test_a_history_of_something_else_is_named(content: bytes, told: str, tmp_path: Path) -> None:
+    finished(tmp_path)
+    (tmp_path / "history.jsonl").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"history.jsonl {told}"):
+        distiller(output_dir=tmp_path, num_train_epochs=2).train(resume_from_checkpoint=True)
+    assert (tmp_path / "history.jsonl").read_bytes() == content
+
+
+def test_files_and_folders_in_each_others_place_are_named(tmp_path: Path) -> None:
+    finished(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").write_text("")
+    (tmp_path / "other" / "run.json").mkdir(parents=True)
+    for folder, told in ((tmp_path, "checkpoints is no directory"), (tmp_path / "other", "run.json is no file")):
+        with pytest.raises(CheckpointError, match=f"cannot resume .*{told}"):
+            distiller(output_dir=folder, num_train_epochs=2).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '{"run": null}', '{"run": {"mixed_precision": "fp99"}}'])
+def test_a_run_json_of_something_else_is_another_run(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match="this is not the run it holds"):
+        distiller(output_dir=tmp_path, mixed_precision="auto").train(resume_from_checkpoint=True)
 
 
 def test_a_foreign_checkpoint_does_not_fit(tmp_path: Path) -> None:
