@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import DataError
+from .dataset_rows import first_row
 
 _COLUMNS = ("labels", "label")  # transformers' collators call either `labels`
 
@@ -37,10 +38,10 @@ def with_class_numbers(dataset: Any, names: Sequence[str]) -> Any:
     Raises:
         DataError: a text that is none of them.
     """
-    column = next((name for name in _COLUMNS if isinstance(_label_of(dataset, name), str)), None)
+    column = next((name for name in _COLUMNS if any(isinstance(one, str) for one in _labels_of(dataset, name))), None)
     if column is None:
         return dataset
-    found = list(dict.fromkeys(row[column] for row in dataset))
+    found = list(dict.fromkeys(row.get(column) for row in dataset))
     unknown = [text for text in found if text not in names]
     if unknown:
         known = f"those of the student are {', '.join(names)}" if names else "the student's classes have no names"
@@ -55,8 +56,10 @@ def with_class_numbers(dataset: Any, names: Sequence[str]) -> Any:
     return dataset.cast_column(column, datasets.ClassLabel(names=list(names)))
 
 
-def _label_of(dataset: Any, column: str) -> Any:
-    """The first row's label."""
-    is_known = isinstance(dataset, list) or hasattr(dataset, "cast_column") and hasattr(dataset, "__len__")
-    row = dataset[0] if is_known and len(dataset) else None
-    return row.get(column) if isinstance(row, Mapping) else None
+def _labels_of(dataset: Any, column: str) -> list[Any]:
+    """The labels of a list's rows; of a data set, whose columns are of one type, that of its first row."""
+    if isinstance(dataset, list):
+        return [row.get(column) for row in dataset if isinstance(row, Mapping)]
+    is_known = hasattr(dataset, "cast_column") and hasattr(dataset, "__len__")
+    row = first_row(dataset) if is_known and len(dataset) else None
+    return [row.get(column)] if isinstance(row, Mapping) else []

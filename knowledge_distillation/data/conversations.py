@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..losses.labels import IGNORED_LABEL
+from .dataset_rows import first_row
 
 _MESSAGES, _PROMPT, _TEXT = {"messages"}, {"prompt", "completion"}, {"text"}
 _COMPLETION, _ASSISTANT = "completion_mask", "assistant_masks"  # as trl and transformers call them
@@ -28,7 +29,7 @@ def tokenized_rows(dataset: Any, tokenizer: Any, model: Any) -> Any:
     Raises:
         DataError: the tokenizer has no chat template, or it is not one from which what the assistant says can be told.
     """
-    row = dataset[0] if hasattr(dataset, "__getitem__") and len(dataset) else None
+    row = first_row(dataset) if hasattr(dataset, "__getitem__") and len(dataset) else None
     if not isinstance(row, Mapping) or "input_ids" in row:
         return dataset
     form = next((form for form in (_MESSAGES, _PROMPT, _TEXT) if form <= row.keys()), None)

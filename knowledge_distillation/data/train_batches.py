@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -28,6 +29,8 @@ from .streams import is_stream, stream_loader
 from .token_budget import TokenBudgetBatchSampler
 
 Place: TypeAlias = Accelerator | PartialState  # which process of how many this is, and its device
+logger = logging.getLogger(__name__)
+
 _OWN_SHARES = (LengthGroupedBatchSampler, TokenBudgetBatchSampler)  # samplers that know of processes
 
 
@@ -62,6 +65,11 @@ class TrainBatches:
     def first(self) -> list[Any]:
         """The first batch, where this process has one."""
         states = self._states()
+        if isinstance(self.loader, (str, bytes, Mapping)):
+            raise DataError(
+                f"the {self.what} data is a {type(self.loader).__name__}, and an iterable of batches is needed: one "
+                "batch is given as [batch], a file of rows as a dataset"
+            )
         with seeded(self.seed):
             try:
                 iterator = iter(self.loader)
@@ -76,7 +84,7 @@ class TrainBatches:
 
     def __len__(self) -> int:
         """Batches of an epoch on the process that has most. Raises TypeError where the data has no length."""
-        return self.max_over_processes(len(self.loader))  # type: ignore[arg-type]
+        return self.max_over_processes(_length(self.loader))
 
     def max_over_processes(self, number: int) -> int:
         """The largest of all processes' numbers."""
@@ -93,18 +101,36 @@ class TrainBatches:
         """
         batches, number = self._epoch(epoch, skip), skip
         try:
-            left: float = math.ceil(max(0, len(self) - skip) / size)
+            said: float = len(self)
         except TypeError:
-            left = math.inf
+            said = math.inf
+        left = said if said == math.inf else math.ceil(max(0, said - skip) / size)
         while left:
             after = f" or one of the {size - 1} after it" if size > 1 else ""
             with _drawing(f"batch {number + 1} of epoch {epoch + 1}{after}"):
                 window = list(itertools.islice(batches, size))
             number += len(window)
-            if left == math.inf and not self.max_over_processes(len(window)):
-                return
+            if not number:
+                raise DataError(
+                    f"the {self.what} data gave no batch in epoch {epoch + 1}: can it be iterated more than once?"
+                )
+            asks = left == math.inf or self.accelerator.num_processes == 1
+            if asks and not self.max_over_processes(len(window)):
+                break
             yield window
             left -= 1
+        if epoch == 0 and skip < number:
+            self._compare_length(said, number, batches)
+
+    def _compare_length(self, said: float, number: int, batches: Iterator[Any]) -> None:
+        """Warn where an epoch had another number of batches than the data says it has."""
+        if said == math.inf or self.accelerator.num_processes > 1 or _is_counted(self.loader):
+            return
+        with seeded(self.seed):
+            more = number >= said and next(batches, _END) is not _END
+        if more or number < said:
+            gave = f"has more: an epoch ends after {said}" if more else f"gave {number}: schedules follow what it says"
+            logger.warning("the %s data says that it has %s batches, and %s", self.what, said, gave)
 
     def _epoch(self, epoch: int, skip: int) -> Iterator[Any]:
         owner: Any = getattr(self.loader, "batch_sampler", None)
@@ -119,11 +145,8 @@ class TrainBatches:
             drawn = None
             for _ in range(max(skip, 1)):
                 drawn = next(iterator, _END)
-        if drawn is _END and not skip:
-            raise DataError(
-                f"the training data gave no batch in epoch {epoch + 1}: can it be iterated more than once?"
-            )
-        yield from iterator if skip else itertools.chain([drawn], iterator)
+        if drawn is not _END:
+            yield from iterator if skip else itertools.chain([drawn], iterator)
 
     @contextmanager
     def generators_kept(self) -> Iterator[None]:
@@ -148,7 +171,7 @@ class TrainBatches:
 
     def _within(self, batches: int) -> bool:
         try:
-            return 0 < batches < len(self.loader)  # type: ignore[arg-type]
+            return 0 < batches < _length(self.loader)
         except TypeError:
             return batches > 0
 
@@ -170,6 +193,20 @@ class TrainBatches:
 _END = object()
 
 
+def _length(loader: Any) -> int:
+    """How many batches there are. Raises TypeError where the data does not say, in whatever way."""
+    try:
+        return len(loader)
+    except (NotImplementedError, AttributeError) as error:
+        raise TypeError(str(error)) from error
+
+
+def _is_counted(loader: Any) -> bool:
+    """Whether a length is counted, not said."""
+    of_rows = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    return of_rows or isinstance(loader, (list, tuple))
+
+
 @contextmanager
 def _drawing(batch: str) -> Iterator[None]:
     """An error within the context says which batch could not be made."""
@@ -179,7 +216,9 @@ def _drawing(batch: str) -> Iterator[None]:
         said = str(error).rstrip().rpartition("\n")[2] if "Original Traceback" in str(error) else str(error)
         raise type(error)(f"{batch}: {said}") from error
     except Exception as error:
-        raise DataError(f"{batch} cannot be made: {type(error).__name__}: {error}") from error
+        said = str(error).rstrip()
+        said = said.rpartition("\n")[2] if "Original Traceback" in said else f"{type(error).__name__}: {said}"
+        raise DataError(f"{batch} cannot be made: {said}") from error
 
 
 class _EveryNth:
@@ -197,7 +236,7 @@ class _EveryNth:
             tell(epoch)
 
     def __len__(self) -> int:
-        return max(0, math.ceil((len(self.batches) - self.start) / self.step))  # type: ignore[arg-type]
+        return max(0, math.ceil((_length(self.batches) - self.start) / self.step))
 
 
 def _sharded(loader: Iterable[Any], accelerator: Place) -> Iterable[Any]:
@@ -247,7 +286,7 @@ def loader_of(
         return stream if train else _sharded(stream, accelerator)  # type: ignore[return-value]
     dataset = tokenized_rows(dataset, processing_class, student) if data_collator is None else dataset
     check_rows(dataset, processing_class, train)
-    rows = without_text(dataset)
+    rows = _rows_for(data_collator, dataset)
     bucket = settings.length_bucket if train else None
     lengths = lengths_of(rows) if settings.group_by_length or bucket else None
     limited = [name for name in ("max_tokens_per_batch", "length_bucket") if getattr(settings, name)]
@@ -268,6 +307,20 @@ def loader_of(
         num_workers=settings.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+
+
+def _rows_for(data_collator: Callable[..., Any] | None, dataset: Any) -> Any:
+    """The rows without what no tensor can hold; with their text where a collator of one's own reads it."""
+    rows = without_text(dataset, text_alone=data_collator is not None)
+    if data_collator is not None and rows is not dataset:
+        with seeded(0):
+            try:
+                data_collator([rows[0]])
+            except KeyError:
+                return dataset
+            except Exception:  # the first batch says it, with its rows
+                return rows
+    return rows
 
 
 def _sampler(

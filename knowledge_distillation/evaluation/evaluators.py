@@ -283,7 +283,7 @@ def _check_labels(labels: Tensor, output: Tensor) -> None:
         raise DataError(f"labels {shape_of(labels)} are not one for each of {rows} rows")
     if labels.shape != output.shape[:-1] or classes == 1:
         return
-    odd = ((labels < 0) | (labels >= classes) | (labels != labels.round())) & (labels != IGNORED_LABEL)
+    odd = ((labels < 0) | (labels >= classes) | (labels != labels.long())) & (labels != IGNORED_LABEL)
     if odd.any():
         place = int(odd.flatten().nonzero()[0])
         row = place // max(1, labels[0].numel())

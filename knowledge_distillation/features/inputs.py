@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, DataError, DistillationError
+from ..errors import ConfigError, DataError, DistillationError, shown
 from .decoder_inputs import decoder_inputs
 from .signature import forward_parameters, inner_model, positional
 
@@ -29,8 +29,34 @@ def same_inputs(device: torch.device, batch: Any) -> tuple[Any, Any]:
             f"a batch is a {type(batch).__name__}; a dict or a tuple of tensors is needed, or a data adaptor that "
             "makes them of it"
         )
-    moved = send_to_device(batch, device, non_blocking=device.type == "cuda")
+    moved = send_to_device(_as_tensors(batch), device, non_blocking=device.type == "cuda")
     return moved, moved
+
+
+def _as_tensors(batch: Any) -> Any:
+    """A batch whose arrays and lists of numbers are tensors; what else it holds stays as it is."""
+    if isinstance(batch, Mapping) and any(isinstance(value, (np.ndarray, list)) for value in batch.values()):
+        return {key: _as_tensor(value) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)) and any(isinstance(value, np.ndarray) for value in batch):
+        return [_as_tensor(value) if isinstance(value, np.ndarray) else value for value in batch]
+    return batch
+
+
+def _as_tensor(value: Any) -> Any:
+    """An array of numbers, or lists of them of one length, as a tensor; everything else as it is."""
+    if isinstance(value, list) and value and _is_of_numbers(value):
+        try:
+            return torch.tensor(value)
+        except (ValueError, TypeError, RuntimeError):  # rows of several lengths, a number too large
+            return value
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
+
+
+def _is_of_numbers(values: Any) -> bool:
+    """Whether the first of lists of lists of values is a number."""
+    while isinstance(values, list) and values:
+        values = values[0]
+    return isinstance(values, (bool, int, float))
 
 
 def adapt_batch(adaptor: DataAdaptor, device: torch.device, batch: Any) -> tuple[Any, Any]:
@@ -97,12 +123,27 @@ def _as_numbers(labels: Any, inputs: Inputs) -> Any:
                 f"labels are texts, such as {labels[0]!r}: class numbers are needed. A data set makes them of texts "
                 "by class_encode_column"
             )
-        if isinstance(labels[0], (Mapping, Tensor)):  # what a picture holds: only the model itself can read it
-            return labels
+        if isinstance(labels[0], Tensor) and all(isinstance(one, Tensor) and one.dim() == 0 for one in labels):
+            labels = torch.stack(list(labels))
+        if isinstance(labels[0], (Mapping, Tensor)) and not isinstance(labels, Tensor):
+            return labels  # what a picture holds: only the model itself can read it
         device = next((value.device for value in inputs.values() if isinstance(value, Tensor)), None)
-        labels = torch.as_tensor(np.asarray(labels)).to(device)
-    whole = isinstance(labels, Tensor) and not labels.is_floating_point() and not labels.is_complex()
-    return labels.long() if whole else labels
+        labels = _one_tensor(labels).to(device)
+    if isinstance(labels, Tensor) and labels.is_complex():
+        raise DataError("labels are complex numbers: class numbers or real numbers are needed")
+    return labels.long() if isinstance(labels, Tensor) and not labels.is_floating_point() else labels
+
+
+def _one_tensor(labels: Any) -> Tensor:
+    if isinstance(labels, Tensor):
+        return labels
+    try:
+        array = np.asarray(labels)
+        return torch.as_tensor(array.astype(np.int64) if array.dtype.kind == "O" else array)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"labels {shown(labels, 80)} are not numbers, one for each row or as many in each: {error}"
+        ) from error
 
 
 def forward_inputs(inputs: Inputs, model: nn.Module, with_labels: bool = False) -> dict[str, Any]:
@@ -163,6 +204,19 @@ def check_token_ids(model: nn.Module, inputs: Inputs, who: str) -> None:
         )
 
 
+def check_mask(inputs: Inputs, who: str) -> None:
+    """Raise where the attention mask of a batch does not tell which of its tokens count."""
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or mask.dim() != 2 or not mask.numel():
+        return
+    if mask.shape != ids.shape and inputs.get("past_key_values") is None:
+        raise DataError(f"the {who}'s attention_mask {shape_of(mask)} does not fit input_ids {shape_of(ids)}")
+    if mask.dtype != torch.bool and float(mask.min()) < 0:
+        raise DataError(
+            f"attention_mask is 1 for tokens that count and 0 for padding; the {who}'s holds {float(mask.min()):g}"
+        )
+
+
 def same_tokens(ids: Any, others: Any) -> bool:
     """Whether two models get the same token ids, or none."""
     if isinstance(ids, Tensor) and isinstance(others, Tensor):
@@ -179,8 +233,21 @@ def on_first_batch(who: str, inputs: Inputs) -> Iterator[None]:
         raise
     except Exception as error:
         raise DataError(
-            f"the {who} fails on the first batch ({shapes_of(inputs)}): {type(error).__name__}: {error}"
+            f"the {who} fails on the first batch ({shapes_of(inputs)}): {why_empty(inputs) or error_text(error)}"
         ) from error
+
+
+def error_text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def why_empty(inputs: Any) -> str:
+    """In words, that a batch has no rows, or its rows no tokens; nothing where it has."""
+    ids = [inputs[key] for key in ("input_ids", "inputs_embeds") if isinstance(inputs.get(key), Tensor)]
+    tensors = [value for value in inputs.values() if isinstance(value, Tensor) and value.dim()]
+    if tensors and not any(len(tensor) for tensor in tensors):
+        return "it has no rows"
+    return "its rows have no tokens" if any(one.dim() > 1 and one.shape[1] == 0 for one in ids) else ""
 
 
 def first_rows(inputs: Inputs, rows: int = 2) -> dict[str, Any]:

@@ -54,7 +54,10 @@ class Answers:
                 outside |= ~classes.bool().gather(1, labels.masked_fill(outside, 0)[:, None])[:, 0]
             labels = labels.masked_fill(outside, IGNORED_LABEL)
         if self.yes_or_no:
-            labels = labels.reshape(labels.shape[0], -1).long()
+            labels = labels.reshape(labels.shape[0], -1)
+            if labels.is_floating_point():  # what is neither 0 nor 1 must not become one of them
+                labels = torch.where(labels == labels.round(), labels, 2.0)
+            labels = labels.long()
         made: Any = copy.copy(context)
         if isinstance(made, Context):
             made.memo = {}
@@ -106,6 +109,8 @@ def answers_of(
         )
     if loss.class_weights is not None and student.shape[-1] > 1:
         raise ConfigError(f"class_weights weigh the classes of one choice, and each class of {feature} is a yes or no")
+    if isinstance(labels, Tensor) and not are_yes_or_no(labels):
+        raise ConfigError(f"labels of {feature} are 0 or 1 for each class (-100: not counted); these hold others")
     return Answers(yes_or_no=True)
 
 

@@ -17,6 +17,7 @@ from ..features.catalogue import Catalogue
 from ..features.deferred import Deferred
 from ..features.inputs import (
     Inputs,
+    check_mask,
     check_token_ids,
     check_tokenizer,
     checked_inputs,
@@ -126,6 +127,7 @@ def _check_vocabularies(
             check_tokenizer(model, who, tokenizer)
     for model, inputs, who in of_teachers + of_students:
         check_token_ids(model, inputs, who)
+        check_mask(inputs, who)
 
 
 # --- every model on the batch ----------------------------------------------------------------------------------------

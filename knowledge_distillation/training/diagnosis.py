@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError, DistillationError, listed
 from ..features.batch_context import make_context
-from ..features.inputs import adapt_batch, merged_inputs, shapes_of
+from ..features.inputs import adapt_batch, merged_inputs, shape_of, shapes_of, why_empty
 from ..losses.arguments import MASKS
 from ..losses.labels import IGNORED_LABEL
 from ..objective.loss_model import MultiLayerBasedDistillationLoss
@@ -67,7 +67,11 @@ def _problems(run: Run, raw: Any, error: Exception) -> list[str]:
     """What is wrong with a batch, as far as it can be seen; where looking fails too, nothing."""
     try:
         of_teacher, of_student = adapt_batch(run.train_data_adaptor, _HOST, raw)
-        found = list(_of_context(run, named(run, of_teacher, of_student)))
+        inputs = named(run, of_teacher, of_student)
+        empty = why_empty(inputs[0][""])
+        if empty:
+            return [empty]
+        found = list(_of_rows(run, inputs[0][""])) or list(_of_context(run, inputs))
         if not found and "CUDA error" not in str(error):
             found = list(failures(run, adapt(run, raw)))
     except torch.OutOfMemoryError:
@@ -97,15 +101,34 @@ def _of_context(run: Run, inputs: tuple[Inputs, Inputs]) -> Iterator[str]:
         yield problem
 
 
+def _of_rows(run: Run, student: Mapping[str, Any]) -> Iterator[str]:
+    """What does not have as many rows, or a mask as many tokens, as the tokens of the batch."""
+    ids = student.get("input_ids", student.get("pixel_values"))
+    if not isinstance(ids, Tensor) or ids.dim() < 2:
+        return
+    readers = [b.entry.index for b in run.loss_model.bound.values() if b.loss.labelled]
+    for key, tokens in (("labels", False), ("attention_mask", True)):
+        value = student.get(key) if tokens or readers else None
+        if not isinstance(value, Tensor):
+            continue
+        if value.shape[:1] != ids.shape[:1]:
+            reader = "" if tokens else f"distill_config[{readers[0]}]: "
+            yield f"{reader}{key} {shape_of(value)} are not one for each of {len(ids)} rows"
+        elif tokens and value.dim() == 2 and value.shape != ids.shape:
+            yield f"{key} {shape_of(value)} does not fit input_ids {shape_of(ids)}"
+
+
 def label_problem(loss_model: MultiLayerBasedDistillationLoss, labels: Tensor) -> str | None:
     """The rows whose label is none of the classes that an entry compares with it; None where there are none."""
-    if labels.is_floating_point() or not labels.numel():
+    if not labels.numel():
         return None
     for bound in loss_model.bound.values():
         loss, classes = bound.loss, max(bound.classes, 2)  # one logit is for two classes
         if not (loss.by_name and loss.compares_labels and (loss.name == "cross_entropy" or not loss.entry.hard)):
             continue
-        wrong = ((labels < 0) | (labels >= classes)) & (labels != IGNORED_LABEL)
+        if labels.is_floating_point() and not bound.answers.yes_or_no:
+            return f"labels are real numbers, and distill_config[{bound.entry.index}] takes class numbers"
+        wrong = ((labels < 0) | (labels >= classes) | (labels != labels.long())) & (labels != IGNORED_LABEL)
         if wrong.any():
             places = wrong.flatten().nonzero().flatten().tolist()
             width = labels[0].numel()

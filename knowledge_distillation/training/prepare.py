@@ -14,7 +14,7 @@ from torch import nn
 from ..config.entry import Entry
 from ..data.train_batches import seeded
 from ..data.two_tokenizers import two_token_streams
-from ..errors import ConfigError, raise_all
+from ..errors import ConfigError, DataError, raise_all
 from ..features import attention
 from ..features.batch_context import batch_size
 from ..plan.bind import bind, token_by_token
@@ -123,6 +123,9 @@ def count_steps(run: Run) -> None:
         run.steps_per_epoch = math.ceil(len(run.batches) / run.settings.gradient_accumulation_steps)
     except TypeError:
         run.steps_per_epoch = 0
+    else:
+        if not run.steps_per_epoch:
+            raise DataError("the training data says that it has 0 batches, and has some: its length is wrong")
     for stage in run.stages:
         if run.steps_of(stage.settings) is None and any(entry.schedule for entry in stage.entries):
             raise ConfigError("a schedule follows the progress of the run, and the data has no length: set max_steps")

@@ -263,7 +263,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], type[DistillationError], li
         ["the teacher takes nothing of what the batch has (text, labels). It takes: input_ids, attention_mask"],
     ),
     "batches of lists": (
-        lambda: {"train_dataloader": [{"input_ids": [[1, 2], [3, 4]]}]},
+        lambda: {"train_dataloader": [{"input_ids": [[1, 2], [3]]}]},
         DataError,
         ["the teacher fails on the first batch (input_ids list): AttributeError"],
     ),

@@ -302,3 +302,155 @@ def test_a_later_batch_of_the_evaluation_data_is_named() -> None:
     with pytest.raises(DataError, match="batch 2 of the evaluation data .* has no labels, which those before it have"):
         distiller(dev_dataloader=data).train()
     assert isinstance(distiller(dev_dataloader=data).evaluator, TaskEvaluator)
+
+
+ODD_LABELS: dict[str, tuple[Any, str]] = {
+    "too few": (labels([0, 1, 1]), "labels 3 are not one for each of 4 rows"),
+    "too many": (labels([0, 1] * 4), "labels 8 are not one for each of 4 rows"),
+    "one for all": (torch.tensor(1), "labels scalar are not one for each of 4 rows"),
+    "real": (torch.tensor([0.0, 1.0, 1.0, 0.3]), "labels are real numbers, and distill_config[0] takes class numbers"),
+    "missing in a list": ([0, None, 1, 0], "labels [0, None, 1, 0] are not numbers"),
+    "ragged": ([[0], [1, 1], [0], [0]], "labels [[0], [1, 1], [0], [0]] are not numbers"),
+    "complex": (torch.ones(4, dtype=torch.complex64), "labels are complex numbers"),
+    "a mask that is too short": (None, "attention_mask 4×3 does not fit input_ids 4×9"),
+}
+
+
+@pytest.mark.case("D8")
+@pytest.mark.parametrize("what", ODD_LABELS)
+def test_odd_labels_and_masks_of_a_later_batch_are_said_in_words(what: str) -> None:
+    given, message = ODD_LABELS[what]
+    changes = {"attention_mask": torch.ones(4, 3)} if given is None else {"labels": given}
+    with pytest.raises(DataError) as raised:
+        distiller([*HARD, *HIDDEN], train_dataloader=second(**changes)).train()
+    assert message in str(raised.value) and "batch 2 of epoch 1" in str(raised.value)
+
+
+@pytest.mark.case("D4")
+def test_a_share_of_a_label_is_no_label_and_never_taken_for_0() -> None:
+    def run(*shares: float) -> Any:
+        data = [{**b, "labels": torch.full((4, 3), value)} for b, value in zip(batches(2), shares, strict=True)]
+        student = bert(1, num_labels=3, problem_type="multi_label_classification")
+        return distiller(HARD, None, student, train_dataloader=data)
+
+    assert run(1.0, 1.0).train()["loss"] > 0
+    with pytest.raises(DistillationError, match=r"labels of output.logits \(4, 3\) are 0 or 1 for each class"):
+        run(0.3, 1.0).train()
+    with pytest.raises(DataError, match="batch 2 of epoch 1 .*row 0 has label 0.3.*, and the classes are 0 to 1"):
+        run(1.0, 0.3).train()
+
+
+@pytest.mark.case("D17")
+@pytest.mark.parametrize("form", ["arrays", "lists", "arrays of objects", "tensors in a list"])
+def test_batches_of_arrays_and_lists_train_as_those_of_tensors(form: str) -> None:
+    def changed(batch: dict[str, Tensor]) -> dict[str, Any]:
+        if form == "arrays of objects":
+            return {**batch, "labels": batch["labels"].numpy().astype(object)}
+        if form == "tensors in a list":
+            return {**batch, "labels": list(batch["labels"])}
+        return {key: value.numpy() if form == "arrays" else value.tolist() for key, value in batch.items()}
+
+    data = [changed(batch) for batch in batches()]
+    given = distiller(HARD, None, bert(1), train_dataloader=data, dev_dataloader=data).train()
+    assert given == distiller(HARD, None, bert(1), train_dataloader=batches(), dev_dataloader=batches()).train()
+
+
+@pytest.mark.case("D17")
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (torch.ones(4, 3), "attention_mask 4×3 does not fit input_ids 4×6"),
+        (torch.full((4, 6), -1e4), "1 for tokens that count and 0 for padding; the teacher's holds -10000"),
+    ],
+)
+def test_a_mask_that_tells_nothing_of_the_tokens_is_refused(mask: Tensor, told: str) -> None:
+    data = batches(3)
+    data[0] = {**data[0], "attention_mask": mask}
+    with pytest.raises(DataError, match=told):
+        distiller(HIDDEN, train_dataloader=data).train()
+
+
+@pytest.mark.case("D17")
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("rows_too", [True, False])
+def test_a_batch_of_nothing_is_said(place: int, rows_too: bool) -> None:
+    data = batches(3)
+    data[place] = {k: v[:0] if rows_too else v[:, :0] if v.dim() > 1 else v for k, v in data[place].items()}
+    with pytest.raises(DataError, match="it has no rows" if rows_too else "its rows have no tokens"):
+        distiller(train_dataloader=data).train()
+
+
+class Says:
+    """Three batches that say a length of their own."""
+
+    def __init__(self, length: Any) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        if isinstance(self.length, int):
+            return self.length
+        raise self.length
+
+    def __iter__(self) -> Any:
+        return iter(batches(3))
+
+
+@pytest.mark.case("D18")
+def test_data_that_says_a_wrong_length_trains_on_what_it_gives_and_no_step_is_made_of_nothing(caplog: Any) -> None:
+    def run(data: Any) -> Any:
+        steady = {"lr_scheduler_type": "constant", "warmup_ratio": 0}
+        return distiller(HARD, None, bert(1), train_dataloader=data, **steady)
+
+    whole = run(batches()).train()
+    for said, steps, told in ((10, 3, "has 10 batches, and gave 3"), (1, 1, "has 1 batches, and has more")):
+        caplog.clear()
+        odd = run(Says(said))
+        assert (odd.train() == whole) is (said == 10)
+        assert odd.progress.step == steps and told in caplog.text
+    assert run(Says(NotImplementedError("no length"))).train() == whole
+    with pytest.raises(DataError, match="says that it has 0 batches, and has some"):
+        run(Says(0)).train()
+
+
+@pytest.mark.case("D18")
+def test_one_batch_or_a_path_is_no_loader() -> None:
+    for given in (batches(1)[0], "train.csv"):
+        with pytest.raises(DataError, match="an iterable of batches is needed: one batch is given as"):
+            distiller(train_dataloader=given).train()
+
+
+@pytest.mark.case("D18")
+def test_tables_and_odd_rows_are_named() -> None:
+    good = [{"input_ids": [1, 2, 3], "labels": 0} for _ in range(6)]
+    table = datasets.Dataset.from_list(good)
+    for given, told in (
+        (table.to_pandas(), "DataFrame, which gives no row by its number: datasets.Dataset.from_pandas"),
+        (datasets.DatasetDict(train=table), "DatasetDict, which gives no row by its number: give one of its parts"),
+        ({"input_ids": [[1]]}, "a dict, which gives no row by its number: datasets.Dataset.from_dict"),
+        (["a film", "a plot"], "rows of the training data are str, such as 'a film': dicts are needed"),
+        ([*good[:3], None], "row 3 of the data set has no 'input_ids', as the first row has: TypeError"),
+        ([*good[:2], {"labels": 1}], "row 2 of the data set has no 'input_ids', as the first row has: KeyError"),
+        ([*good[:2], {"input_ids": [1], "labels": "bad"}], r"labels are texts \(0, 'bad'\)"),
+    ):
+        with pytest.raises(DataError, match=told):
+            distiller(HARD, train_dataset=given, processing_class=tokenizer_of(40))
+
+
+@pytest.mark.case("D18")
+def test_columns_that_no_tensor_holds_are_left_out_and_a_collator_may_read_the_text() -> None:
+    plain = [{"input_ids": [1, 2, 3 + i % 2], "labels": i % 2} for i in range(6)]
+    other = {"none": None, "meta": {"by": "me"}, "words": ["a", "b"], "text": "a"}
+    odd = datasets.Dataset.from_list([{**row, **other} for row in plain])
+
+    def loss(data: Any, **options: Any) -> float:
+        return distiller(HARD, None, bert(1), train_dataset=data, per_device_train_batch_size=2, **options).train()[
+            "loss"
+        ]
+
+    def by_text(given: list[dict[str, Any]]) -> dict[str, Tensor]:
+        assert all(row["text"] == "a" for row in given)
+        return {key: torch.tensor([row[key] for row in given]) for key in ("input_ids", "labels")}
+
+    tokenizer = {"processing_class": tokenizer_of(40)}
+    assert loss(odd, **tokenizer) == loss(datasets.Dataset.from_list(plain), **tokenizer)
+    assert loss(odd, data_collator=by_text) > 0
