@@ -145,7 +145,7 @@ class KnowledgeDistiller:
         check_one_source(dev_dataloader, eval_dataset, "dev")
         datasets_given = [rows is not None for rows in (train_dataset, eval_dataset)]
         has_dev_data = dev_dataloader is not None or eval_dataset is not None
-        check_read(compute_metrics, data_collator, evaluator, has_dev_data, any(datasets_given))
+        check_read(compute_metrics, evaluator, has_dev_data)
         names = class_names(student_model)
         train_dataset, eval_dataset = (
             with_class_numbers(rows_of_file(rows), names) for rows in (train_dataset, eval_dataset)
@@ -190,7 +190,13 @@ class KnowledgeDistiller:
         notes = to_float32(students, args)
         own_loader = train_dataloader is not None and not datasets_given[0]
         notes += notes_of_unread(
-            args, own_loader, optimizer is not None, lr_scheduler is not None, output_dir, evaluator
+            args,
+            own_loader,
+            optimizer is not None,
+            lr_scheduler is not None,
+            output_dir,
+            evaluator,
+            data_collator is not None and not any(datasets_given),
         )
         if isinstance(train_dataloader, Callback) and train_dataloader not in callbacks:
             callbacks.insert(0, train_dataloader)  # a data-free source learns between the steps

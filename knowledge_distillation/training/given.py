@@ -79,23 +79,16 @@ def check_adaptors(loss_model: Any, **adaptors: Any) -> None:
             raise ConfigError(f"{side}_output_adaptor would not be called: give it to the loss_model")
 
 
-def check_read(
-    compute_metrics: Any, data_collator: Any, evaluator: Any, has_dev_data: bool, has_dataset: bool
-) -> None:
-    """See that functions that were given are for something.
+def check_read(compute_metrics: Any, evaluator: Any, has_dev_data: bool) -> None:
+    """See that metrics of one's own are for something.
 
     Raises:
-        ConfigError: one would never be called.
+        ConfigError: they would never be computed.
     """
     if compute_metrics is not None and evaluator is not None:
         raise ConfigError("compute_metrics would not be called: the evaluator is your own, and gives its own metrics")
     if compute_metrics is not None and not has_dev_data:
         raise ConfigError("compute_metrics would not be called: give dev_dataloader or eval_dataset as well")
-    if data_collator is not None and not has_dataset:
-        raise ConfigError(
-            "data_collator would not be called: it makes batches of a train_dataset or eval_dataset, and a loader "
-            "makes its own"
-        )
 
 
 def notes_of_unread(
@@ -105,8 +98,11 @@ def notes_of_unread(
     own_scheduler: bool,
     output_dir: Any,
     evaluator: Any,
+    idle_collator: bool,
 ) -> Iterator[str]:
-    """In words, the settings that were set and that nothing looks at."""
+    """In words, what was set and nothing looks at."""
+    if idle_collator:
+        yield "warning: not looked at: data_collator, since loaders make their own batches"
     defaults = {f.name: f.default for f in fields(TrainingSettings)}
     for unread, names, why in (
         (own_loader, _OF_BATCHES, "train_dataloader makes its own batches"),

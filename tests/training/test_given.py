@@ -43,7 +43,6 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: {"compute_metrics": "accuracy", "dev_dataloader": batches()},
         "compute_metrics is a callable; found 'accuracy'",
     ),
-    "a collator beside a loader": (lambda: {"data_collator": collate}, "data_collator would not be called"),
     "a collator by number": (lambda: {"data_collator": 5, "train_dataset": rows()}, "data_collator is a callable"),
     "an evaluator's class": (lambda: {"evaluator": Scores}, "evaluator is a class, Scores: give an object of it"),
     "an evaluator of one argument": (
@@ -86,6 +85,7 @@ def test_what_would_not_be_called_or_done_is_refused_before_the_first_step(what:
     ("given", "said"),
     [
         ({"per_device_train_batch_size": 2, "length_bucket": 8}, "per_device_train_batch_size, length_bucket, since"),
+        ({"data_collator": collate}, "data_collator, since loaders make their own batches"),
         ({"teacher_cache_top_k": 1}, "teacher_cache_top_k, since there is no teacher_cache"),
         ({"save_steps": 2}, "save_steps, since there is no output_dir to save checkpoints in"),
         (
