@@ -112,15 +112,13 @@ class KnowledgeDistiller:
         students = {"": student_model, **peers}
         check_apart(students, teachers)
         check_calls(
-            {
-                "evaluator": evaluator,
-                "compute_metrics": compute_metrics,
-                "data_collator": data_collator,
-                "train_data_adaptor": train_data_adaptor,
-                "dev_data_adaptor": dev_data_adaptor,
-                "teacher_output_adaptor": teacher_output_adaptor,
-                "student_output_adaptor": student_output_adaptor,
-            }
+            evaluator=evaluator,
+            compute_metrics=compute_metrics,
+            data_collator=data_collator,
+            train_data_adaptor=train_data_adaptor,
+            dev_data_adaptor=dev_data_adaptor,
+            teacher_output_adaptor=teacher_output_adaptor,
+            student_output_adaptor=student_output_adaptor,
         )
         if (loss_model is None) == (distill_config is None):
             raise ConfigError("give either distill_config or loss_model")
@@ -188,16 +186,12 @@ class KnowledgeDistiller:
             model.to(accelerator.device)
         callbacks = check_callbacks(callbacks)
         notes = to_float32(students, args)
-        own_loader = train_dataloader is not None and not datasets_given[0]
-        notes += notes_of_unread(
-            args,
-            own_loader,
-            optimizer is not None,
-            lr_scheduler is not None,
-            output_dir,
-            evaluator,
-            data_collator is not None and not any(datasets_given),
-        )
+        own = {"batches": train_dataloader is not None and not datasets_given[0], "optimizer": optimizer is not None}
+        own |= {
+            "schedule": lr_scheduler is not None,
+            "collator": data_collator is not None and not any(datasets_given),
+        }
+        notes += notes_of_unread(args, own, output_dir, evaluator)
         if isinstance(train_dataloader, Callback) and train_dataloader not in callbacks:
             callbacks.insert(0, train_dataloader)  # a data-free source learns between the steps
         self.run = Run(

@@ -27,7 +27,7 @@ _OF_RATE = ("optim", "optim_args", "learning_rate", "weight_decay")
 _OF_SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_ratio")
 
 
-def check_calls(given: Mapping[str, Any]) -> None:
+def check_calls(**given: Any) -> None:
     """See that what the run calls can be called, with as many arguments as it will be.
 
     Raises:
@@ -92,23 +92,21 @@ def check_read(compute_metrics: Any, evaluator: Any, has_dev_data: bool) -> None
 
 
 def notes_of_unread(
-    settings: TrainingSettings,
-    own_loader: bool,
-    own_optimizer: bool,
-    own_scheduler: bool,
-    output_dir: Any,
-    evaluator: Any,
-    idle_collator: bool,
+    settings: TrainingSettings, own: Mapping[str, bool], output_dir: Any, evaluator: Any
 ) -> Iterator[str]:
-    """In words, what was set and nothing looks at."""
-    if idle_collator:
+    """In words, what was set and nothing looks at.
+
+    Args:
+        own: whether batches, optimizer and schedule are the user's, and a collator that has no rows.
+    """
+    if own["collator"]:
         yield "warning: not looked at: data_collator, since loaders make their own batches"
     defaults = {f.name: f.default for f in fields(TrainingSettings)}
     for unread, names, why in (
-        (own_loader, _OF_BATCHES, "train_dataloader makes its own batches"),
+        (own["batches"], _OF_BATCHES, "train_dataloader makes its own batches"),
         (settings.teacher_cache is None, _OF_CACHE, "there is no teacher_cache"),
-        (own_optimizer, _OF_RATE, "the optimizer is your own"),
-        (own_optimizer or own_scheduler, _OF_SCHEDULE, "the schedule is that of your own"),
+        (own["optimizer"], _OF_RATE, "the optimizer is your own"),
+        (own["optimizer"] or own["schedule"], _OF_SCHEDULE, "the schedule is that of your own"),
         (output_dir is None, ("save_steps",), "there is no output_dir to save checkpoints in"),
         (evaluator is None, _OF_EVALUATIONS, "there is nothing to evaluate"),
     ):
