@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DataError, listed, nearest, shown
+from .column_scan import each_row
 from .columns import Columns, label_columns
 from .files import Splits
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-_BATCH = 10_000  # rows that are looked at together
 _MOST_COMPARED = 10_000  # evaluation rows that are looked for among the training rows
 
 
@@ -51,7 +50,7 @@ def _readable(rows: Dataset, columns: Columns, said: str, notes: list[str]) -> D
             raise DataError(f"the {said} rows have no column {name!r}.{near} Columns: {there}")
     for name in columns.text:
         rows = _as_text(rows, name, said)
-        kept = np.concatenate([_filled(batch.column(0)) for batch in _batches(rows, [name])])
+        kept = each_row(rows, [name], lambda batch: _filled(batch.column(0)))
         if not kept.any():
             raise DataError(f"none of the {len(rows):,} {said} rows has a text in column {name!r}")
         if not kept.all():
@@ -77,10 +76,6 @@ def _as_text(rows: Dataset, name: str, said: str) -> Dataset:
     )
 
 
-def _batches(rows: Dataset, names: list[str]) -> Iterator[pa.Table]:
-    yield from rows.select_columns(names).with_format("arrow").iter(_BATCH)
-
-
 def _filled(column: Any) -> Any:
     """Whether each value is one: no blank text, no empty list, nothing missing."""
     import pyarrow as pa
@@ -93,7 +88,7 @@ def _filled(column: Any) -> Any:
         filled = pc.greater(pc.list_value_length(column), 0)
     else:
         filled = pc.is_valid(column)
-    return pc.fill_null(filled, False).to_numpy()
+    return pc.fill_null(filled, False).to_numpy(zero_copy_only=False)
 
 
 def _shared(train: Dataset, validation: Dataset, names: tuple[str, ...]) -> tuple[int, int]:
@@ -104,12 +99,12 @@ def _shared(train: Dataset, validation: Dataset, names: tuple[str, ...]) -> tupl
     if not all(_is_words(part.features[name]) for part in (train, validation) for name in names):
         return 0, 0
     some = validation.select(range(min(len(validation), _MOST_COMPARED)))
-    sought = pa.concat_arrays([_joined(batch) for batch in _batches(some, list(names))])
-    found = np.zeros(len(sought), bool)
-    for batch in _batches(train, list(names)):
-        there = _joined(batch)
-        found |= pc.is_in(sought, value_set=there.cast(sought.type)).to_numpy(zero_copy_only=False)
-    return int(found.sum()), len(sought)
+    first = some.select_columns([*names]).with_format("arrow")[:]
+    sought = pa.concat_arrays([_joined(batch) for batch in first.to_batches()])
+    is_sought = each_row(train, names, lambda batch: pc.is_in(_joined(batch), value_set=sought))
+    found = train.select(np.flatnonzero(is_sought)).select_columns([*names]).with_format("arrow")[:]
+    texts = pa.concat_arrays([sought[:0], *(_joined(batch) for batch in found.to_batches())])
+    return pc.sum(pc.is_in(sought, value_set=texts)).as_py(), len(sought)
 
 
 def _is_words(feature: Any) -> bool:
@@ -117,11 +112,11 @@ def _is_words(feature: Any) -> bool:
     return getattr(getattr(feature, "feature", feature), "dtype", "") in ("string", "large_string")
 
 
-def _joined(batch: pa.Table) -> Any:
+def _joined(batch: pa.RecordBatch) -> Any:
     """The texts of each row as one."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    columns = [column.combine_chunks() for column in batch.columns]
-    words = [pc.binary_join(one, " ") if pa.types.is_list(one.type) else one for one in columns]
-    return pc.binary_join_element_wise(*words, "\x1f") if len(words) > 1 else words[0]
+    words = [pc.binary_join(one, " ") if isinstance(one, pa.ListArray) else one for one in batch.columns]
+    joined = [one.cast(pa.large_string()) for one in words]
+    return pc.binary_join_element_wise(*joined, "\x1f") if len(joined) > 1 else joined[0]

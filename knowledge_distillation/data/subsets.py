@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
 from .classes import MOST_CLASSES
+from .column_scan import each_row
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _ONE_IN, _MOST_HELD_OUT = 10, 10_000
-_BATCH = 10_000  # rows that are looked at together
 
 Places = npt.NDArray[np.integer]
 
@@ -41,7 +41,9 @@ def held_out(labels: npt.NDArray[np.integer], one_in: int) -> tuple[Places, Plac
         rows = generator.permutation(np.flatnonzero(labels == label))
         parts.append(rows[: max(1, len(rows) // one_in) if len(rows) > 1 else 0])
     chosen = np.sort(np.concatenate(parts))
-    return chosen, np.setdiff1d(np.arange(len(labels)), chosen)
+    is_rest = np.ones(len(labels), dtype=bool)
+    is_rest[chosen] = False
+    return chosen, np.flatnonzero(is_rest)
 
 
 def divided(rows: Dataset, label: str | None, where: str) -> tuple[Dataset, Dataset, str]:
@@ -77,15 +79,16 @@ def _class_codes(rows: Dataset, label: str | None) -> Places:
 
     none = np.zeros(len(rows), dtype=np.int32)
     dtype = "" if label is None else str(getattr(rows.features[label], "dtype", ""))
-    if not dtype.startswith(("string", "int", "uint", "bool")):
+    if label is None or not dtype.startswith(("string", "int", "uint", "bool")):
         return none
     known: dict[object, int] = {}
-    codes = []
-    for batch in rows.select_columns(label).with_format("arrow").iter(_BATCH):
-        column = batch.column(0)
-        for value in column.unique().to_pylist():
+
+    def codes(batch: pa.RecordBatch) -> Any:
+        for value in batch.column(0).unique().to_pylist() if len(known) <= MOST_CLASSES else ():
             known.setdefault(value, len(known))
         if len(known) > MOST_CLASSES:
-            return none
-        codes.append(pc.index_in(column, value_set=pa.array(list(known), column.type)).to_numpy())
-    return np.concatenate(codes).astype(np.int32)
+            return none[: len(batch)]
+        return pc.index_in(batch.column(0), value_set=pa.array(list(known), batch.column(0).type)).to_numpy()
+
+    found = each_row(rows, [label], codes)
+    return found if len(known) <= MOST_CLASSES else none
