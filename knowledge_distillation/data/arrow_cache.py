@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _VERSION = 1  # of what the readers make of a file: another one reads files anew
-_ROWS, _CHARACTERS = 10_000, 8_000_000  # of a batch
+ROWS, CHARACTERS = 10_000, 8_000_000  # of a batch
 
 
 def batched(rows: Iterable[tuple[int, Any, int]]) -> Iterator[tuple[list[int], list[Any]]]:
@@ -29,7 +29,7 @@ def batched(rows: Iterable[tuple[int, Any, int]]) -> Iterator[tuple[list[int], l
         places.append(place)
         held.append(row)
         characters += size
-        if len(held) == _ROWS or characters > _CHARACTERS:
+        if len(held) >= ROWS or characters > CHARACTERS:
             yield places, held
             places, held, characters = [], [], 0
     if held:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,13 @@ _KINDS: tuple[tuple[type, str, str], ...] = (  # in the order in which they are 
 class Batch:
     """Some rows: the values of each column, and the line or row (`unit`) of the file that each row begins at."""
 
-    columns: Mapping[str, list[Any]]
-    places: list[int]
+    columns: Mapping[str, Sequence[Any]]
+    places: Sequence[int]
     unit: str = "line"
 
 
 Batches = Callable[[], Iterator[Batch]]
-AsArray = Callable[[list[Any], "pa.DataType | None"], "pa.Array"]
+AsArray = Callable[[Any, "pa.DataType | None"], "pa.Array"]
 
 
 def array_of(path: Path, name: str, batch: Batch, as_array: AsArray, known: Any) -> pa.Array:
@@ -57,7 +57,7 @@ def array_of(path: Path, name: str, batch: Batch, as_array: AsArray, known: Any)
         ) from None
 
 
-def _is_readable(values: list[Any]) -> bool:
+def _is_readable(values: Sequence[Any]) -> bool:
     import pyarrow as pa
 
     try:

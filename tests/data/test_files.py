@@ -135,20 +135,23 @@ def test_cells_are_numbers_only_where_all_of_them_are_and_nothing_is_lost(tmp_pa
     assert rows_of_file(path)[:] == expected
 
 
-def test_a_type_that_shows_late_is_that_of_the_whole_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("knowledge_distillation.data.arrow_cache._ROWS", 2)
-    (tmp_path / "late.csv").write_text("text,a,b\nx,1,1.50\ny,2,1\nz,3.5,1\nw,4,none\n")
-    assert rows_of_file(tmp_path / "late.csv")[:] == {
-        "text": ["x", "y", "z", "w"],
-        "a": [1.0, 2.0, 3.5, 4.0],
-        "b": ["1.50", "1", "1", "none"],
-    }
-    late = [{"a": 1}, {"a": None}, {"a": 2.5, "b": {"c": 1}}, {"b": {"c": 2, "d": ["x"]}}, {"a": 1}]
-    (tmp_path / "late.jsonl").write_text("\n".join(map(json.dumps, late)))
-    assert rows_of_file(tmp_path / "late.jsonl")[:] == {
-        "a": [1.0, None, 2.5, None, 1.0],
-        "b": [None, None, {"c": 1, "d": None}, {"c": 2, "d": ["x"]}, None],
-    }
+def test_a_type_that_shows_late_is_that_of_the_whole_column(tmp_path: Path) -> None:
+    many = 10_000  # rows that are read together
+    (tmp_path / "late.csv").write_text("text,a,b\n" + "x,1,1.50\n" * many + "z,3.5,1\nw,4,none\n")
+    table = rows_of_file(tmp_path / "late.csv")
+    assert table.features["a"].dtype == "float64" and len(table) == many + 2
+    assert table[0] == {"text": "x", "a": 1.0, "b": "1.50"} and table[many + 1] == {"text": "w", "a": 4.0, "b": "none"}
+    late = [{"a": 2.5, "b": {"c": 1}}, {"b": {"c": 2, "d": ["x"]}}, {"a": 1}]
+    (tmp_path / "late.jsonl").write_text('{"a": 1}\n' * many + "\n".join(map(json.dumps, late)))
+    objects = rows_of_file(tmp_path / "late.jsonl")
+    assert objects[0] == {"a": 1.0, "b": None}
+    assert objects[many:] == {"a": [2.5, None, 1.0], "b": [{"c": 1, "d": None}, {"c": 2, "d": ["x"]}, None]}
+    (tmp_path / "mixed.jsonl").write_text('{"a": 1}\n' * many + '{"a": "x"}\n')
+    with pytest.raises(DataError, match="mixed.jsonl, line 10001: 'a' is a text, 'x', and a whole number in rows bef"):
+        rows_of_file(tmp_path / "mixed.jsonl")
+    (tmp_path / "long.csv").write_text("text,a\n" + 'x,"1\n"\n' * many + "z\n")
+    with pytest.raises(DataError, match="long.csv, line 20002: found 1 column, expected 2"):
+        rows_of_file(tmp_path / "long.csv")
 
 
 def test_a_file_is_read_once_and_again_when_it_has_changed(tmp_path: Path, cache: Path) -> None:
