@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 # Keys of a recipe that say how a teacher teaches. Those of the student, one `--set` gives to both of its commands.
 OF_DISTILLATION = ("method", "method_args", "alpha", "temperature", "mapping", "distill_config", "stages")
-DATA = ("task", "data", "eval", "text", "label", "data_dir")
+DATA = ("task", "data", "eval", "text", "label", "columns", "data_dir")
 RECIPE = ("recipe", "overrides", "teacher", "student", *DATA, "method")
 
 

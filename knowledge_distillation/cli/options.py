@@ -107,6 +107,7 @@ _DATA = "Your rows: a CSV, TSV, JSON lines, parquet, CoNLL or text file, a folde
 _EVAL = "The same, to evaluate on; none: a fixed tenth of --data is held out."
 _TEXT = "The column of text, or two for pairs: question1,question2. None: where there is one way only."
 _LABEL = "The column of the label. None: where there is one way only."
+_COLUMNS = "Names for the columns of a table without a header, in their order: text,labels,id."
 _DATA_DIR = "Folder in GLUE's TSV layout, or of pictures. [GLUE_DATA_DIR, IMAGE_DATA_DIR]"
 _PART = "A fixed random part of the train set."
 _CACHE = "Folder for the teacher's features: each sample runs once."
@@ -124,6 +125,7 @@ SHARED = {
     "eval": _option("--eval", _EVAL, "eval"),
     "text": _option("--text", _TEXT, "text"),
     "label": _option("--label", _LABEL, "label"),
+    "columns": _option("--columns", _COLUMNS, "columns"),
     "data_dir": _option("--data-dir", _DATA_DIR, "data_dir"),
     "method": _option("--method", "A preset: see `distill presets`.", "method"),
     "alpha": _option("--alpha", "Weight of the soft part, 0 to 1.", "alpha", float),

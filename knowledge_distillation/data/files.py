@@ -62,13 +62,11 @@ def load_splits(
         ConfigError: an argument out of range.
     """
     check_counts(max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
-    columns = [name.strip() for name in columns.split(",")] if isinstance(columns, str) else columns
     notes: list[str] = []
-    parts = _parts(data, columns, notes)
+    parts = _parts(data, _names(columns), notes)
     train, validation = parts["train"], parts.get("validation")
     if dev is not None:
-        others = _parts(dev, columns, notes, evaluation=True)
-        validation = others.get("validation", others.get("train"))
+        validation = load_rows(dev, columns)
         if _same(data, dev):
             notes.append(f"{dev} is also what is trained on: scores say what is remembered, not what is learnt")
     if validation is None:
@@ -79,6 +77,19 @@ def load_splits(
         if not len(rows):
             raise DataError(f"{_named(data if name == 'training' or dev is None else dev)} holds no {name} rows")
     return Splits(_sampled(train, max_train_samples), _sampled(validation, max_eval_samples), tuple(notes))
+
+
+def load_rows(source: Source, columns: str | Sequence[str] | None = None) -> Dataset:
+    """The rows of a source to evaluate on, or to predict: of its evaluation part, or of the only part that it has.
+
+    Args:
+        source, columns: as `data` and `columns` of `load_splits`.
+
+    Raises:
+        DataError: there is no such data, or it cannot be read.
+    """
+    parts = _parts(source, _names(columns), [], evaluation=True)
+    return parts.get("validation", parts.get("train"))
 
 
 def _parts(
@@ -141,6 +152,10 @@ def _from_hub(name: str, evaluation: bool) -> dict[str, Dataset]:
             f"there is no file or folder {name!r} here, and it could not be loaded from the hub: {error}"
         ) from error
     return _by_part(parts, name, evaluation)
+
+
+def _names(columns: str | Sequence[str] | None) -> Sequence[str] | None:
+    return [name.strip() for name in columns.split(",")] if isinstance(columns, str) else columns
 
 
 def _named(source: Source) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,36 +10,37 @@ import numpy as np
 from ..errors import DataError, listed, nearest, shown
 from .column_scan import each_row
 from .columns import Columns, label_columns
-from .files import Splits
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+_SAID = {"train": "training", "validation": "evaluation"}
 _MOST_COMPARED = 10_000  # evaluation rows that are looked for among the training rows
 
 
-def checked(splits: Splits, columns: Columns) -> Splits:
-    """The rows that have a text; what was left out is in the notes. Labels are for the task to judge.
+def checked(splits: Mapping[str, Dataset], columns: Columns) -> tuple[dict[str, Dataset], tuple[str, ...]]:
+    """The rows that have a text, and what was left out. Labels are for the task to judge.
 
     Columns of text that hold numbers become texts. A note says how many evaluation rows have the text of a training
     row.
 
+    Args:
+        splits: "train", "validation" or both.
+
     Raises:
         DataError: a part lacks one of the columns, a column holds neither texts nor words, or no row is left.
     """
-    notes = list(splits.notes)
-    parts = {
-        name: _readable(getattr(splits, name), columns, said, notes)
-        for name, said in (("train", "training"), ("validation", "evaluation"))
-    }
-    shared, compared = _shared(parts["train"], parts["validation"], columns.text)
-    if shared:
-        notes.append(
-            f"{shared:,} of {compared:,} evaluation rows have the text of a training row: scores are too good by what "
-            "is remembered"
-        )
-    return replace(splits, **parts, notes=tuple(notes))
+    notes: list[str] = []
+    parts = {name: _readable(rows, columns, _SAID.get(name, name), notes) for name, rows in splits.items()}
+    if "train" in parts and "validation" in parts:
+        shared, compared = _shared(parts["train"], parts["validation"], columns.text)
+        if shared:
+            notes.append(
+                f"{shared:,} of {compared:,} evaluation rows have the text of a training row: scores are too good by "
+                "what is remembered"
+            )
+    return parts, tuple(notes)
 
 
 def _readable(rows: Dataset, columns: Columns, said: str, notes: list[str]) -> Dataset:

@@ -226,6 +226,7 @@ def task_rows(recipe: Recipe, training: bool = True) -> TaskRows:
         task=recipe.task,
         text=recipe.text,
         label=recipe.label,
+        names_of_columns=recipe.columns,
         model=None if given is None else from_pretrained("AutoConfig", given, "teacher"),
         options=recipe.task_args,
         training=training,

@@ -78,6 +78,7 @@ class Recipe:
         data: rows of one's own: a file, a folder, or a name of the hub.
         eval: the same, for evaluation; None holds a fixed part of `data` out.
         text, label: their columns; None where there is one way only.
+        columns: names of all columns of a table without a header, in their order (`text,labels,id`).
         task_args: what the task of `data` is told beside, by name.
         task: what `data` is, a name of `knowledge_distillation.tasks.names()`; None to tell it from model and data.
             Without `data` a GLUE task, an image task, or `embedded`: the data set that comes with the package, as does
@@ -112,6 +113,7 @@ class Recipe:
     eval: Text | None = None
     text: Texts | None = None
     label: Text | None = None
+    columns: Texts | None = None
     task_args: Annotated[dict[str, Any], Field(description="a mapping of arguments")] = field(default_factory=dict)
     data_dir: Text | None = None
     max_train_samples: Count | None = None
@@ -181,7 +183,7 @@ class Recipe:
     def identity(self, finetune: bool) -> dict[str, Any]:
         """The data and the models that it describes, without places on disk: what no continuation of a run changes."""
         data = ("max_train_samples", "max_eval_samples", "image_size", "augment")
-        columns = {key: getattr(self, key) for key in ("text", "label", "task_args") if getattr(self, key)}
+        columns = {key: getattr(self, key) for key in ("text", "label", "columns", "task_args") if getattr(self, key)}
         models = {side: getattr(self, side) for side in (("teacher",) if finetune else ("teacher", "student"))}
         described = {side: model for side, model in models.items() if isinstance(model, Mapping)}
         texts = {"task": self.task or EMBEDDED, "max_length": self.max_length or 128, **columns}
@@ -268,7 +270,7 @@ class Recipe:
             if self.data_dir is not None:
                 raise ConfigError("data and data_dir are given: data for rows of one's own, data_dir for a known task")
             return
-        unread = [key for key in ("eval", "text", "label", "task_args") if getattr(self, key)]
+        unread = [key for key in ("eval", "text", "label", "columns", "task_args") if getattr(self, key)]
         if unread:
             raise ConfigError(f"{unread[0]} belongs to rows of one's own: say where they lie, as data")
         if self.task in _KINDS:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.layer_entries import Entries
 from ..data.columns import Columns, guess_columns
-from ..data.files import load_splits
-from ..data.row_files import rows_of_file
+from ..data.files import load_rows, load_splits
+from ..data.row_checks import checked
 from ..data.subsets import sample
 from ..errors import ConfigError
 from . import find_task
@@ -107,6 +107,7 @@ def read_rows(
     task: str | None = None,
     text: str | Sequence[str] | None = None,
     label: str | None = None,
+    names_of_columns: Sequence[str] | str | None = None,
     model: Any = None,
     options: Mapping[str, Any] = NO_OPTIONS,
     training: bool = True,
@@ -121,11 +122,16 @@ def read_rows(
     notes: tuple[str, ...] = ()
     if training:
         read = load_splits(
-            data, dev, label=label, max_train_samples=max_train_samples, max_eval_samples=max_eval_samples
+            data,
+            dev,
+            label=label,
+            columns=names_of_columns,
+            max_train_samples=max_train_samples,
+            max_eval_samples=max_eval_samples,
         )
         splits, notes = {"train": read.train, "validation": read.validation}, read.notes
     else:
-        rows = rows_of_file(data if dev is None else dev)
+        rows = load_rows(data if dev is None else dev, names_of_columns)
         splits = {"validation": rows.select(sample(len(rows), max_eval_samples))}
     first = next(iter(splits.values()))
     if task:
@@ -134,11 +140,13 @@ def read_rows(
         kind, why = task_of_data(first, _label_in(first, text, label), model)
         notes += why
     columns, guesses = guess_columns(first, text, label, kind.texts, kind.labelled)
+    splits, faults = checked(splits, columns)
+    first = next(iter(splits.values()))
     known = _names_of(model)
     names = kind.class_names({"train": first, **splits}, columns, options)
     if names and set(names) <= set(known):  # the numbers of a model that was trained on them
         names = known
-    return TaskRows(kind, splits, columns, names, (*notes, *guesses), options)
+    return TaskRows(kind, splits, columns, names, (*notes, *guesses, *faults), options)
 
 
 def load_task_data(
@@ -149,6 +157,7 @@ def load_task_data(
     task: str | None = None,
     text: str | Sequence[str] | None = None,
     label: str | None = None,
+    columns: Sequence[str] | str | None = None,
     model: Any = None,
     max_length: int | None = None,
     max_train_samples: int | None = None,
@@ -164,6 +173,7 @@ def load_task_data(
         task: a name of `knowledge_distillation.tasks.names()`; None to tell it from model and data.
         text: the column of text, two of them (`"question1,question2"`) for pairs; None where there is one way only.
         label: the column of labels; None likewise.
+        columns: names of the columns of a table without a header, in their order (`"text,labels,id"`).
         model: a model or config that was trained on the task, whose classes keep their numbers.
         max_length: tokens after which text is cut; None for the task's own.
         max_train_samples, max_eval_samples: a fixed random part of the rows.
@@ -179,6 +189,7 @@ def load_task_data(
         task=task,
         text=text,
         label=label,
+        names_of_columns=columns,
         model=model,
         max_train_samples=max_train_samples,
         max_eval_samples=max_eval_samples,

@@ -231,9 +231,9 @@ def read(data: Any, dev: Any = None, text: Any = None, label: Any = None, **opti
     """As a task of classes reads its data."""
     splits = load_splits(data, dev, label=label, **options)
     columns, _ = guess_columns(splits.train, text, label)
-    splits = checked(splits, columns)
-    classes_of({"train": splits.train, "validation": splits.validation}, str(columns.label))
-    return splits, columns
+    parts, notes = checked({"train": splits.train, "validation": splits.validation}, columns)
+    classes_of(parts, str(columns.label))
+    return Splits(**parts, notes=(*splits.notes, *notes)), columns
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.kind)
