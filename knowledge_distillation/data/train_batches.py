@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..config.settings import TrainingSettings
 from ..errors import ConfigError, DataError, DistillationError
 from ..storage.random_state import random_state, set_random_state
+from .all_rows import check_columns
 from .batching import LengthGroupedBatchSampler
 from .collating import NamingRows, PadToBucket, default_collator
 from .conversations import tokenized_rows
@@ -293,6 +294,8 @@ def loader_of(
     if train and limited and lengths is None:
         raise DataError(f"{limited[0]} goes by the length of rows, and they have no input_ids")
     own = getattr(dataset, "collator", None)  # of a data set that knows how its rows become a batch
+    if data_collator is None and own is None:
+        check_columns(rows, train)
     collate = data_collator or own or default_collator(processing_class, rows[0])
     if bucket is not None:
         if not hasattr(collate, "max_length"):

@@ -76,6 +76,11 @@ class Loss:
         return self.entry.hard or bool(self.entry.args.get("probability_shift")) or self.needs_labels and self.by_name
 
     @cached_property
+    def compares_classes(self) -> bool:
+        """Whether labels have to be class numbers of the student's feature."""
+        return self.by_name and self.compares_labels and (self.name == "cross_entropy" or not self.entry.hard)
+
+    @cached_property
     def call_args(self) -> dict[str, Any]:
         """The entry's arguments of each call, without those of the constructor."""
         return {name: value for name, value in self.entry.args.items() if name not in self.signature.constructor}

@@ -64,7 +64,7 @@ def bind(
     """
     entries = loss_model.config.entries if entries is None else tuple(entries)
     names = {} if names is None else names
-    problems = [*loss_model.config.problems, *_unknown_teachers(entries, students, teachers)]
+    problems = [*loss_model.config.problems, *_unknown_teachers(entries, students, teachers), *_weightless(entries)]
     teacher_probes = _probe_teachers(teachers, teacher_inputs, entries)
     student_probes = _probe_students(students, student_inputs, entries, loss_model.reads_own_loss)
     # Of every teacher, since an evaluator may ask one that no entry reads.
@@ -268,6 +268,13 @@ def _unknown_teachers(
             else:
                 near = nearest(name, names)
                 yield entry.index, f"teacher_name {name!r} is no teacher here.{near} Known: {', '.join(names)}"
+
+
+def _weightless(entries: Sequence[Entry]) -> list[tuple[int, str]]:
+    """Where no entry ever has a weight, the first of them."""
+    if any(entry.schedule["weight"].highest if "weight" in entry.schedule else entry.weight for entry in entries):
+        return []
+    return [(entry.index, "the weight of every entry is 0, so nothing is learnt") for entry in entries[:1]]
 
 
 def token_by_token(plan: Plan, entries: Iterable[Entry]) -> list[tuple[int, str]]:

@@ -92,6 +92,11 @@ def notes_of_tokens(loss_model: MultiLayerBasedDistillationLoss, context: Mappin
         if "labels" in items.marks and "labels" not in context:  # an answer's place in a row marks no tokens
             continue
         rows = items.masks(context).rows
+        if rows is not None and not bool(rows.any()):
+            by = f", by {' and '.join(one.split()[0] for one in items.marks)}" if items.marks else ""
+            notes.append(
+                f"warning: nothing of the first batch counts for {bound.entry.name}{by}: it learns nothing there"
+            )
         if items.rows is None and not items.marks or rows is not None and rows.dim() < 2:
             continue
         keys = [items.rows] if items.rows and "mask" in items.rows else []

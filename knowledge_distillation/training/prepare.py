@@ -27,7 +27,7 @@ from .channels_last import channels_last, follow_layout
 from .class_order import settle_classes
 from .fit_projections import fit_projections
 from .optimizers import check_scheduler, constant_rate, make_optimizer, make_scheduler
-from .row_checks import check_rows
+from .row_checks import check_rows, naming_first_rows
 from .run import Run
 from .step import StudentAndProjections
 
@@ -39,7 +39,8 @@ def make_plan(run: Run) -> Plan:
     if run.plan is None:
         if run.batches is None:
             raise ConfigError("train_dataloader or train_dataset is missing")
-        run.plan = bind_entries(run, run.loss_model.config.entries, cached=len(run.stages) == 1)
+        with naming_first_rows(run):
+            run.plan = bind_entries(run, run.loss_model.config.entries, cached=len(run.stages) == 1)
         try:
             check_rows(run)
         except BaseException:

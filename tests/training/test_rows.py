@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from runs import HARD, HIDDEN, SOFT, batches, bert, distiller, same, tokenizer_o
 from torch import Tensor
 from training_script import collate, rows
 
-from knowledge_distillation import DataError, DistillationError
+from knowledge_distillation import ConfigError, DataError, DistillationError
 from knowledge_distillation.evaluation.evaluators import TaskEvaluator
 from knowledge_distillation.training import diagnosis
 
@@ -212,6 +213,8 @@ def test_the_batch_is_counted_within_its_epoch_and_looking_for_the_row_changes_n
 
 def data_set(place: int, **changes: Any) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = [{"input_ids": [1] * (3 + i % 5), "labels": i % 2} for i in range(20)]
+    for row in made if "attention_mask" in changes else ():
+        row["attention_mask"] = [1] * len(row["input_ids"])
     made[place] |= changes
     return made
 
@@ -223,12 +226,100 @@ EARLY: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "label": ({"labels": 7}, r"row 7 has label 7, and the classes are 0 to 1: distill_config\[0\] compares"),
     "no label": ({"labels": None}, "row 7 of the training data has no 'labels', which others have"),
+    "word": (
+        {"input_ids": [3, 99999]},
+        "the student fails on row 7 of the training data: IndexError: index 99999 of an embedding that has 40 rows",
+    ),
+    "mask": (
+        {"attention_mask": [1, 1]},
+        "row 7 of the training data has 2 values of 'attention_mask' for 5 tokens: one for each token is needed",
+    ),
 }
 
 
 @pytest.mark.case("D7", "D9")
+@pytest.mark.parametrize("what", ["long row", "word"])
+def test_a_row_of_the_first_batch_is_called_by_its_place_in_the_data(what: str) -> None:
+    changes, message = EARLY[what]
+    options = {"processing_class": tokenizer_of(40), "per_device_train_batch_size": 20}
+    with pytest.raises(DistillationError, match=message):
+        distiller(HARD, train_dataset=data_set(7, **changes), **options).plan()
+
+
+@pytest.mark.case("D7")
 @pytest.mark.parametrize("form", [list, datasets.Dataset.from_list])
-@pytest.mark.parametrize("what", EARLY)
+def test_a_mask_that_is_not_as_long_as_its_tokens_is_called_by_its_row(form: Any) -> None:
+    changes, message = EARLY["mask"]
+    with pytest.raises(DataError, match=message):
+        distiller(HARD, train_dataset=form(data_set(7, **changes)), processing_class=tokenizer_of(40))
+
+
+@pytest.mark.case("D7")
+@pytest.mark.parametrize("label", [0.5, [1]])
+@pytest.mark.parametrize("size", [4, 20])
+def test_a_label_of_another_form_is_called_by_its_row(label: Any, size: int) -> None:
+    options = {"processing_class": tokenizer_of(40), "per_device_train_batch_size": size}
+    message = rf"row 7 of the training data has label {re.escape(str(label))}, and others a whole number, such as 0"
+    with pytest.raises(DistillationError, match=message):
+        distiller(HARD, train_dataset=data_set(7, labels=label), **options).plan()
+
+
+@pytest.mark.case("D7")
+@pytest.mark.parametrize("form", [list, datasets.Dataset.from_list])
+@pytest.mark.parametrize("what", ["label", "long row", "word", "mask"])
+def test_rows_of_the_evaluation_data_are_looked_at_as_well(what: str, form: Any, tmp_path: Path) -> None:
+    changes, message = EARLY[what]
+    given = {"train_dataset": form(data_set(0)), "eval_dataset": form(data_set(7, **changes))}
+    with pytest.raises(DataError, match=message.replace("training", "evaluation")):
+        distiller(HARD, processing_class=tokenizer_of(40), output_dir=tmp_path / "out", **given).train()
+    assert not (tmp_path / "out").exists()
+
+
+NOTHING: dict[str, tuple[dict[str, Any], list[dict[str, Any]], str]] = {
+    "labels": (
+        {"labels": -100},
+        HARD,
+        r"distill_config\[0\]: every label is -100 in all rows of the training data, so nothing counts for output",
+    ),
+    "mask": (
+        {"completion_mask": [0, 0, 0]},
+        [{**HIDDEN[0], "mask": "completion"}, *HARD],
+        r"distill_config\[0\]: completion_mask is 0 at every token in all rows of the training data",
+    ),
+}
+
+
+@pytest.mark.case("D7")
+@pytest.mark.parametrize("form", [list, datasets.Dataset.from_list])
+@pytest.mark.parametrize("what", NOTHING)
+def test_rows_that_leave_nothing_to_learn_are_refused_and_a_batch_of_them_is_warned_of(what: str, form: Any) -> None:
+    changes, config, message = NOTHING[what]
+    rows = [{"input_ids": [1, 2, 3], "labels": place % 2, **changes} for place in range(8)]
+    options = {"processing_class": tokenizer_of(40), "per_device_train_batch_size": 4, "group_by_length": False}
+    with pytest.raises(DataError, match=message):
+        distiller(config, train_dataset=form(rows), **options).plan()
+    mark = next(iter(changes))
+    batch = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+    plan = distiller(config, train_dataloader=[batch]).plan()
+    assert any(f"nothing of the first batch counts for {HARD_OR[mark]}" in note for note in plan.notes)
+    rows[-1] |= {"labels": 1, **({mark: [0, 0, 1]} if mark != "labels" else {})}
+    distiller(config, train_dataset=form(rows), **options).plan()
+
+
+HARD_OR = {"labels": "cross_entropy", "completion_mask": "mse"}  # names of the entries
+
+
+@pytest.mark.case("D7")
+def test_weights_of_0_are_no_run() -> None:
+    with pytest.raises(ConfigError, match=r"\[0\] the weight of every entry is 0, so nothing is learnt"):
+        distiller([{**HARD[0], "weight": 0}, {**SOFT[0], "weight": 0}]).plan()
+    growing = {**HARD[0], "weight": 0, "schedule": {"weight": {"type": "linear", "start": 0.0, "end": 1.0}}}
+    distiller([growing, {**SOFT[0], "weight": 0}]).plan()
+
+
+@pytest.mark.case("D7", "D9")
+@pytest.mark.parametrize("form", [list, datasets.Dataset.from_list])
+@pytest.mark.parametrize("what", [what for what in EARLY if what != "mask"])
 def test_a_data_set_that_says_so_is_refused_before_the_first_step(what: str, form: Any, tmp_path: Path) -> None:
     changes, message = EARLY[what]
     options = {"processing_class": tokenizer_of(40), "per_device_train_batch_size": 4, "output_dir": tmp_path / "out"}
