@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ..config.entry import Projection
@@ -153,10 +155,24 @@ def check_directory(run: Run, resume: bool) -> dict[str, Any]:
     """
     assert run.output_dir is not None
     run_identity = identity(run)
-    if run.accelerator.is_main_process:
-        run.release = run_directory.take(run.output_dir)
-        run_directory.check_free(run.output_dir, run_identity, resume, run.settings.overwrite_output_dir)
+    with _told_to_all(run):
+        if run.accelerator.is_main_process:
+            run.release = run_directory.take(run.output_dir)
+            run_directory.check_free(run.output_dir, run_identity, resume, run.settings.overwrite_output_dir)
     return run_identity
+
+
+@contextmanager
+def _told_to_all(run: Run) -> Iterator[None]:
+    """An error of the main process within the context is raised by all processes: none goes on, to fail elsewhere."""
+    found: list[CheckpointError | None] = [None]
+    try:
+        yield
+    except CheckpointError as error:
+        found = [error]
+    told = broadcast_object_list([None if found[0] is None else str(found[0])])[0]
+    if told is not None:
+        raise found[0] or CheckpointError(told)
 
 
 def mark(run: Run, directory: Path) -> None:
@@ -169,10 +185,10 @@ def claim_directory(run: Run, run_identity: Mapping[str, Any], resume: bool) -> 
     """Make the output directory this run's own."""
     assert run.output_dir is not None
     run.accelerator.wait_for_everyone()
-    if run.accelerator.is_main_process:
-        held = run_directory.claim(run.output_dir, run_identity, resume, run.settings.overwrite_output_dir)
-        run.release = held or run.release
-    run.accelerator.wait_for_everyone()
+    with _told_to_all(run):
+        if run.accelerator.is_main_process:
+            held = run_directory.claim(run.output_dir, run_identity, resume, run.settings.overwrite_output_dir)
+            run.release = held or run.release
 
 
 def identity(run: Run) -> dict[str, Any]:

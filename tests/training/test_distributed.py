@@ -166,6 +166,14 @@ def test_a_run_goes_on_with_as_many_processes_as_it_was_begun_with(tmp_path: Pat
     )
 
 
+def test_every_process_says_why_a_run_cannot_go_on(tmp_path: Path) -> None:
+    assert forked(str(tmp_path / "one"), "--batch", "4", "--stop-at", "2").wait() == 0
+    for process in both_of(tmp_path / "one", "--batch", "4", "--resume"):
+        assert process.wait() != 0
+        said = process.log.read_text()
+        assert "run.processes: it has 1, asked is 2" in said and "is not a checkpoint" not in said
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 def test_where_one_process_is_killed_the_other_ends_and_says_why(killed: int, tmp_path: Path) -> None:
     both = both_of(tmp_path / "two", "--batch", "1", "--slow")
