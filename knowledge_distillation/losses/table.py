@@ -179,6 +179,10 @@ def spec_of(name: str, hard: bool = False) -> LossSpec:
     method = next((one for one in LOSSES if one.name == name and one.hard == hard), None)
     if method is None:
         what, names = "loss against the labels" if hard else "loss", list_losses(hard)
+        if hard and name in list_losses():
+            raise ConfigError(
+                f"loss {name} compares with a teacher, and this entry names none: was `teacher` left out?"
+            )
         raise ConfigError(f"unknown {what} {name!r}.{nearest(name, names)} Known: {', '.join(names)}")
     return method
 
@@ -199,5 +203,10 @@ def get_loss(name: str, kind: str | None = None, hard: bool = False) -> LossFunc
         return functions.get("tokens") or next(iter(functions.values()))
     if kind not in functions:
         fitting = sorted(one.name for one in LOSSES if one.hard == hard and kind in one.functions)
+        if hard:
+            raise ConfigError(
+                f"loss {name} does not compare a feature of kind {kind} with labels, and this entry names no teacher: "
+                f"was `teacher` left out? With labels these do: {', '.join(fitting) or 'none'}"
+            )
         raise ConfigError(f"loss {name} does not apply to a feature of kind {kind}. These do: {', '.join(fitting)}")
     return functions[kind]

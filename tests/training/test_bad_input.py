@@ -95,6 +95,17 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], type[DistillationError], li
         ConfigError,
         ["[0] loss attention_mse does not apply to a feature of kind tokens. These do: ", "hidden_mse"],
     ),
+    "teacher left out": (
+        lambda: {
+            "config": [{"student": "layer1.hidden_states", "loss": "mse"}, {"student": "output.logits", "loss": "cka"}]
+        },
+        ConfigError,
+        [
+            "[0] loss mse does not compare a feature of kind tokens with labels, and this entry names no teacher: was "
+            "`teacher` left out? With labels these do: cross_entropy",
+            "[1] loss cka compares with a teacher, and this entry names none: was `teacher` left out?",
+        ],
+    ),
     "argument of a loss": (
         lambda: {"config": [{**LOGITS, "loss": "kl_divergence", "args": {"temprature": 2}}]},
         ConfigError,
