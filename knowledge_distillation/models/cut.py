@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, listed, nearest
 from ..features.made_up_inputs import made_up_inputs
 from .cut_config import matching_config
 from .cut_fit import Fit, fitted, sources
@@ -115,13 +115,21 @@ def _chosen(teacher: PreTrainedModel, stacks: Sequence[Stack], layers: Layers) -
             form = "a mapping {" + ", ".join(f'"{stack.name}": [...]' for stack in stacks) + "}"
         raise ConfigError(f"layers of {name} are given as {form}; found {layers!r}")
     chosen: dict[Stack, list[int]] = {}
+    problems: list[str] = []
     for key, numbers in layers.items():
         stack = next((stack for stack in stacks if key in stack.aliases), None)
         if stack is None or stack in chosen:
             names = [stack.name for stack in stacks]
             known = " and ".join(repr(name) for name in names)
-            raise ConfigError(f"layers name {known}; found {list(layers)}.{nearest(str(key), names)}")
-        chosen[stack] = _numbers(name, stack, numbers)
+            problems.append(f"layers name {known}; found {list(layers)}.{nearest(str(key), names)}")
+            continue
+        chosen[stack] = []
+        try:
+            chosen[stack] = _numbers(name, stack, numbers)
+        except ConfigError as error:
+            problems.append(f"{key}: {error}")
+    if problems:
+        raise ConfigError("; ".join(problems))
     return chosen
 
 
@@ -141,6 +149,12 @@ def _numbers(name: str, stack: Stack, chosen: Any) -> list[int]:
     wrong = [n for n, number in zip(chosen, numbers, strict=True) if not 1 <= number <= stack.depth]
     if wrong or not numbers:
         raise ConfigError(f"layers {list(chosen)}: {name} has layers 1 to {stack.depth}; found {wrong or 'none'}")
+    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    if twice or numbers != sorted(numbers):
+        what = (
+            f"hold {listed([str(one) for one in twice])} more than once" if twice else "are not in the teacher's order"
+        )
+        warnings.warn(f"layers {list(chosen)} of {name} {what}: the student has them so", stacklevel=4)
     return numbers
 
 

@@ -111,7 +111,7 @@ def _check_extremes(run: Run, loader: Any, rows: Any, what: str) -> None:
         if values[row] <= known:
             continue
         batch = adapt(run, loader.collate_fn([loader.dataset[row]]))
-        problems = list(failures(run, batch, lambda _, row=row: f"row {row} of the {what} data"))
+        problems = list(failures(run, batch, [f"row {row} of the {what} data"].__getitem__))
         if problems:
             raise DataError(f"{'; '.join(problems)}. {advice}")
 

@@ -262,7 +262,12 @@ def test_a_student_of_all_layers_has_no_loss_to_its_teacher(tiny):
         ("bert", [0], "layers [0]: BertForSequenceClassification has layers 1 to 3; found [0]"),
         ("bert", [-4, 5, 1], "layers [-4, 5, 1]: BertForSequenceClassification has layers 1 to 3; found [-4, 5]"),
         ("bert", [], "layers []: BertForSequenceClassification has layers 1 to 3; found none"),
-        ("t5", {"decoder": [3]}, "layers [3]: T5ForConditionalGeneration has layers 1 to 2; found [3]"),
+        ("t5", {"decoder": [3]}, "decoder: layers [3]: T5ForConditionalGeneration has layers 1 to 2; found [3]"),
+        (
+            "t5",
+            {"encoder": [2, 5], "decoder": [9]},
+            "encoder: layers [2, 5]: T5ForConditionalGeneration has layers 1 to 3; found [5]; decoder: layers [9]: ",
+        ),
         (
             "bert",
             {"encoder": [1]},
@@ -290,6 +295,17 @@ def test_a_student_of_all_layers_has_no_loss_to_its_teacher(tiny):
 def test_what_cannot_be_cut(tiny, family, chosen, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         student_from_teacher(tiny(family).model, chosen)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"), [([2, 2], "hold 2 more than once"), ([3, 1], "are not in the teacher's order")]
+)
+def test_layers_twice_or_in_another_order_are_warned_of(tiny, chosen, message):
+    with pytest.warns(
+        UserWarning, match=re.escape(f"layers {chosen} of BertForSequenceClassification {message}")
+    ) as seen:
+        student_from_teacher(tiny("bert").model, chosen)
+    assert seen[0].filename == __file__
 
 
 def test_a_model_whose_config_does_not_build_it(tiny):
