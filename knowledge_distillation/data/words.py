@@ -12,7 +12,8 @@ from ..errors import ConfigError, DataError, shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_WORD = re.compile(r"\w+(?:['’.,\-]\w+)*|[^\w\s]")  # "don't", "3.5" and "well-known" are one
+_SIGNS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # of Chinese and Japanese, which have no spaces
+_WORD = re.compile(rf"[{_SIGNS}]|[@#]?[^\W{_SIGNS}]+(?:['’.,\-][^\W{_SIGNS}]+)*|[^\w\s]")
 
 
 class Word(NamedTuple):
@@ -24,7 +25,7 @@ class Word(NamedTuple):
 
 
 def words_of(text: str) -> list[Word]:
-    """The words and punctuation marks of a text."""
+    """The words and punctuation marks of a text; "don't", "3.5", "well-known" and "@name" are one each."""
     return [Word(found.group(), found.start(), found.end()) for found in _WORD.finditer(text)]
 
 

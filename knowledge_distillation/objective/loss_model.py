@@ -208,9 +208,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if loss.fused is None:
             own, target = materialized(own), materialized(target)
         rows, keys = mask_keys(entry.student[0], kind, own[0], context) if kind == kind_of_loss else (None, None)
-        of_positions = kind_of_loss == "positions"
-        if of_positions:
-            keys = marked_positions(entry, own[0], context, keys)
+        keys = marked_positions(entry, own[0], context, keys) if kind_of_loss == "positions" else keys
         answers = answers_of(loss, kind_of_loss, own[0], context, keys, problem_type)
         context = answers.context(context)
         loss.check([*context, *([] if num_samples is None else ["num_samples"])])
@@ -222,8 +220,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         projected = apply_projections(self.projections, entry, own)
         fit_labels(loss, answers.logits(projected[0]), context.get("labels"))
         loss = fit_loss(modules, loss, projected, target, teacher_model, num_samples)
-        if not of_positions:
-            self._check_shift(loss, projected[0], context)
+        self._check_shift(loss, projected[0], context)
         of_tokens, marks = kind_of_loss == "tokens", marks_of(loss, kind_of_loss, own[0], context)
         keys = rows if of_tokens else keys
         items = Items(rows, keys, marks, of_tokens, entry.reduction, class_weights=loss.class_weights)
@@ -232,13 +229,8 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         bound = BoundEntry(loss, loss.context_keys(context), kind_of_loss, items, classes, samples, answers)
         values, layout = values_of(bound, projected, target, context, loss.call_args)
         bound = replace(bound, items=replace(items, layout=layout, sizes=sizes_of(values.shape, layout)))
-        if (
-            entry.mask
-            and marks
-            and not of_positions
-            and layout.name in ("batch", "samples")
-            and "mask" not in bound.context_keys
-        ):
+        of_rows = layout.name in ("batch", "samples") and kind_of_loss != "positions"
+        if entry.mask and marks and of_rows and "mask" not in bound.context_keys:
             raise ConfigError(
                 f"mask {entry.mask!r}: loss {loss.name} returns no value for each token and asks for no mask, so that "
                 "it cannot be told which count"
@@ -263,7 +255,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
         if shift is None or shift.shifted is not None or not reads_labels(loss.entry):
             return
         labelled = isinstance(labels, Tensor) and marks_tokens(labels) and labels.shape == feature.shape[:-1]
-        if labelled or marks_by_name(loss.entry):
+        if labelled or feature.dim() > 2 and marks_by_name(loss.entry):
             raise ConfigError(
                 f"whether position i of {loss.entry.student[0]} is for label i or for label i + 1 cannot be measured: "
                 f"{shift.known_by}. Say shift_labels: true or false"

@@ -21,6 +21,7 @@ _HEADS = {  # how the names of transformers' classes end -> the task
     "LMHeadModel": "causal-lm",
     "ForImageClassification": "image-classification",
 }
+SEEN = 20  # rows
 _SAID = "messages", "prompt", "completion"
 
 
@@ -64,6 +65,9 @@ def task_of_data(rows: Dataset, label: str | None, model: Any) -> tuple[Task, tu
         reads = getattr(getattr(model, "config", model), "is_encoder_decoder", False)
         return _told("seq2seq" if reads else "causal-lm", f"columns {', '.join(sorted(columns & {*_SAID}))}")
     if label is not None:
+        words = _words_of(rows, label)
+        if words:
+            return _told("token-classification", f"as many entries of {label!r} as of {words!r} in a row")
         kind, why = _of_labels(rows, label)
         if kind == "text-classification" and of_model in ("regression", "multi-label", "token-classification"):
             return _told(of_model, "the model")
@@ -78,6 +82,17 @@ def task_of_data(rows: Dataset, label: str | None, model: Any) -> tuple[Task, tu
 
 def _told(task: str, why: str) -> tuple[Task, tuple[str, ...]]:
     return find_task(task), (f"task: {task}, told from {why}",)
+
+
+def _words_of(rows: Dataset, label: str) -> str | None:
+    """The column of lists of words of which each has one of the labels."""
+    some = rows[:SEEN]
+    for name, feature in rows.features.items():
+        if name != label and str(getattr(getattr(feature, "feature", None), "dtype", "")).endswith("string"):
+            pairs = zip(some[name], some[label], strict=True)
+            if all(isinstance(tags, list) and len(words or ()) == len(tags) for words, tags in pairs):
+                return name
+    return None
 
 
 def _of_labels(rows: Dataset, label: str) -> tuple[str, str]:

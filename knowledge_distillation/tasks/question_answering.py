@@ -51,7 +51,7 @@ class QuestionAnswering(Task):
 
     def encode(self, rows: Dataset, reading: Reading, train: bool) -> Dataset:
         question, passage = reading.columns.text
-        label = reading.columns.label if train and reading.columns.label in rows.column_names else None
+        label = _answered(rows, reading) if train else None
 
         def of_rows(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
             for name in (question, passage):
@@ -93,10 +93,8 @@ class QuestionAnswering(Task):
         return [one for entry in entries for one in _of_both_ends(entry)]
 
     def evaluator(self, rows: Dataset, encoded: Dataset, reading: Reading) -> TaskEvaluator:
-        label, passages = reading.columns.label, rows[reading.columns.text[1]][:]
-        answers = None
-        if label in rows.column_names:
-            answers = [_texts(one) for one in rows[label][:]]
+        label, passages = _answered(rows, reading), rows[reading.columns.text[1]][:]
+        answers = None if label is None else [_texts(one) for one in rows[label]]
         none = reading.options.get("no_answer", answers is not None and not all(answers))
         return TaskEvaluator(
             task=SpanScores(passages, answers, bool(none), _longest(reading)).task(), fixed_order=True
@@ -122,6 +120,12 @@ def _spans(
         found = best_of_windows(*logits, batch["offsets"], batch["passage_mask"], _longest(reading))
         for row, (start, end, *others) in zip(batch["window"][:, 0].tolist(), found.tolist(), strict=True):
             yield row, Span(int(start), int(end), *others)
+
+
+def _answered(rows: Dataset, reading: Reading) -> str | None:
+    """The column of answers; None where there is none, or nothing in it."""
+    label = reading.columns.label
+    return label if label in rows.column_names and any(one is not None for one in rows[label]) else None
 
 
 def _longest(reading: Reading) -> int:

@@ -44,7 +44,7 @@ def rows(answers: Any = ANSWERS) -> datasets.Dataset:
 
 
 def reading(max_length: int = 64, **options: Any) -> Reading:
-    return Reading(COLUMNS, TOKENIZER, (), max_length, options)
+    return Reading(COLUMNS, TOKENIZER, (), max_length, options=options)
 
 
 def model(seed: int = 0, layers: int = 1) -> Any:
@@ -118,6 +118,17 @@ def test_an_answer_may_be_a_text() -> None:
     same = TASK.encode(rows([["Ulm"], ["engine"], []]), reading(), True)
     for name in ("start_positions", "end_positions"):
         assert encoded[name][:] == same[name][:]
+
+
+def test_answers_that_nobody_knows_are_not_those_that_there_are_not() -> None:
+    columns = {"question": QUESTIONS, "context": PASSAGES, "answers": [None] * 3}
+    data = datasets.Dataset.from_dict(columns)
+    assert "start_positions" not in TASK.encode(data, reading(), True).column_names
+    dev = TASK.encode(data, reading(), False)
+    scores = TASK.evaluator(data, dev, reading())(
+        model(2), model(1), [TASK.collator(reading())(list(dev))], distiller().accelerator
+    )
+    assert list(scores) == ["agreement"]
 
 
 @pytest.mark.parametrize(

@@ -185,20 +185,11 @@ def test_a_window_that_holds_nothing_is_refused() -> None:
 
 
 def test_words_of_a_text() -> None:
-    text = "Ada's 3.5 kg (well-known) – «Zürich»!"
+    text = "Ada's 3.5 kg (well-known), #1 of @her «Zürich»! 東京は"
     words = words_of(text)
     assert [word.text for word in words] == [
-        "Ada's",
-        "3.5",
-        "kg",
-        "(",
-        "well-known",
-        ")",
-        "–",
-        "«",
-        "Zürich",
-        "»",
-        "!",
+        *("Ada's", "3.5", "kg", "(", "well-known", ")", ",", "#1", "of", "@her", "«", "Zürich", "»", "!"),
+        *("東", "京", "は"),
     ]
     assert all(text[word.start : word.end] == word.text for word in words)
 
