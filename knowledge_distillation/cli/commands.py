@@ -241,6 +241,26 @@ def export(
         say(line)
 
 
+@app.command()
+@terminal()
+def predict(
+    student: Annotated[str, typer.Argument(help="Directory or hub name of a model.")],
+    data: Annotated[Path, typer.Option("--data", help="A file of rows: CSV, TSV, JSON lines, parquet, ...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Ends in .csv, .tsv, .jsonl or .parquet.")],
+    text: Annotated[Optional[str], typer.Option("--text", help="The column of text, or FIRST,SECOND.")] = None,
+    task: Annotated[Optional[str], typer.Option("--task", help="None: told from the model's config.")] = None,
+    max_length: Annotated[Optional[int], typer.Option("--max-length", help="Tokens; None: the task's.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows that run together.")] = 32,
+) -> None:
+    """Write a file's rows with what a model says of each: its class, number, labels, tags or answer."""
+    from ..tasks.predict_file import predict_file
+
+    told: dict[str, Any] = {"text": text, "task": task, "max_length": max_length, "batch_size": batch_size}
+    predicted = predict_file(student, data, output, **told)
+    say_all(predicted.notes)
+    say(f"{predicted.path}: {predicted.rows:,} rows, with {', '.join(predicted.columns)}")
+
+
 def _distillation(recipe: Any, output_dir: str | Path | None = None) -> tuple[Any, Any, Any]:
     """A recipe as objects, a student of it, and the distiller that trains this one."""
     from ..recipes.build import LoadedRecipe

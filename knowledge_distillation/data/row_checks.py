@@ -43,6 +43,20 @@ def checked(splits: Mapping[str, Dataset], columns: Columns) -> tuple[dict[str, 
     return parts, tuple(notes)
 
 
+def with_texts(rows: Dataset, names: tuple[str, ...], said: str) -> Dataset:
+    """The rows with a text in each of these columns; numbers become texts.
+
+    Raises:
+        DataError: a column holds neither texts nor words, or a row has none; the first one is named.
+    """
+    for name in names:
+        rows = _as_text(rows, name, said)
+        filled = each_row(rows, [name], lambda batch: _filled(batch.column(0)))
+        if not filled.all():
+            raise DataError(f"row {int(np.argmin(filled)) + 1:,} of the {said} rows has no text in column {name!r}")
+    return rows
+
+
 def _readable(rows: Dataset, columns: Columns, said: str, notes: list[str]) -> Dataset:
     for name in (*columns.text, *label_columns(columns.label, rows.column_names)):
         if name not in rows.column_names:
