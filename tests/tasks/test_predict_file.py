@@ -72,10 +72,10 @@ def test_no_more_than_some_rows_are_held(saved, file, tmp_path, monkeypatch):
     sizes = []
     kept = module._in_memory
     monkeypatch.setattr(module, "_in_memory", lambda *asked: sizes.append(len(part := kept(*asked))) or part)
-    before = set(Path(datasets.config.HF_DATASETS_CACHE).rglob("cache-*"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     predict_file(saved, file, tmp_path / "out.csv")
     assert sizes == [4, 4, 3]
-    assert set(Path(datasets.config.HF_DATASETS_CACHE).rglob("cache-*")) == before
+    assert [*(tmp_path / "cache").rglob("*.arrow")] and not [*(tmp_path / "cache").rglob("cache-*")]
 
 
 def test_lists_are_json_in_a_table(tmp_path):
