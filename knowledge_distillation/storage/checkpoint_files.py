@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, WriteError
 from .readme import README, is_a_persons
+from .sentence_folder import write_as_sentence_folder
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -74,6 +75,7 @@ def save_student(directory: Path, student: nn.Module, processing_class: Any = No
             save_model(student, str(new / "model.safetensors"))
         if processing_class is not None and hasattr(processing_class, "save_pretrained"):
             processing_class.save_pretrained(new)
+        write_as_sentence_folder(new, getattr(student, "config", None))
         if is_a_persons(directory):
             (new / README).unlink(missing_ok=True)
         elif card is not None:

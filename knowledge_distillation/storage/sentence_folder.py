@@ -95,6 +95,19 @@ def write_sentence_folder(folder: Path, said: SentenceFolder, width: int) -> Non
     )
 
 
+def write_as_sentence_folder(folder: Path, config: Any) -> None:
+    """Write beside a model whose config says how its embeddings are pooled what sentence-transformers reads of it.
+
+    Args:
+        config: the model's, with `pooling`, `normalize` and `max_length` as its `sentence_embedding`; without, nothing
+            is written.
+    """
+    said = getattr(config, "sentence_embedding", None)
+    if isinstance(said, dict):
+        about = SentenceFolder("", said.get("pooling", "mean"), bool(said.get("normalize")), said.get("max_length"))
+        write_sentence_folder(folder, about, config.hidden_size)
+
+
 def _pooling(file: Path) -> str:
     said = _json(file)
     modes = said.get("pooling_mode") or [name for name, flag in _FLAGS.items() if said.get(flag)]

@@ -14,6 +14,7 @@ _TASKS: dict[str, str] = {  # name -> its class, in the file of the name
     "multi-label": "MultiLabel",
     "token-classification": "TokenClassification",
     "question-answering": "QuestionAnswering",
+    "sentence-embedding": "SentenceEmbedding",
 }
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from ..config.pooling import SENTENCE
 from ..data.image_format import ImageFormat, is_local, saved_format
 from ..errors import ConfigError
 from ..models.auto_class import auto_class_of
+from ..storage.sentence_folder import MODULES, SentenceFolder, read_sentence_folder
 
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
@@ -27,8 +29,13 @@ def load_saved(name: str) -> tuple[Any, Any]:
 
     where = _place(name)
     try:
-        config = transformers.AutoConfig.from_pretrained(where)
-        model = getattr(transformers, auto_class_of(config)).from_pretrained(where).eval()
+        inner, said = _within(where)
+        config = transformers.AutoConfig.from_pretrained(inner)
+        model = getattr(transformers, auto_class_of(config)).from_pretrained(inner).eval()
+        if said is not None and not hasattr(model.config, SENTENCE):
+            about = {"pooling": said.pooling, "normalize": said.normalize, "max_length": said.max_length}
+            setattr(model.config, SENTENCE, about)
+        where = inner
         return model, _processor(where, model)
     except Exception as error:  # a file that is cut short has errors of its own in every format
         raise ConfigError(f"cannot load {name!r}: {shorten(str(error), 300, placeholder='…')}") from error
@@ -41,12 +48,18 @@ def _place(name: str) -> str:
     path = Path(os.path.expanduser(name))
     if not path.is_dir():
         raise ConfigError(f"{name!r}: no such directory")
-    if not (path / "config.json").exists():
+    if not (path / "config.json").exists() and not (path / MODULES).exists():
         files = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         inner = path / "student"
         hint = f". Nearest: {inner}" if (inner / "config.json").exists() else ""
         raise ConfigError(f"no model in {name!r}: it holds {files}{hint}")
     return str(path)
+
+
+def _within(where: str) -> tuple[str, SentenceFolder | None]:
+    """Where the weights of a model lie, and what a folder of sentence-transformers says beside them."""
+    said = read_sentence_folder(Path(where)) if is_local(where) else None
+    return (where, None) if said is None else (str(Path(where) / said.transformer), said)
 
 
 def _processor(where: str, model: Any) -> Any:

@@ -81,6 +81,9 @@ class Task(ABC):
         """The fields of a model's config that the data says: `num_labels`, `id2label`, `problem_type`, …"""
         return {}
 
+    def settle(self, model: Any, reading: Reading) -> None:  # noqa: B027
+        """Tell a teacher, or a student, that was loaded or cut what this task has to say of it, in its config."""
+
     @abstractmethod
     def encode(self, rows: Dataset, reading: Reading, train: bool) -> Dataset:
         """What the model takes, row by row and without padding: `input_ids`, `attention_mask`, labels, `length`.
