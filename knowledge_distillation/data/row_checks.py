@@ -134,4 +134,4 @@ def _joined(batch: pa.RecordBatch) -> Any:
 
     words = [pc.binary_join(one, " ") if isinstance(one, pa.ListArray) else one for one in batch.columns]
     joined = [one.cast(pa.large_string()) for one in words]
-    return pc.binary_join_element_wise(*joined, "\x1f") if len(joined) > 1 else joined[0]
+    return pc.binary_join_element_wise(*joined, pa.scalar("\x1f", pa.large_string())) if len(joined) > 1 else joined[0]

@@ -14,7 +14,7 @@ import pytest
 
 from knowledge_distillation import ConfigError, DataError, DistillationError
 from knowledge_distillation.data.classes import classes_of
-from knowledge_distillation.data.columns import guess_columns
+from knowledge_distillation.data.columns import Columns, guess_columns
 from knowledge_distillation.data.files import Splits, load_splits
 from knowledge_distillation.data.row_checks import checked
 
@@ -319,3 +319,10 @@ def test_named_columns_that_hold_no_text_or_only_numbers(tmp_path: Path) -> None
         read(path, path, text="b")
     with pytest.raises(ConfigError, match="no column holds text"):
         read(path, path, label="label", text=None)
+
+
+def test_pairs_of_texts_that_training_has_are_counted_as_pairs() -> None:
+    train = datasets.Dataset.from_dict({"one": ["a", "a", "b"], "two": ["x", "y", "x"], "label": [0, 1, 0]})
+    dev = datasets.Dataset.from_dict({"one": ["b", "a", "b"], "two": ["y", "y", "x"], "label": [0, 1, 0]})
+    parts, notes = checked({"train": train, "validation": dev}, Columns(("one", "two"), "label"))
+    assert len(parts["train"]) == 3 and notes[0].startswith("2 of 3 evaluation rows have the text of a training row")
