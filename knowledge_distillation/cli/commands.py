@@ -233,11 +233,14 @@ def export(
     output_dir: Annotated[Optional[str], typer.Option("--output-dir", "-o", help="None: STUDENT/onnx.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Also with weights in 8 bits: model_int8.onnx.")] = False,
     opset: Annotated[Optional[int], typer.Option("--opset", help="Of ONNX, 14 to 20; none: 17.")] = None,
+    data: Annotated[Optional[str], typer.Option("--data", help="Evaluation rows: every file is scored.")] = None,
+    text: Annotated[Optional[str], typer.Option("--text", help="Their column of text, or FIRST,SECOND.")] = None,
+    label: Annotated[Optional[str], typer.Option("--label", help="Their column of labels.")] = None,
 ) -> None:
     """Write a model as ONNX, compared with the model itself on batches of several sizes before it is kept."""
     from ..exporting import describe, export_saved
 
-    for line in describe(export_saved(student, output_dir, opset=opset, int8=int8)):
+    for line in describe(export_saved(student, output_dir, opset=opset, int8=int8, data=data, text=text, label=label)):
         say(line)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ from ..teachers.cache_store import format_bytes
 from .compared import check, furthest
 from .made_up import input_names, shapes
 from .onnx_model import OnnxModel, runtime
+from .scoring import Score, score_on
 from .tracing import OPSET, write_onnx
 
 MODEL, INT8 = "model.onnx", "model_int8.onnx"
 _QUANTIZED = ["MatMul", "Gemm", "Gather", "LSTM"]  # convolutions in int8 are not in every onnxruntime
-
-Score = Callable[[nn.Module], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Exported:
         differences: file -> the largest difference from the model in torch, on batches that were made up.
         batches: how many those were.
         scores: "torch" and each file -> what `score` gave.
+        notes: what was guessed of the evaluation rows.
     """
 
     folder: Path
@@ -52,6 +52,7 @@ class Exported:
     differences: dict[str, float]
     batches: int
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def export_onnx(
@@ -100,13 +101,21 @@ def export_onnx(
 
 
 def export_saved(
-    name: str, folder: str | Path | None = None, *, opset: int | None = None, int8: bool = False, score: Any = None
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    opset: int | None = None,
+    int8: bool = False,
+    data: Any = None,
+    **how: Any,
 ) -> Exported:
     """As `export_onnx`, of a saved model with its tokenizer or the form of its pictures.
 
     Args:
         name: a directory, or a name on the hub.
         folder: None for `onnx` in the model's directory.
+        data: evaluation rows, on which the model and every file are measured; None measures nothing.
+        **how: how they are read, as of `score_on`.
 
     Raises:
         ConfigError: as there; or the model is on the hub and no folder is named.
@@ -116,18 +125,22 @@ def export_saved(
         raise ConfigError(f"{name!r} is on the hub: name the folder of the exported model (--output-dir)")
     model, processor = load_saved(name)
     folder = Path(name).expanduser() / "onnx" if folder is None else Path(folder)
-    return export_onnx(model, folder, processor, opset=opset or OPSET, int8=int8, score=score)
+    score, notes = (None, ()) if data is None else score_on(data, model, processor, **how)
+    exported = export_onnx(model, folder, processor, opset=opset or OPSET, int8=int8, score=score)
+    return replace(exported, notes=notes)
 
 
 def describe(exported: Exported) -> Iterator[str]:
     """What was written, line by line."""
     yield f"opset {exported.opset}; inputs {', '.join(exported.inputs)}; outputs {', '.join(exported.outputs)}"
     for name, size in exported.sizes.items():
-        scores = "".join(f", {key} {value:.4f}" for key, value in exported.scores.get(name, {}).items())
         yield (
             f"{exported.folder / name}: {format_bytes(size)}, differs from the model in torch by at most "
-            f"{exported.differences[name]:.0e} on {exported.batches} made-up batches{scores}"
+            f"{exported.differences[name]:.0e} on {exported.batches} made-up batches"
         )
+    yield from exported.notes
+    for name, scores in exported.scores.items():
+        yield f"{name}: {', '.join(f'{key} {value:.4f}' for key, value in scores.items())}"
 
 
 def _in_float32(model: nn.Module) -> nn.Module:

@@ -173,6 +173,26 @@ def test_the_command_writes_what_a_server_needs(tmp_path):
     assert names >= {"model.onnx", "model_int8.onnx", "config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
+def test_the_command_scores_every_file_on_rows(tmp_path):
+    model = bert(1, initializer_range=0.5, num_labels=2, id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    model.eval().save_pretrained(tmp_path / "student")
+    tokenizer = tokenizer_of(40)
+    tokenizer.save_pretrained(tmp_path / "student")
+    texts = [f"word{n} other{n * 7} thing{n * 11}" for n in range(40)]
+    with torch.no_grad():
+        said = [int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) for text in texts]
+    labels = ["yes" if number else "no" for number in said]
+    labels[:10] = ["no" if label == "yes" else "yes" for label in labels[:10]]
+    rows = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)]
+    (tmp_path / "dev.csv").write_text("\n".join(["review,stars", *rows]) + "\n")
+    result = distill("export", tmp_path / "student", "--int8", "--data", tmp_path / "dev.csv")
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(": accuracy ") for line in result.stdout.splitlines() if ": accuracy " in line)
+    assert [*lines] == ["torch", "model.onnx", "model_int8.onnx"]
+    assert lines["torch"] == lines["model.onnx"] and lines["torch"].startswith("0.7500, ")
+    assert abs(float(lines["model_int8.onnx"].split(",")[0]) - 0.75) <= 0.1
+
+
 def test_what_is_no_model_is_said_by_the_command(tmp_path):
     bert(1).save_pretrained(tmp_path / "run" / "student")
     for name, message in (
