@@ -28,7 +28,7 @@ from .marked import marked_positions, marks_by_name, marks_of
 from .masking import Items, sizes_of
 from .not_finite import why_not_finite
 from .outputs import features_of_outputs, see_features
-from .projections import PCA, apply_projections, key_of, kind_after
+from .projections import apply_projections, key_of, kind_after, see_fitted
 
 Features = Mapping[Feature, Any]  # tensors, large ones perhaps Deferred
 OWN_LOSS = ("output", "loss")
@@ -152,14 +152,9 @@ class MultiLayerBasedDistillationLoss(nn.Module):
                 if entry.index not in self.config.flawed:
                     kind = kind_by_name(entry.student[0], student[entry.student[0]])
                     self.bind(entry, student, teacher, kind, context)
+                    see_fitted(self.projections_of(entry, "teacher"))
             except ConfigError as error:
                 problems.append((entry.index, str(error)))
-            unfitted = [
-                one for one in self.projections_of(entry, "teacher") if isinstance(one, PCA) and not one.fitted
-            ]
-            if unfitted:
-                text = "pca is fitted by KnowledgeDistiller; in a loop of your own load one: projection_checkpoint"
-                problems.append((entry.index, text))
         if problems:
             self.unbind()  # or the next call would go on with the entries that fit
         raise_all(ConfigError, "distill_config", problems)

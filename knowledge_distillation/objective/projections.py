@@ -99,6 +99,12 @@ class PCA(nn.Module):
         return float(values.flip(0)[: len(self.components)].sum() / values.sum())
 
 
+def see_fitted(projections: Iterable[nn.Module]) -> None:
+    """Raise where a projection waits for rows to be fitted on, which only a run has."""
+    if any(isinstance(one, PCA) and not one.fitted for one in projections):
+        raise ConfigError("pca is fitted by KnowledgeDistiller; in a loop of your own load one: projection_checkpoint")
+
+
 class Exit(nn.Module):
     """A classifier on a layer inside the model: the first token of a text, the mean of a map, then class scores.
 
