@@ -35,7 +35,7 @@ def read(task: Task, data: Any, text: tuple[str, ...], label: str, texts: list[s
 
 def trained(task: Task, reading: Reading, data: Any, entries: Any, teacher: Any = None, **settings: Any) -> Any:
     """A short run by a task's own metrics; the run, and what it returned."""
-    encoded = task.encode(data, reading, False)
+    encoded, resume = task.encode(data, reading, False), settings.pop("resume", False)
     run = KnowledgeDistiller(
         teacher,
         settings.pop("student", None) or classifier(task, reading, seed=1),
@@ -48,4 +48,4 @@ def trained(task: Task, reading: Reading, data: Any, entries: Any, teacher: Any 
         evaluator=task.evaluator(data, encoded, reading),
         **{**PLAIN, "per_device_train_batch_size": 2, **settings},
     )
-    return run, run.train()
+    return run, run.train(resume_from_checkpoint=resume)

@@ -30,6 +30,7 @@ from ..features.inputs import (
 )
 from ..features.label_shift import label_shift, marks_tokens
 from ..features.preserve import resting
+from ..features.signature import inner_model
 from ..losses.labels import IGNORED_LABEL
 from ..storage import checkpoint_files
 from .glue_metrics import ComputeMetrics, pearson
@@ -52,8 +53,9 @@ class TaskEvaluator:
     Args:
         compute_metrics: `(logits, labels) -> {name: value}` on numpy arrays of all rows, token rows padded with 0 and
             -100 (pairs of them for the starts and ends of spans); None for accuracy (of causal language models in
-            predicting the next label, and their perplexity), micro and macro F1 where each class has a label of its
-            own, F1 and exact match of spans, or where labels are real numbers the Pearson correlation.
+            predicting the next label; of models that say words, their perplexity too), micro and macro F1 where each
+            class has a label of its own, F1 and exact match of spans, or where labels are real numbers the Pearson
+            correlation.
         data_adaptor: as for training; None gives both models the batch.
         primary_metric: None for the first metric of the student, `agreement` where there are no labels.
         fixed_order: the data loader gives the same rows in the same order each time.
@@ -218,7 +220,9 @@ class TaskEvaluator:
         if self.shift_labels is None and marks_tokens(labels):
             shift = label_shift(student, own, labels)
             self.shift_labels = shift is not None and bool(shift.shifted)
-        return Targets(labels, mask, bool(self.shift_labels), inputs)
+        shifted = bool(self.shift_labels)
+        of_words = mask is not None and marks_tokens(labels) and (shifted or _says_words(student))
+        return Targets(labels, mask, shifted, inputs, of_words=of_words)
 
 
 class MultiLayerBasedDistillationEvaluator:
@@ -290,6 +294,12 @@ def _check_labels(labels: Tensor, output: Tensor) -> None:
         raise DataError(
             f"row {row} has label {labels.flatten()[place].item()}, and the classes are 0 to {classes - 1}"
         )
+
+
+def _says_words(model: nn.Module) -> bool:
+    """Whether the classes of a model are the tokens of its vocabulary."""
+    inner: Any = inner_model(model)[0]
+    return getattr(inner, "get_output_embeddings", lambda: None)() is not None
 
 
 def _fitting(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor | None:

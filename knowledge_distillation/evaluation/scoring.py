@@ -32,12 +32,14 @@ class Targets(NamedTuple):
         mask: (batch, length), the tokens that count; None where logits are one for each row.
         next_token: position i of the logits is for label i + 1.
         inputs: all that the batch has.
+        of_words: the classes are the tokens that a model says, so that there is a perplexity.
     """
 
     labels: Any
     mask: Tensor | None = None
     next_token: bool = False
     inputs: Mapping[str, Any] = MappingProxyType({})
+    of_words: bool = False
 
 
 class Answer(NamedTuple):
@@ -115,7 +117,7 @@ def _class_answer(logits: Tensor, targets: Targets) -> Answer:
         labels = _predicted_labels(targets)
         counted = labels != IGNORED_LABEL
         sums = {"items": int(counted.sum()), "right": int(((predictions == labels) & counted).sum())}
-        if targets.next_token:
+        if targets.of_words:
             rows = zip(logits, labels.long(), strict=True)  # row by row: logits of all of them are large enough
             sums["surprise"] = float(sum(_surprise(row, of_row) for row, of_row in rows))
     return Answer(predictions.int().cpu(), logits.shape[-1], sums)

@@ -15,6 +15,7 @@ _TASKS: dict[str, str] = {  # name -> its class, in the file of the name
     "token-classification": "TokenClassification",
     "question-answering": "QuestionAnswering",
     "sentence-embedding": "SentenceEmbedding",
+    "masked-lm": "MaskedLM",
 }
 
 
