@@ -72,6 +72,12 @@ def _ids(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     )
 
 
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """The ids of a text that goes on: without the token that ends one."""
+    ids = _ids(tokenizer, prompt)
+    return ids[:-1] if ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id) else ids
+
+
 def _labelled(ids: list[int], said: list[bool], tokenizer: Any, mask: str | None = None) -> dict[str, list[int]]:
     """Ids cut to what the tokenizer allows, their labels, and a mask of what is said under this name."""
     most = tokenizer.model_max_length if tokenizer.model_max_length < _LONGEST else len(ids)
@@ -89,10 +95,8 @@ def _completed(tokenizer: Any, prompt: str, completion: str, reads: bool) -> dic
     """The prompt, the completion, and the token that ends a text."""
     if reads:
         return _decoded(_ids(tokenizer, prompt), list(tokenizer(text_target=completion)["input_ids"]), _COMPLETION)
-    before, after = _ids(tokenizer, prompt), _ids(tokenizer, completion, special=False)
+    before, after = prompt_ids(tokenizer, prompt), _ids(tokenizer, completion, special=False)
     end = tokenizer.eos_token_id
-    if before and before[-1] in (end, tokenizer.sep_token_id):  # the text goes on
-        before = before[:-1]
     after += [end] if end is not None and after[-1:] != [end] else []
     return _labelled(before + after, [False] * len(before) + [True] * len(after), tokenizer, _COMPLETION)
 

@@ -16,6 +16,7 @@ _TASKS: dict[str, str] = {  # name -> its class, in the file of the name
     "question-answering": "QuestionAnswering",
     "sentence-embedding": "SentenceEmbedding",
     "masked-lm": "MaskedLM",
+    "causal-lm": "CausalLM",
 }
 
 
