@@ -40,6 +40,7 @@ setup(
         "vision": ["pillow>=10.0", "scikit-learn>=1.4"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
         "detection": ["scipy>=1.11"],
+        "seq2seq": ["sacrebleu>=2.4", "rouge_score>=0.1.2"],
         "docs": ["mkdocs>=1.6"],
         "dev": [
             "pytest>=8.0",
@@ -56,6 +57,8 @@ setup(
             "matplotlib>=3.8",
             "onnx>=1.16",
             "onnxruntime>=1.18",
+            "sacrebleu>=2.4",
+            "rouge_score>=0.1.2",
             "triton>=3.2; platform_system == 'Linux'",
         ],
     },

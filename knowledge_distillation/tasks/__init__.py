@@ -17,6 +17,7 @@ _TASKS: dict[str, str] = {  # name -> its class, in the file of the name
     "sentence-embedding": "SentenceEmbedding",
     "masked-lm": "MaskedLM",
     "causal-lm": "CausalLM",
+    "seq2seq": "Seq2Seq",
 }
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..config.layer_entries import Entries
 from ..data.blocks import Tokens, text_of, texts_as_blocks
 from ..data.conversations import prompt_ids, tokenized_rows
-from ..data.generated import generate, padding_id
 from ..errors import DataError, shown
 from ..evaluation.evaluators import TaskEvaluator
+from ..evaluation.generated import generate, padding_id
 from ..losses.labels import IGNORED_LABEL
 from .task import Reading, Task
 

@@ -35,7 +35,7 @@ def generate(
 
 
 def written(model: Any, inputs: dict[str, Tensor], tokenizer: Any, **how: Any) -> list[str]:
-    """What a model writes for each row of a batch (`input_ids`, `attention_mask`), padded left where it has no encoder."""
+    """What a model writes for each row of a batch; rows for one that has no encoder are padded left."""
     with resting(model), torch.no_grad():
         ids = model.generate(**inputs, pad_token_id=padding_id(tokenizer), **how)
     if not model.config.is_encoder_decoder:
