@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, listed, nearest, shown
+from .columns import label_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,16 +21,14 @@ _YES_OR_NO = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, 
 Labels = Callable[[dict[str, Any], int], list[str]]  # a row's columns and its place -> its labels
 
 
-def label_columns(rows: Dataset, written: str) -> tuple[str, ...]:
+def columns_of(rows: Dataset, written: str) -> tuple[str, ...]:
     """The columns that a name stands for: a column, or several joined by commas.
 
     Raises:
         DataError: one of them is none.
     """
     names = rows.column_names
-    if written in names:
-        return (written,)
-    columns = tuple(name.strip() for name in written.split(","))
+    columns = tuple(label_columns(written, names))
     for name in columns:
         if name not in names:
             raise DataError(f"the rows have no column {name!r}. They have: {', '.join(names)}.{nearest(name, names)}")
@@ -48,7 +47,7 @@ def reader_of(rows: Dataset, written: str, separator: str | None = None) -> Labe
     Raises:
         DataError: more than one separator would do.
     """
-    columns = label_columns(rows, written)
+    columns = columns_of(rows, written)
     if len(columns) > 1:
         return lambda row, place: [name for name in columns if _is_yes(row[name], name, place)]
     (column,) = columns
@@ -68,7 +67,7 @@ def reader_of(rows: Dataset, written: str, separator: str | None = None) -> Labe
 def labels_in(rows: Dataset, written: str, separator: str | None = None) -> Iterator[list[str]]:
     """The labels of each row, in the order of the rows."""
     read = reader_of(rows, written, separator)
-    for place, row in enumerate(rows.select_columns([*label_columns(rows, written)])):
+    for place, row in enumerate(rows.select_columns([*columns_of(rows, written)])):
         yield read(row, place)
 
 

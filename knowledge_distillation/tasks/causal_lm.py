@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..config.layer_entries import Entries
 from ..data.blocks import Tokens, text_of, texts_as_blocks
 from ..data.conversations import prompt_ids, tokenized_rows
+from ..data.token_columns import PadTokens
 from ..errors import DataError, shown
 from ..evaluation.evaluators import TaskEvaluator
 from ..evaluation.generated import generate, padding_id
@@ -39,6 +41,7 @@ class CausalLM(Task):
     primary_metric = "perplexity"
     texts = (1, 2)
     labelled = False
+    options: Mapping[str, type] = MappingProxyType({"pack": bool, "max_new_tokens": int})
 
     def encode(self, rows: Dataset, reading: Reading, train: bool) -> Dataset:
         columns = reading.columns.text
@@ -56,13 +59,11 @@ class CausalLM(Task):
 
     def collator(self, reading: Reading) -> Callable[[list[Any]], Any]:
         """Pads with the tokenizer; with a copy where it has no padding token."""
-        from transformers import DataCollatorForSeq2Seq
-
         tokenizer: Any = reading.tokenizer
         if tokenizer.pad_token is None:
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(tokenizer))
-        return DataCollatorForSeq2Seq(tokenizer)
+        return PadTokens(tokenizer, True)
 
     def hard_entries(self) -> Entries:
         return [{"student": "output.logits", "loss": "cross_entropy"}]
@@ -118,10 +119,9 @@ def _cut(rows: Dataset, length: int) -> Dataset:
     Raises:
         DataError: there is none.
     """
-    names = ("input_ids", "labels", "attention_mask")
 
-    def cut(row: dict[str, Any]) -> dict[str, Any]:
-        made = {name: row[name][:length] for name in names}
+    def cut(row: dict[str, Any]) -> dict[str, Any]:  # every column has a number for each token
+        made = {name: values[:length] for name, values in row.items()}
         return {**made, "length": len(made["input_ids"])}
 
     made = rows.map(cut, desc="Tokens that fit")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..config.layer_entries import Entries
@@ -38,6 +39,7 @@ class MaskedLM(Task):
     auto_class = "AutoModelForMaskedLM"
     primary_metric = "perplexity"
     labelled = False
+    options: Mapping[str, type] = MappingProxyType({"line_by_line": bool, "mlm_probability": float})
 
     def encode(self, rows: Dataset, reading: Reading, train: bool) -> Dataset:
         hide = self.collator(reading).hide

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..config.layer_entries import Entries
 from ..data.classes import MOST_CLASSES
 from ..data.columns import Columns
-from ..data.label_sets import label_columns, labels_in, names_of_file, reader_of, sorted_names, unknown_label
+from ..data.label_sets import columns_of, labels_in, names_of_file, reader_of, sorted_names, unknown_label
 from ..errors import DataError
 from .predicting import outputs
 from .task import NO_OPTIONS, Reading, Task
@@ -38,13 +40,14 @@ class MultiLabel(Task):
     auto_class = "AutoModelForSequenceClassification"
     primary_metric = "f1_micro"
     texts = (1, 2)
+    options: Mapping[str, type] = MappingProxyType({"separator": str, "class_names": Path})
 
     def class_names(
         self, splits: Mapping[str, Dataset], columns: Columns, options: Mapping[str, Any] = NO_OPTIONS
     ) -> tuple[str, ...]:
         separator, written = options.get("separator"), str(columns.label)
         of_file = names_of_file(options["class_names"]) if options.get("class_names") else ()
-        several = label_columns(splits["train"], written)
+        several = columns_of(splits["train"], written)
         found = {label for labels in labels_in(splits["train"], written, separator) for label in labels}
         names = of_file or (several if len(several) > 1 else sorted_names(found))
         if len(names) < 2:
@@ -98,7 +101,7 @@ def _with_yes_or_no(rows: Dataset, reading: Reading) -> Dataset:
     written = reading.columns.label
     if written is None or not {written, written.split(",")[0].strip()} & {*rows.column_names}:
         return rows
-    columns = label_columns(rows, written)
+    columns = columns_of(rows, written)
     read, names = reader_of(rows, written, reading.options.get("separator")), reading.names
     numbered = bool(reading.options.get("class_names"))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..config.layer_entries import Entries
@@ -36,6 +37,7 @@ class Seq2Seq(Task):
     primary_metric = "perplexity"
     texts = (1, 2)
     labelled = False
+    options: Mapping[str, type] = MappingProxyType({"metric": str, "max_new_tokens": int, "source_prefix": str})
 
     def encode(self, rows: Dataset, reading: Reading, train: bool) -> Dataset:
         source, target = _columns(reading)

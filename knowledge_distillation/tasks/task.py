@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..config.layer_entries import Entries
 from ..data.columns import Columns
+from ..errors import ConfigError, nearest, shown
 from ..evaluation.glue_metrics import ComputeMetrics
 
 if TYPE_CHECKING:
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
 
 CLASSES_SHOWN = 12  # in an error
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+_KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {  # of an option -> what it is, and the test
+    int: ("a whole number of 1 or more", lambda value: type(value) is int and value >= 1),
+    float: ("a number", lambda value: type(value) in (int, float)),
+    bool: ("true or false", lambda value: type(value) is bool),
+    str: ("a text", lambda value: isinstance(value, str)),
+    Path: ("a path", lambda value: isinstance(value, (str, Path))),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class Task(ABC):
         labelled: whether training needs a column of labels.
         max_length: tokens after which text is cut, or goes on in another window, where nobody says.
         two_tokenizers: whether rows can hold the tokens of a second tokenizer beside the teacher's.
+        options: what it may be told beside, and of which kind each is; its docstring says what they mean.
     """
 
     name: str
@@ -63,6 +73,21 @@ class Task(ABC):
     labelled: bool = True
     max_length: int = 128
     two_tokenizers: bool = False
+    options: Mapping[str, type] = MappingProxyType({})
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """See that the task takes these options.
+
+        Raises:
+            ConfigError: one is unknown, or not of its kind.
+        """
+        for name, value in options.items():
+            if name not in self.options:
+                takes = f" It takes: {', '.join(self.options)}" if self.options else " It takes none"
+                raise ConfigError(f"task {self.name} takes no option {name!r}.{nearest(name, self.options)}{takes}")
+            what, fits = _KINDS[self.options[name]]
+            if not fits(value):
+                raise ConfigError(f"option {name} of task {self.name} is {what}; found {shown(value)}")
 
     def class_names(
         self, splits: Mapping[str, Dataset], columns: Columns, options: Mapping[str, Any] = NO_OPTIONS

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 from task_runs import classifier, read, trained
 from tolerance import near
 
-from knowledge_distillation import DataError
+from knowledge_distillation import ConfigError, DataError
 from knowledge_distillation.data.columns import Columns
 from knowledge_distillation.presets import expand
 from knowledge_distillation.tasks import find_task
@@ -185,3 +185,18 @@ def test_predictions_are_the_labels_above_one_half():
         assert one["probability"] == near(chances[chances > 0.5].tolist())
         chosen |= {*names}
     assert chosen
+
+
+def test_an_option_that_no_task_takes_is_named_with_the_nearest():
+    for task, options in {
+        "multi-label": {"separator": ";"},
+        "causal-lm": {"pack": False, "max_new_tokens": 3},
+    }.items():
+        find_task(task).check_options(options)
+    with pytest.raises(ConfigError, match="task multi-label takes no option 'seperator'. Nearest: separator. It"):
+        TASK.check_options({"seperator": ";"})
+    with pytest.raises(ConfigError, match="task regression takes no option 'pack'. It takes none"):
+        find_task("regression").check_options({"pack": True})
+    for name, value, what in (("max_new_tokens", 0, "a whole number of 1 or more"), ("pack", "no", "true or false")):
+        with pytest.raises(ConfigError, match=f"option {name} of task causal-lm is {what}; found {value!r}"):
+            find_task("causal-lm").check_options({name: value})
