@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..config.layer_entries import Entries
@@ -45,6 +46,7 @@ class QuestionAnswering(Task):
     primary_metric = "f1"
     texts = (2, 2)
     max_length = 384
+    options: Mapping[str, type] = MappingProxyType({"stride": int, "longest_answer": int, "no_answer": bool})
 
     def fields(self, reading: Reading) -> dict[str, Any]:
         return {"num_labels": 2}  # logits of each token: of a start, and of an end

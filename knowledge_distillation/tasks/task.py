@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CLASSES_SHOWN = 12  # in an error
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 _KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {  # of an option -> what it is, and the test
-    int: ("a whole number of 1 or more", lambda value: type(value) is int and value >= 1),
+    int: ("a whole number of 0 or more", lambda value: type(value) is int and value >= 0),
     float: ("a number", lambda value: type(value) in (int, float)),
     bool: ("true or false", lambda value: type(value) is bool),
     str: ("a text", lambda value: isinstance(value, str)),

@@ -139,6 +139,7 @@ def read_rows(
     else:
         kind, why = task_of_data(first, _label_in(first, text, label), model)
         notes += why
+    kind.check_options(options)
     columns, guesses = guess_columns(first, text, label, kind.texts, kind.labelled)
     splits, faults = checked(splits, columns)
     first = next(iter(splits.values()))
@@ -181,7 +182,7 @@ def load_task_data(
 
     Raises:
         DataError: files, columns or rows that cannot be read.
-        ConfigError: a task that is unknown, or cannot be told.
+        ConfigError: a task that is unknown, or cannot be told; an option that it does not take.
     """
     rows = read_rows(
         data,

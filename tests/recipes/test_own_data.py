@@ -158,3 +158,13 @@ def test_a_folder_of_pictures_is_seen_as_one(tmp_path):
     assert said.exit_code == 0, said.output
     config = json.loads((tmp_path / "run/student/config.json").read_text(encoding="utf-8"))
     assert config["id2label"] == {"0": "blue", "1": "red"}
+
+
+def test_an_option_that_the_task_does_not_take_is_an_error_with_the_nearest(tmp_path):
+    tokenizer = train_tokenizer(["the film"], 60)
+    with pytest.raises(
+        ConfigError, match="task multi-label takes no option 'seperator'. Nearest: separator. It takes:"
+    ):
+        load_task_data(reviews(tmp_path), tokenizer, task="multi-label", seperator=";")
+    with pytest.raises(ConfigError, match="task text-classification takes no option 'max_len'. It takes none"):
+        load_task_data(reviews(tmp_path), tokenizer, max_len=20)

@@ -197,6 +197,6 @@ def test_an_option_that_no_task_takes_is_named_with_the_nearest():
         TASK.check_options({"seperator": ";"})
     with pytest.raises(ConfigError, match="task regression takes no option 'pack'. It takes none"):
         find_task("regression").check_options({"pack": True})
-    for name, value, what in (("max_new_tokens", 0, "a whole number of 1 or more"), ("pack", "no", "true or false")):
+    for name, value, what in (("max_new_tokens", -1, "a whole number of 0 or more"), ("pack", "no", "true or false")):
         with pytest.raises(ConfigError, match=f"option {name} of task causal-lm is {what}; found {value!r}"):
             find_task("causal-lm").check_options({name: value})
