@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..config.layer_entries import Entries
@@ -33,6 +34,7 @@ class SentenceEmbedding(Task):
     name = "sentence-embedding"
     auto_class = "AutoModel"
     primary_metric = "spearmanr"
+    options: Mapping[str, type] = MappingProxyType({"pooling": str, "normalize": bool})
     texts = (1, MOST_COLUMNS)
     labelled = False
 
