@@ -172,9 +172,21 @@ def from_pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # a file that is cut short has errors of its own in every format
+        if not looks_local and isinstance(error, OSError) and not path.exists():
+            raise ConfigError(
+                f"recipe: {_not_found(name, what)}: {shorten(str(error), 200, placeholder='...')}"
+            ) from error
         raise ConfigError(
             f"recipe: cannot load {what} {name!r}: {shorten(str(error), 300, placeholder='...')}"
         ) from error
+
+
+def _not_found(name: str, what: str) -> str:
+    """That a name is no folder here, and what the hub had to do with it."""
+    from huggingface_hub import constants
+
+    hub = "is not asked (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "gave none that loads"
+    return f"cannot load {what} {name!r}: there is no such folder here, and the hub {hub}"
 
 
 def _classes_of(config: Any, name: str, what: str, classes: dict[str, Any]) -> dict[str, Any]:

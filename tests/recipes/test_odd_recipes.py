@@ -10,6 +10,7 @@ from runs import TINY_BERT, distill, recipe, written
 
 from knowledge_distillation import ConfigError
 from knowledge_distillation.recipes.build import LoadedRecipe
+from knowledge_distillation.recipes.build_models import from_pretrained
 from knowledge_distillation.recipes.load import MOST_BASES, load_recipe
 from knowledge_distillation.recipes.sweep_grid import parse_grid
 
@@ -98,3 +99,13 @@ def test_entries_that_are_no_mappings_are_numbered(tmp_path: Path) -> None:
     entries = recipe(tmp_path)["distill_config"]
     with pytest.raises(ConfigError, match=r"\[2\] an entry is a mapping; found int\n  \[3\] an entry is a mapping"):
         load_recipe(written(tmp_path, distill_config=[*entries, 5, [6]])).config.check()
+
+
+@pytest.mark.parametrize("auto", ["AutoTokenizer", "AutoModelForSequenceClassification"])
+def test_a_name_that_is_no_folder_is_not_said_to_be_a_fault_of_the_network_alone(auto, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    message = "cannot load model for sst2 'bm/nothere': there is no such folder here, and the hub is not asked .HF_HUB_OFFLINE"
+    with pytest.raises(ConfigError, match=message):
+        from_pretrained(auto, "bm/nothere", "model for sst2")
