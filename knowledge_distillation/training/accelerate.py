@@ -60,7 +60,7 @@ def _processes_asked() -> int:
     if asked == 1 and "MASTER_PORT" in os.environ and "ACCELERATE_USE_CPU" in os.environ and not _has_rank():
         raise ConfigError(
             "accelerate launch was asked for several processes and started one, as it does without a GPU: start them "
-            "with torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N"
+            "with torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N, without --cpu"
         )
     return asked
 

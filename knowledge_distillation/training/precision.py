@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -76,7 +77,13 @@ def _choose(
     precision: str = settings.mixed_precision
     why = "as asked"
     if precision == "auto":
-        precision, why = faster(device, student, rows) if kept[0] is None else (kept[0], "as the run was begun")
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION")  # `no` where accelerate launch was asked for nothing
+        if kept[0] is not None:
+            precision, why = kept[0], "as the run was begun"
+        elif launched in HALF_PRECISION:
+            precision, why = str(launched), "as accelerate launch was asked"
+        else:
+            precision, why = faster(device, student, rows)
     said = f"precision: {_NAMES.get(precision, precision)} ({why})"
     if settings.teacher_dtype != "auto":
         return Precision(precision, _DTYPES[settings.teacher_dtype], said)

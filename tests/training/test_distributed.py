@@ -217,7 +217,10 @@ def test_what_one_process_refuses_ends_both(tmp_path: Path) -> None:
             "WORLD_SIZE is 2, and Accelerate was set up for 1 process",
         ),
         ({"WORLD_SIZE": "2"}, "no RANK says which of them this process is"),
-        ({"MASTER_PORT": "29500", "ACCELERATE_USE_CPU": "False"}, "was asked for several processes and started one"),
+        (
+            {"MASTER_PORT": "29500", "ACCELERATE_USE_CPU": "False"},
+            "was asked for several processes and started one.*without --cpu",
+        ),
     ],
     ids=["set up before", "no rank", "accelerate launch"],
 )

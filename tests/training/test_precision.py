@@ -206,3 +206,17 @@ def test_frozen_half_precision_under_trained_float32_stays() -> None:
     with modes_kept(student):
         notes = precision.to_float32({"": student}, distiller(SOFT).settings)
     assert not notes and student.bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [("bf16", "precision: bf16 (as accelerate launch was asked)"), ("no", "float32")]
+)
+def test_auto_follows_what_accelerate_launch_was_asked_for(
+    asked: str, said: str, timed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(1.8)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    run = distiller(HARD, **AUTO)
+    assert any(said in note for note in run.plan().notes)
+    assert run.accelerator.mixed_precision == asked
+    assert distiller(HARD, mixed_precision="no").accelerator.mixed_precision == "no"
