@@ -225,7 +225,8 @@ def _read_split(path: Path, task: GlueTask, split: str, on_broken_row: str) -> D
     if broken and on_broken_row == "skip":
         logger.warning("%s: skipped %d broken rows; the first is %s", path, len(broken), broken[0])
     elif broken:
-        more = f" {len(broken) - 1} more broken rows follow." if len(broken) > 1 else ""
+        further = len(broken) - 1
+        more = f" {further} more broken row{'s follow' if further > 1 else ' follows'}." if further else ""
         raise DataError(f'{path}, {broken[0]}.{more} In Python on_broken_row="skip" leaves such rows out')
     if not rows:
         raise DataError(f"{path} holds no rows" + (f" but {len(broken)} broken ones" if broken else ""))

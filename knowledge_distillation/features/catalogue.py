@@ -159,7 +159,9 @@ class Catalogue:
             number = max(1, depth) if int(match[2]) > 0 else 1
             close = Feature(f"{prefix}{match[1]}{number}", feature.output)
             hint = f" Nearest: {close}." if self.find(close) else ""
-            return f"{feature}: the {owner} has {depth} layers.{hint}"
+            before = Feature(match[1].replace("layer", "embedding_layer"), "embedding")
+            first = f" They count from 1; before the first stands {before}." if match[2] == "0" else ""
+            return f"{feature}: the {owner} has {depth} layer{'s' * (depth != 1)}.{first or hint}"
         outputs = [name.output for name in self.offers if name.layer == self.canonical(feature).layer]
         if outputs and self._embedding(feature._replace(output=SENTENCE)):
             outputs.append(SENTENCE)

@@ -53,7 +53,7 @@ class NonFiniteGuard(Callback):
             terms = ", ".join(f"{name}={value}" for name, value in bad.items())
             raise DistillationError(
                 f"the loss is not finite at step {run.progress.step} ({terms}). Lower learning_rate, or set "
-                "mixed_precision: 'no'; where a model leaves out classes by logits of -inf, leave out the same in the "
+                "mixed_precision: no; where a model leaves out classes by logits of -inf, leave out the same in the "
                 "other. The last checkpoint is untouched"
             )
 

@@ -70,7 +70,12 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, hard, message):
             "kl_divergence does not apply to a feature of kind attention. These do: ",
         ),
         ("attention_mse", "tokens", False, "attention_mse does not apply to a feature of kind tokens. These do: "),
-        ("mse", "tokens", True, "mse does not apply to a feature of kind tokens. These do: cross_entropy"),
+        (
+            "mse",
+            "tokens",
+            True,
+            "mse does not compare a feature of kind tokens with labels, and this entry names no teacher",
+        ),
     ],
 )
 def test_a_loss_on_a_kind_it_is_not_for_is_answered_with_those_that_are(name, kind, hard, message):

@@ -65,6 +65,12 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], type[DistillationError], li
         ConfigError,
         ["[0] bert_layer13.hidden_states: the teacher has 4 layers. Nearest: bert_layer4.hidden_states."],
     ),
+    "layer 0": (
+        lambda: {"config": entry(student="layer0.hidden_states")},
+        ConfigError,
+        ["[0] layer0.hidden_states: the student has 2 layers. They count from 1; before the first stands "]
+        + ["stands embedding_layer.embedding."],
+    ),
     "output of a layer": (
         lambda: {"config": entry(student="layer1.hiden_states")},
         ConfigError,
