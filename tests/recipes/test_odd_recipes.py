@@ -106,6 +106,6 @@ def test_a_name_that_is_no_folder_is_not_said_to_be_a_fault_of_the_network_alone
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    message = "cannot load model for sst2 'bm/nothere': there is no such folder here, and the hub is not asked .HF_HUB_OFFLINE"
+    message = "'bm/nothere': there is no such folder here, and the hub is not asked .HF_HUB_OFFLINE is set"
     with pytest.raises(ConfigError, match=message):
         from_pretrained(auto, "bm/nothere", "model for sst2")
