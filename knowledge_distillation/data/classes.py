@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, listed, nearest, shown
+from .column_scan import distinct
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,7 +87,7 @@ def _values(rows: Dataset, column: str, split: str) -> list[Any]:
         raise DataError(
             f"column {column!r} holds {_kind(rows[0][column])}, such as {shown(rows[0][column])}, and no classes"
         )
-    values = rows.unique(column)
+    values = distinct(rows, column)
     if any(value is None or value == "" for value in values):
         first = next(place for place, value in enumerate(rows[column]) if value is None or value == "")
         raise DataError(f"row {first} of the {split} rows has no label in column {column!r}")

@@ -27,6 +27,21 @@ def each_row(rows: Dataset, names: Sequence[str], of_batch: Callable[[pa.RecordB
     return values if places is None else values[places]
 
 
+def distinct(rows: Dataset, name: str) -> list[Any]:
+    """The different values of a column."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    places = places_of(rows)
+    if places is None:
+        return rows.unique(name)
+    encoded = pc.dictionary_encode(rows.data.table.column(name)).unify_dictionaries().chunks
+    codes = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in encoded])
+    found = np.unique(codes[places])
+    values: list[Any] = encoded[0].dictionary.take(pa.array(found[found >= 0])).to_pylist()
+    return values if (found >= 0).all() else [*values, None]
+
+
 def places_of(rows: Dataset) -> npt.NDArray[Any] | None:
     """Where each row lies in its table; None where they are all of it, in its order."""
     indices = rows._indices

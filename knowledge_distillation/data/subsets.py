@@ -87,7 +87,7 @@ def _class_codes(rows: Dataset, label: str | None) -> Places:
         for value in batch.column(0).unique().to_pylist() if len(known) <= MOST_CLASSES else ():
             known.setdefault(value, len(known))
         if len(known) > MOST_CLASSES:
-            return none[: len(batch)]
+            return np.zeros(len(batch), dtype=np.int32)
         return pc.index_in(batch.column(0), value_set=pa.array(list(known), batch.column(0).type)).to_numpy()
 
     found = each_row(rows, [label], codes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..data.column_scan import distinct
 from ..errors import ConfigError
 from . import find_task, names
 from .task import Task
@@ -100,7 +101,7 @@ def _of_labels(rows: Dataset, label: str) -> tuple[str, str]:
     if isinstance(rows[0][label], Sequence) and not isinstance(rows[0][label], str):
         return "multi-label", f"lists in column {label!r}"
     if str(getattr(feature, "dtype", "")).startswith("float"):
-        fractions = [value for value in rows.unique(label) if value is not None and not float(value).is_integer()]
+        fractions = [value for value in distinct(rows, label) if value is not None and not float(value).is_integer()]
         if fractions:
             return "regression", f"fractions in column {label!r}, such as {fractions[0]:g}"
     return "text-classification", f"the values of column {label!r}"
