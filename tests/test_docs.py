@@ -106,6 +106,7 @@ def stand_ins(tmp_path, monkeypatch) -> dict[str, Any]:
     from accelerate.state import AcceleratorState
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     AcceleratorState._reset_state(reset_partial_state=True)
     (tmp_path / "recipe.yaml").write_text(
