@@ -60,7 +60,7 @@ def task_of_data(rows: Dataset, label: str | None, model: Any) -> tuple[Task, tu
     columns, of_model = set(rows.column_names), task_of_model(model)
     if {"question", "context", "answers"} <= columns:
         return _told("question-answering", "columns question, context and answers")
-    if "tokens" in columns and label is None:
+    if "tokens" in columns and (label is None or isinstance(rows[0][label], list)):
         return _told("token-classification", "a column of tokens")
     if columns & {*_SAID}:
         reads = getattr(getattr(model, "config", model), "is_encoder_decoder", False)
