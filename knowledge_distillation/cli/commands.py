@@ -7,19 +7,32 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .console import print_metrics, print_plan, print_scores, print_table, say, say_all, terminal
-from .options import RecipeOptions, takes
+from .console import print_metrics, print_plan, print_scores, print_table, rows_of, say, say_all, terminal
+from .options import RecipeOptions, switch, takes
 
 app = typer.Typer(
-    help="Make small transformers out of big ones: a list says which teacher layer teaches which student layer.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 # Keys of a recipe that say how a teacher teaches. Those of the student, one `--set` gives to both of its commands.
 OF_DISTILLATION = ("method", "method_args", "alpha", "temperature", "mapping", "distill_config", "stages")
 DATA = ("task", "data", "eval", "text", "label", "columns", "data_dir")
 RECIPE = ("recipe", "overrides", "teacher", "student", *DATA, "method")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        typer.echo(f"knowledge_distillation {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def distill(
+    version: Annotated[bool, switch("--version", "Print the version.", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Make small transformers out of big ones: a list says which teacher layer teaches which student layer."""
 
 
 @app.command()
@@ -32,7 +45,7 @@ def run(
     options: RecipeOptions,
     resume: bool,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Also train the same student without the teacher, for the table.")
+        bool, switch("--baseline", "Also train the same student without the teacher, for the table.")
     ] = False,
 ) -> None:
     """Distil a student; print what teacher, student with and student without distillation score."""
@@ -54,7 +67,8 @@ def run(
         without = plain.train(resume_from_checkpoint=resume and folder is not None and folder.exists())
     print_scores(loaded, distiller, metrics, student, without)
     if recipe.output_dir:
-        say(f"student: {Path(recipe.output_dir) / 'student'}")
+        recipe, student_folder = loaded.recipe, Path(recipe.output_dir) / "student"
+        say(f"student: {student_folder}\nnext: distill evaluate {student_folder} {rows_of(recipe)}")
 
 
 @app.command()
@@ -75,7 +89,8 @@ def finetune(options: RecipeOptions, resume: bool) -> None:
     metrics = distiller.train(resume_from_checkpoint=resume)
     print_metrics({name: value for name, value in metrics.items() if name.startswith(("eval_", "best_"))})
     if recipe.output_dir:
-        say(f"model: {Path(recipe.output_dir) / 'student'}")
+        folder, rows = Path(recipe.output_dir) / "student", options.file or rows_of(loaded.recipe)
+        say(f"model: {folder}\nnext: distill run {rows} --teacher {folder} --student LAYERS -o FOLDER")
 
 
 @app.command()
@@ -116,7 +131,7 @@ def sweep(
     ] = [],  # noqa: B006 (typer copies it)
     seeds: Annotated[Optional[str], typer.Option("--seeds", help="1,2,3: train every combination with each.")] = None,
     share_teacher: Annotated[
-        bool, typer.Option("--share-teacher/--no-share-teacher", help="Keep the teacher's outputs for all runs.")
+        bool, switch("--share-teacher/--no-share-teacher", "Keep the teacher's outputs for all runs.")
     ] = True,
 ) -> None:
     """Train every combination of a grid, rank them, and draw a heat map. The same command again goes on."""
@@ -217,7 +232,7 @@ def evaluate(
 @terminal()
 def demo(
     output_dir: Annotated[str, typer.Option("--output-dir", "-o")] = "runs/demo",
-    smoke: Annotated[bool, typer.Option("--smoke", help="A few steps only, to see that all works.")] = False,
+    smoke: Annotated[bool, switch("--smoke", "A few steps only, to see that all works.")] = False,
 ) -> None:
     """Train a 12-layer teacher on embedded sentences, distil it into 3 layers, print the table. Needs no network."""
     from .demo import run_demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -45,6 +46,17 @@ def say(text: str) -> None:
 def say_all(texts: Iterable[str]) -> None:
     for text in texts:
         say(text)
+
+
+def rows_of(recipe: Any) -> str:
+    """The options that name the rows of a recipe."""
+    options = ("task", "data", "eval", "text", "label", "columns", "data_dir")
+    named = {name: getattr(recipe, name) for name in options}
+    named["task"] = None if recipe.data is not None else recipe.task or "embedded"  # of data it is told again
+    texts = {name: ",".join(value) if isinstance(value, list) else value for name, value in named.items()}
+    return " ".join(
+        f"--{name.replace('_', '-')} {shlex.quote(str(text))}" for name, text in texts.items() if text is not None
+    )
 
 
 def print_table(table: Any) -> None:

@@ -87,9 +87,14 @@ def _option(flags: str, help: str, key: str, kind: Any = str, **convert: Any) ->
     return Shared(Annotated[kind | None, typer.Option(*flags.split(), help=help)], None, key, **convert)
 
 
+def switch(flag: str, help: str, **options: Any) -> Any:
+    """An option that takes no value, and is shown without one."""
+    return typer.Option(flag, help=help, metavar="", **options)
+
+
 def _flag(flag: str, help: str, key: str = "", value: Any = True) -> Shared:
     """An option that is on or off; where it is on, the key becomes `value`."""
-    return Shared(Annotated[bool, typer.Option(flag, help=help)], False, key, lambda on: value if on else None)
+    return Shared(Annotated[bool, switch(flag, help)], False, key, lambda on: value if on else None)
 
 
 def _layers_or_name(student: str | None) -> dict[str, list[int]] | str | None:

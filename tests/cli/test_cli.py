@@ -107,7 +107,7 @@ def test_finetuning_prints_its_score_and_saves_a_model(house: Path) -> None:
     said = (house / "finetune.txt").read_text()
     assert "cross_entropy" in said and "runs 2 of 2 layers, and the head" in said
     assert re.search(r"^best_accuracy: [01]\.\d{4}$", said, re.MULTILINE)
-    assert said.endswith(f"model: {house / 'teacher' / 'student'}\n")
+    assert f"\nmodel: {house / 'teacher' / 'student'}\nnext: distill run " in said
     steps = [line["step"] for line in of_history(house / "teacher") if "eval_accuracy" in line]
     assert steps == [3, 6]  # 24 rows, 8 a step, two epochs
 
@@ -496,3 +496,15 @@ def test_a_regression_task_by_its_own_metric(tmp_path: Path) -> None:
     assert "best_pearson: " in said and "eval_spearmanr: " in said
     entries = of_run(tmp_path / "out")["distill_config"]
     assert [one["loss"] for one in entries] == ["mse"]
+
+
+def test_the_version() -> None:
+    from knowledge_distillation import __version__
+
+    assert succeeded(distill("--version")) == f"knowledge_distillation {__version__}\n"
+
+
+def test_a_switch_is_shown_without_a_value() -> None:
+    lines = succeeded(distill("run", "--help")).splitlines()
+    shown = next(line for line in lines if "--resume" in line)
+    assert "<bool>" not in shown and "Go on from the last checkpoint" in shown

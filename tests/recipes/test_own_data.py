@@ -55,6 +55,9 @@ def test_a_csv_of_three_classes_from_finetuning_to_evaluation(tmp_path):
     student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "student")
     assert student.config.id2label == {0: "mid", 1: "neg", 2: "pos"}
 
+    assert f"next: distill run {path} --teacher {tmp_path / 'teacher/student'} --student LAYERS" in first.output
+    told = second.output[second.output.index("next: distill ") :].split()
+    assert told[2:] == ["evaluate", str(tmp_path / "run/student"), "--data", str(tmp_path / "train.csv")]
     third = distill("evaluate", tmp_path / "run/student", *data, "--teacher", tmp_path / "teacher/student")
     assert third.exit_code == 0, third.output
     assert "text-classification: 48 rows" in third.output and "teacher_f1_macro" in third.output
