@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from .by_row import ROW
 from .evaluators import TaskEvaluator
 from .generated import written
 from .written_metrics import Score
-
-ROW = "row"  # the column of encoded rows that says which reference is theirs
 
 
 class WritingEvaluator:
@@ -22,7 +21,7 @@ class WritingEvaluator:
 
     Args:
         score: (texts, references) -> metrics.
-        references: the right text of each row.
+        references: the right text of each row, by the number that a batch has as `idx`.
         tokenizer: of the models.
         primary_metric: by which the best student is kept.
         **how: as `model.generate` takes it.

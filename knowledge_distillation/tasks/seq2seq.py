@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ..config.layer_entries import Entries
 from ..data.blocks import text_of
 from ..errors import ConfigError
+from ..evaluation.by_row import ROW
 from ..evaluation.evaluators import TaskEvaluator
 from ..evaluation.generated import generate
-from ..evaluation.written import ROW, WritingEvaluator
+from ..evaluation.written import WritingEvaluator
 from ..evaluation.written_metrics import score_of
 from .task import Reading, Task
 

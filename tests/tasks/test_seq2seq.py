@@ -56,7 +56,7 @@ def test_one_column_is_read_and_the_other_written(columns):
     for number, row in enumerate(encoded):
         assert row["input_ids"] == WORDS("the " + ENGLISH[number], truncation=True, max_length=5)["input_ids"]
         assert row["labels"] == WORDS(GERMAN[number], truncation=True, max_length=5)["input_ids"]
-        assert row["row"] == number and row["length"] == len(row["input_ids"])
+        assert row["idx"] == number and row["length"] == len(row["input_ids"])
     assert "n" not in encoded.column_names
 
 
