@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .parquet_rows import ParquetRows
 
 Columns = Mapping[str, list[Any]]  # of some rows
 Write = Callable[[Columns], None]
@@ -80,26 +81,11 @@ def _json_lines(path: Path) -> Iterator[Write]:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Write]:
-    """The first rows say the types of the columns: nothing but empty lists among them are lists of texts."""
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    writer: Any = None
-
-    def write(columns: Columns) -> None:
-        nonlocal writer
-        if writer is None:
-            table = pa.table(dict(columns))
-            types = [pa.list_(pa.string()) if one == pa.list_(pa.null()) else one for one in table.schema.types]
-            types = [pa.string() if one == pa.null() else one for one in types]
-            writer = pa.parquet.ParquetWriter(path, pa.schema(list(zip(columns, types, strict=True))))
-        writer.write_table(pa.table(dict(columns), schema=writer.schema))
-
+    rows = ParquetRows(path)
     try:
-        yield write
+        yield rows.write
     finally:
-        if writer is not None:
-            writer.close()
+        rows.close()
 
 
 WRITERS: dict[str, Callable[[Path], Any]] = {

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 import torch
 from runs import bert, distill
@@ -16,6 +17,7 @@ from knowledge_distillation import ConfigError, DataError
 from knowledge_distillation.data import train_tokenizer
 from knowledge_distillation.tasks import predict_file as module
 from knowledge_distillation.tasks.predict_file import predict_file
+from knowledge_distillation.tasks.row_writers import row_writer
 
 WORDS = ("good", "bad", "fine", "dull")
 TEXTS = [f"a {WORDS[n % 4]} film, {WORDS[n % 3]}" for n in range(11)]
@@ -88,6 +90,21 @@ def test_lists_are_json_in_a_table(tmp_path):
         rows = list(csv.DictReader(lines))
     assert [json.loads(row["tokens"]) for row in rows] == [text.split() for text in TEXTS]
     assert all(len(json.loads(row["prediction"])) == 4 for row in rows)
+
+
+def test_a_column_of_parquet_may_be_empty_at_first(tmp_path):
+    parts = [
+        {"nr": [1, 2], "kinds": [[], []], "found": [[], []], "why": [None, None]},
+        {"nr": [3], "kinds": [["a"]], "found": [[]], "why": [None]},
+        {"nr": [4], "kinds": [[]], "found": [[{"start": 0, "text": "x"}]], "why": [0.5]},
+        {"nr": [5], "kinds": [["b", "c"]], "found": [[]], "why": [None]},
+    ]
+    with row_writer(tmp_path / "out.parquet") as write:
+        for part in parts:
+            write(part)
+    rows = pq.read_table(tmp_path / "out.parquet").to_pydict()
+    assert rows == {name: [value for part in parts for value in part[name]] for name in parts[0]}
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
 
 def test_a_row_that_cannot_be_read_is_named_and_nothing_is_written(saved, tmp_path):
