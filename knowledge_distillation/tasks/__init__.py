@@ -18,6 +18,7 @@ _TASKS: dict[str, str] = {  # name -> its class, in the file of the name
     "masked-lm": "MaskedLM",
     "causal-lm": "CausalLM",
     "seq2seq": "Seq2Seq",
+    "reranking": "Reranking",
 }
 
 
