@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..config.pooling import SENTENCE
 from ..data.column_scan import distinct
 from ..errors import ConfigError
 from . import find_task, names
@@ -44,7 +45,7 @@ def task_of_model(model: Any) -> str | None:
         for end, task in _HEADS.items():
             if name.endswith(end):
                 return task
-    return None
+    return "sentence-embedding" if isinstance(getattr(config, SENTENCE, None), dict) else None
 
 
 def task_of_data(rows: Dataset, label: str | None, model: Any) -> tuple[Task, tuple[str, ...]]:
@@ -73,7 +74,7 @@ def task_of_data(rows: Dataset, label: str | None, model: Any) -> tuple[Task, tu
         if kind == "text-classification" and of_model in ("regression", "multi-label", "token-classification"):
             return _told(of_model, "the model")
         return _told(kind, why)
-    if of_model in ("masked-lm", "causal-lm", "seq2seq"):
+    if of_model in ("masked-lm", "causal-lm", "seq2seq", "sentence-embedding"):
         return _told(of_model, "the model, and columns of text alone")
     raise ConfigError(
         f"what task the rows are of cannot be told: they have the columns {', '.join(rows.column_names)} and no label "

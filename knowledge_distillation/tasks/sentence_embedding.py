@@ -54,14 +54,18 @@ class SentenceEmbedding(Task):
         setattr(model.config, SENTENCE, said)
 
     def encode(self, rows: Dataset, reading: Reading, train: bool) -> Dataset:
-        """Each text is a row of its own; of an evaluation in the order of the pairs, with its number."""
-        label = reading.columns.label
-        if not train and label in rows.column_names and len(reading.columns.text) != 2:
+        """Each text is a row of its own; of an evaluation in the order of the pairs, with its number.
+
+        Of the columns of text those are read that the rows have: training and evaluation may have others.
+        """
+        label, columns = reading.columns.label, reading.columns.text
+        columns = tuple(name for name in columns if name in rows.column_names) or columns
+        if not train and label in rows.column_names and len(columns) != 2:
             raise DataError(
                 f"scores are those of pairs: evaluation with {label!r} reads two columns of text, and found "
-                f"{', '.join(reading.columns.text)}"
+                f"{', '.join(columns)}"
             )
-        tokens = tokenize(_one_by_one(rows, reading.columns.text), reading.tokenizer, ["text"], reading.max_length)
+        tokens = tokenize(_one_by_one(rows, columns), reading.tokenizer, ["text"], reading.max_length)
         return tokens if train else tokens.add_column(ROW, list(range(len(tokens))))
 
     def hard_entries(self) -> Entries:

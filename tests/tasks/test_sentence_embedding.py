@@ -16,6 +16,7 @@ from knowledge_distillation import ConfigError, DataError, student_from_teacher
 from knowledge_distillation.data import train_tokenizer
 from knowledge_distillation.data.columns import Columns
 from knowledge_distillation.tasks import Reading, find_task
+from knowledge_distillation.tasks.guessing import task_of_data, task_of_model
 from knowledge_distillation.tasks.saved import load_saved
 
 WORDS = "a cat dog sat ran on the red mat far away from home we know it well".split()
@@ -172,6 +173,22 @@ def test_weights_in_a_folder_inside_are_found(tmp_path):
     model, tokenizer = load_saved(str(tmp_path))
     assert model.config.sentence_embedding == {"pooling": "cls", "normalize": True, "max_length": 11}
     assert tokenizer is not None
+
+
+def test_a_folder_of_embeddings_tells_its_task(tmp_path):
+    model, _ = load_saved(teacher_folder(tmp_path))
+    assert task_of_model(model) == "sentence-embedding"
+    kind, notes = task_of_data(datasets.Dataset.from_dict({"text": texts(3)}), None, model)
+    assert kind.name == "sentence-embedding" and "told from the model, and columns of text alone" in notes[0]
+    labelled = datasets.Dataset.from_dict({"text": texts(2), "label": ["good", "bad"]})
+    assert task_of_data(labelled, "label", model)[0].name == "text-classification"
+
+
+def test_training_and_evaluation_may_have_columns_of_their_own():
+    how = reading("text", "one", "other", label="score")
+    assert len(TASK.encode(datasets.Dataset.from_dict({"text": texts(3)}), how, train=True)) == 3
+    pairs = datasets.Dataset.from_dict({"one": texts(3), "other": texts(3, 1), "score": [1.0, 2.0, 3.0]})
+    assert len(TASK.encode(pairs, how, train=False)) == 6
 
 
 def test_options_say_it_where_it_is_not_to_be_the_models_own(tmp_path):
