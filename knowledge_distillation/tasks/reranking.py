@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,7 @@ class Reranking(Task):
     name = "reranking"
     auto_class = "AutoModelForSequenceClassification"
     primary_metric = f"ndcg@{AT}"
+    options: Mapping[str, type] = MappingProxyType({"candidates": int})
     texts = (2, 32)
     labelled = False
 
