@@ -338,7 +338,7 @@ def test_what_cannot_be_loaded(earlier, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"projection": "cubic"}, "projection is one of auto, linear, mlp, conv1x1, conv1x1_bn, resize, heads, exit,"),
+        ({"projection": "cubic"}, "projection is one of auto, linear, mlp, conv1x1, conv1x1_bn, resize, pca, heads,"),
         ({"projection": "linaer"}, "found 'linaer'. Nearest: linear."),
         ({"projection": 3}, "found 3."),
         ({"projection": {"type": "mpl"}}, "found 'mpl'. Nearest: mlp."),
