@@ -83,12 +83,12 @@ def test_killed_in_the_second_stage_with_a_peer(tmp_path: Path) -> None:
 def test_the_student_directory_is_clean_and_nothing_is_pickled(tmp_path: Path) -> None:
     finish(tmp_path / "run")
     student = tmp_path / "run" / "student"
-    assert {path.name for path in student.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in student.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     assert not any("projection" in key for key in load_file(str(student / "model.safetensors")))
     _, loading = AutoModelForSequenceClassification.from_pretrained(student, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".jsonl", ".safetensors"}
+    assert suffixes == {".json", ".jsonl", ".md", ".safetensors"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "student",
         "checkpoints",
