@@ -10,7 +10,8 @@ from torch import nn
 from ..data.collating import default_collator
 from ..errors import ConfigError
 from ..evaluation.evaluators import TaskEvaluator
-from ..tasks.task_data import read_rows
+from ..tasks.task_data import TaskData
+from ..tasks.task_rows import read_rows
 
 Score = Callable[[nn.Module], Mapping[str, float]]
 
@@ -33,7 +34,7 @@ def score_on(
     if not hasattr(tokenizer, "convert_tokens_to_ids"):
         raise ConfigError("scores are measured of models that read text, with their tokenizer beside them")
     made = read_rows(data, model=model, training=False, **how)
-    ready = made.encoded(made.reading(tokenizer))
+    ready = TaskData.of(made, made.reading(tokenizer))
     given = ready.arguments()
     rows = given["eval_dataset"]
     collator = given["data_collator"] or default_collator(tokenizer, rows[0])

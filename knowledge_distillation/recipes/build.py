@@ -19,7 +19,8 @@ from ..presets import by_name as preset_table
 from ..presets.layer_search import Proposal, search
 from ..tasks.glue import GlueTexts
 from ..tasks.task import Task
-from ..tasks.task_data import TaskData, TaskRows, read_rows
+from ..tasks.task_data import TaskData
+from ..tasks.task_rows import TaskRows, read_rows
 from .build_models import Head, build_model, from_pretrained
 from .recipe import EMBEDDED, OF_PICTURES, Recipe
 
@@ -67,7 +68,7 @@ class LoadedRecipe:
         loaded.task_data = TaskData(rows, reading, {})
         loaded.teacher = loaded.model(recipe.teacher)
         rows = replace(rows, splits={name: rows.splits[name] for name in splits})
-        loaded.task_data = rows.encoded(reading)
+        loaded.task_data = TaskData.of(rows, reading)
         loaded.data = dict(loaded.task_data.encoded)
         return loaded
 
@@ -88,7 +89,10 @@ class LoadedRecipe:
             model: its name, or a mapping that describes it.
             tokenizer: that it reads; None for the teacher's.
         """
-        return build_model(model, self._head(tokenizer or self.tokenizer), self.seed if seed is None else seed, side)
+        made = build_model(model, self._head(tokenizer or self.tokenizer), self.seed if seed is None else seed, side)
+        if self.task_data is not None:
+            self.task_data.task.settle(made, self.task_data.reading)
+        return made
 
     def _head(self, tokenizer: Any) -> Head:
         if self.task_data is None:

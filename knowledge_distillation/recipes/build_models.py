@@ -11,10 +11,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from ..config.pooling import SENTENCE
 from ..data.image_format import is_local
 from ..errors import ConfigError, nearest, shown
 from ..models.classes import are_names, in_common
 from ..models.weights import load_weights
+from ..storage.sentence_folder import read_sentence_folder
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +158,8 @@ def from_pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
 
     looks_local = is_local(name)
     path = Path(os.path.expanduser(name))
+    said = read_sentence_folder(path) if looks_local else None
+    path = path / said.transformer if said else path
     needed = "tokenizer_config.json" if auto == "AutoTokenizer" else "config.json"
     if looks_local and not os.path.isdir(path):
         raise ConfigError(f"recipe: {name!r}: no such directory, for the {what}")
@@ -168,7 +172,11 @@ def from_pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
     try:
         if "num_labels" in arguments:
             arguments = _classes_of(transformers.AutoConfig.from_pretrained(where), name, what, arguments)
-        return getattr(transformers, auto).from_pretrained(where, **arguments)
+        loaded = getattr(transformers, auto).from_pretrained(where, **arguments)
+        if said is not None and auto == "AutoModel" and not hasattr(loaded.config, SENTENCE):
+            about = {"pooling": said.pooling, "normalize": said.normalize, "max_length": said.max_length}
+            setattr(loaded.config, SENTENCE, about)
+        return loaded
     except ConfigError:
         raise
     except Exception as error:  # a file that is cut short has errors of its own in every format

@@ -41,6 +41,7 @@ class CausalLM(Task):
     primary_metric = "perplexity"
     texts = (1, 2)
     labelled = False
+    measured_by_label = False
     options: Mapping[str, type] = MappingProxyType({"pack": bool, "max_new_tokens": int})
 
     def encode(self, rows: Dataset, reading: Reading, train: bool) -> Dataset:

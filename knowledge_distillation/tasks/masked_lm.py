@@ -39,6 +39,7 @@ class MaskedLM(Task):
     auto_class = "AutoModelForMaskedLM"
     primary_metric = "perplexity"
     labelled = False
+    measured_by_label = False
     options: Mapping[str, type] = MappingProxyType({"line_by_line": bool, "mlm_probability": float})
 
     def encode(self, rows: Dataset, reading: Reading, train: bool) -> Dataset:

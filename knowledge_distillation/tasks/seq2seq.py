@@ -38,7 +38,14 @@ class Seq2Seq(Task):
     primary_metric = "perplexity"
     texts = (1, 2)
     labelled = False
+    measured_by_label = False
     options: Mapping[str, type] = MappingProxyType({"metric": str, "max_new_tokens": int, "source_prefix": str})
+
+    def settle(self, model: Any, reading: Reading) -> None:
+        """A decoder that is not told how a text begins begins with the pad token, as T5's does."""
+        for config in (model.config, getattr(model, "generation_config", None)):
+            if config is not None and getattr(config, "decoder_start_token_id", None) is None:
+                config.decoder_start_token_id = reading.tokenizer.pad_token_id
 
     def encode(self, rows: Dataset, reading: Reading, train: bool) -> Dataset:
         source, target = _columns(reading)

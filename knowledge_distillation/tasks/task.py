@@ -61,6 +61,7 @@ class Task(ABC):
         primary_metric: by which the best student is kept.
         texts: the fewest and the most columns of text it reads.
         labelled: whether training needs a column of labels.
+        measured_by_label: whether evaluation does; without one there is no more than agreement.
         max_length: tokens after which text is cut, or goes on in another window, where nobody says.
         two_tokenizers: whether rows can hold the tokens of a second tokenizer beside the teacher's.
         options: what it may be told beside, and of which kind each is; its docstring says what they mean.
@@ -71,6 +72,7 @@ class Task(ABC):
     primary_metric: str
     texts: tuple[int, int] = (1, 1)
     labelled: bool = True
+    measured_by_label: bool = True
     max_length: int = 128
     two_tokenizers: bool = False
     options: Mapping[str, type] = MappingProxyType({})
