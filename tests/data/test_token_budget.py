@@ -217,7 +217,11 @@ def test_workers_give_the_batches_of_none(sentences):
             ConfigError,
             "length_bucket pads with the tokenizer: give it as processing_class, and no data_collator",
         ),
-        ({"length_bucket": 8, "data_collator": list}, ConfigError, "length_bucket pads with the tokenizer"),
+        (
+            {"length_bucket": 8, "data_collator": lambda rows: rows},
+            ConfigError,
+            "length_bucket pads with the tokenizer",
+        ),
         (
             {"max_tokens_per_batch": 64, "train_dataset": [{"pixel_values": [1.0]}], "processing_class": None},
             DataError,

@@ -115,8 +115,8 @@ class Silent(nn.Module):
         ((None, yolos()), OWN, False, "output.loss is what the student computes from labels, and the batch has no"),
         ((None, Silent()), OWN, True, "output.loss is what the student .* the forward of Silent takes no 'labels'"),
         ((yolos(), yolos()), {**OWN, "teacher": "output.loss", "loss": "mse"}, True, "only a student is given labels"),
-        ((None, yolos()), {**OWN, "loss": "cross_entropy"}, True, "cross_entropy does not .* These do: own_loss"),
-        ((None, yolos()), {**OWN, "student": "output.logits"}, True, "own_loss does not apply to .* tokens"),
+        ((None, yolos()), {**OWN, "loss": "cross_entropy"}, True, "cross_entropy does not .* these do: own_loss"),
+        ((None, yolos()), {**OWN, "student": "output.logits"}, True, "own_loss does not compare .* tokens"),
         ((None, yolos()), {**OWN, "projection": "linear"}, True, "projection linear does not apply to .* scalar"),
     ],
 )

@@ -320,7 +320,7 @@ def test_a_path_of_no_module_is_not_found(tiny):
         (
             "bert",
             "layer0.hidden_states",
-            "layer0.hidden_states: the teacher has 3 layers. Nearest: layer1.hidden_states.",
+            "layer0.hidden_states: the teacher has 3 layers. They count from 1; before the first stands",
         ),
         (
             "bert",

@@ -200,12 +200,11 @@ def test_a_process_that_is_gone_is_blamed_on_no_batch_and_no_loss() -> None:
 
 
 def test_what_one_process_refuses_ends_both(tmp_path: Path) -> None:
-    """The main process alone looks at the folder; the other does not wait for it for ever."""
+    """The main process alone looks at the folder; the other does not wait for it for ever, and says the same."""
     (tmp_path / "two" / "student").mkdir(parents=True)
     both = both_of(tmp_path / "two", "--batch", "4")
     assert all(process.wait(60) != 0 for process in both)
-    assert "holds another run" in both[0].log.read_text()
-    assert "another process of this run has ended" in both[1].log.read_text()
+    assert all("holds another run" in process.log.read_text() for process in both)
 
 
 @pytest.mark.case("E2")

@@ -355,7 +355,7 @@ def test_a_layer_that_one_of_several_teachers_lacks():
     said = wrong(far, {"first": bert(2), "second": bert(4)})
     assert "[0] first:layer9.hidden_states: the teacher first has 2 layers. Nearest: layer2.hidden_states." in said
     said = wrong([{**far[0], "teacher_name": "self"}])
-    assert "[0] self:layer9.hidden_states: the student has 1 layers. Nearest: layer1.hidden_states." in said
+    assert "[0] self:layer9.hidden_states: the student has 1 layer. Nearest: layer1.hidden_states." in said
     said = wrong([{**far[0], "teacher_name": "peer"}], peer_model=bert(2))
     assert "[0] peer:layer9.hidden_states: the peer has 2 layers. Nearest: layer2.hidden_states." in said
 
