@@ -318,7 +318,7 @@ def counted(inputs: Callable[[int], Outcome], seeds: range) -> tuple[collections
     return ends, bad
 
 
-@pytest.mark.parametrize("number", [pytest.param(10_000, marks=pytest.mark.slow), 150])
+@pytest.mark.parametrize("number", [pytest.param(10_000, marks=pytest.mark.slow), 75])
 @pytest.mark.parametrize("kind", [Configs, Recipes])
 def test_none_ends_in_a_traceback_and_none_takes_long(kind: type, number: int, tmp_path: Path) -> None:
     ends, bad = counted(kind(tmp_path), range(number))

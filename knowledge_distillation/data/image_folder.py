@@ -57,7 +57,7 @@ def holds_pictures(path: str) -> bool:
     """Whether a path is a folder with pictures in it, not deeper than splits and classes lie."""
     root = Path(os.path.expanduser(path))
     depths = ("*", "*/*", "*/*/*")
-    return root.is_dir() and any(one.suffix.lower() in _ENDINGS for depth in depths for one in root.glob(depth))
+    return os.path.isdir(root) and any(one.suffix.lower() in _ENDINGS for depth in depths for one in root.glob(depth))
 
 
 def _split_folder(root: Path, names: Sequence[str]) -> Path | None:

@@ -158,7 +158,7 @@ def from_pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
 
     looks_local = is_local(name)
     path = Path(os.path.expanduser(name))
-    said = read_sentence_folder(path) if looks_local else None
+    said = read_sentence_folder(path) if looks_local and os.path.isdir(path) else None
     path = path / said.transformer if said else path
     needed = "tokenizer_config.json" if auto == "AutoTokenizer" else "config.json"
     if looks_local and not os.path.isdir(path):

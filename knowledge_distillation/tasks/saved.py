@@ -46,7 +46,7 @@ def _place(name: str) -> str:
     if not is_local(name):
         return name
     path = Path(os.path.expanduser(name))
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"{name!r}: no such directory")
     if not (path / "config.json").exists() and not (path / MODULES).exists():
         files = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
