@@ -64,7 +64,7 @@ def guess_columns(
             more than one way or none.
     """
     there = list(rows.column_names)
-    named = _named(text, there)
+    named = named_columns(text, there)
     for name in [*named, *label_columns(label, there)]:
         if name not in there:
             raise ConfigError(f"there is no column {name!r}.{nearest(name, there)} Columns: {_list(there)}")
@@ -95,7 +95,7 @@ def known_label(rows: Dataset) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _named(text: str | Sequence[str] | None, there: list[str]) -> list[str]:
+def named_columns(text: str | Sequence[str] | None, there: list[str]) -> list[str]:
     if text is None:
         return []
     if isinstance(text, str):

@@ -15,8 +15,8 @@ from ..features.trace import is_same
 
 
 def class_names(model: Any) -> tuple[str, ...]:
-    """What the classes of a model are called, by its config; none where it has numbers for names."""
-    written = getattr(getattr(model, "config", None), "id2label", None)
+    """What the classes of a model, or of a config, are called; none where it has numbers for names."""
+    written = getattr(getattr(model, "config", model), "id2label", None)
     names = tuple(str(written[key]) for key in sorted(written)) if isinstance(written, Mapping) else ()
     return names if are_names(names) else ()
 

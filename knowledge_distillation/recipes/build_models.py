@@ -11,7 +11,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from ..config.pooling import SENTENCE
 from ..data.image_format import is_local
 from ..errors import ConfigError, nearest, shown
 from ..models.classes import are_names, in_common
@@ -173,9 +172,8 @@ def from_pretrained(auto: str, name: str, what: str, **arguments: Any) -> Any:
         if "num_labels" in arguments:
             arguments = _classes_of(transformers.AutoConfig.from_pretrained(where), name, what, arguments)
         loaded = getattr(transformers, auto).from_pretrained(where, **arguments)
-        if said is not None and auto == "AutoModel" and not hasattr(loaded.config, SENTENCE):
-            about = {"pooling": said.pooling, "normalize": said.normalize, "max_length": said.max_length}
-            setattr(loaded.config, SENTENCE, about)
+        if said is not None and auto == "AutoModel":
+            said.tell(loaded.config)
         return loaded
     except ConfigError:
         raise

@@ -39,6 +39,12 @@ class SentenceFolder:
     normalize: bool
     max_length: int | None = None
 
+    def tell(self, config: Any) -> None:
+        """Say it in the config of the model inside, where that does not say it already."""
+        if not hasattr(config, "sentence_embedding"):
+            said = {"pooling": self.pooling, "normalize": self.normalize, "max_length": self.max_length}
+            config.sentence_embedding = said
+
 
 def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     """What a folder of sentence-transformers says; None where it is none.

@@ -7,7 +7,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from ..config.pooling import SENTENCE
 from ..data.image_format import ImageFormat, is_local, saved_format
 from ..errors import ConfigError
 from ..models.auto_class import auto_class_of
@@ -32,11 +31,9 @@ def load_saved(name: str) -> tuple[Any, Any]:
         inner, said = _within(where)
         config = transformers.AutoConfig.from_pretrained(inner)
         model = getattr(transformers, auto_class_of(config)).from_pretrained(inner).eval()
-        if said is not None and not hasattr(model.config, SENTENCE):
-            about = {"pooling": said.pooling, "normalize": said.normalize, "max_length": said.max_length}
-            setattr(model.config, SENTENCE, about)
-        where = inner
-        return model, _processor(where, model)
+        if said is not None:
+            said.tell(model.config)
+        return model, _processor(inner, model)
     except Exception as error:  # a file that is cut short has errors of its own in every format
         raise ConfigError(f"cannot load {name!r}: {shorten(str(error), 300, placeholder='…')}") from error
 

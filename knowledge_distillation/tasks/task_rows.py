@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..data.columns import Columns, guess_columns, known_label
+from ..data.columns import Columns, guess_columns, known_label, named_columns
 from ..data.files import load_rows, load_splits
 from ..data.row_checks import checked
 from ..data.subsets import sample
 from ..errors import ConfigError
+from ..models.classes import class_names
 from . import find_task
 from .guessing import task_of_data
 from .task import NO_OPTIONS, Reading, Task
@@ -102,7 +103,7 @@ def read_rows(
         columns, guesses = guess_columns(first, text, label, kind.texts, kind.labelled)
         splits, faults = checked(splits, columns)
     first = next(iter(splits.values()))
-    known = _names_of(model)
+    known = class_names(model)
     names = kind.class_names({"train": first, **splits}, columns, options)
     if names and set(names) <= set(known):  # the numbers of a model that was trained on them
         names = known
@@ -117,7 +118,7 @@ def _columns_of_parts(
     notes: list[str] = []
     label = label or known_label(splits["validation"])
     for split, rows in splits.items():
-        named = [name for name in _listed(text) if name in rows.column_names] or None
+        named = [name for name in named_columns(text, rows.column_names) if name in rows.column_names] or None
         of_part = rows.remove_columns([label]) if label in rows.column_names else rows
         columns, guesses = guess_columns(of_part, named if text else None, None, kind.texts, labelled=False)
         texts += columns.text
@@ -140,10 +141,6 @@ def _checked_apart(splits: Mapping[str, Dataset], columns: Columns) -> tuple[dic
     return parts, tuple(notes)
 
 
-def _listed(text: str | Sequence[str] | None) -> list[str]:
-    return [name.strip() for name in text.split(",")] if isinstance(text, str) else [*(text or ())]
-
-
 def _label_in(rows: Dataset, text: str | Sequence[str] | None, label: str | None) -> str | None:
     """The column of labels; None where there is none, or more than one way."""
     try:
@@ -154,12 +151,3 @@ def _label_in(rows: Dataset, text: str | Sequence[str] | None, label: str | None
         if text is not None:
             guess_columns(rows, text, labelled=False)  # where the named ones are not there
         return None
-
-
-def _names_of(model: Any) -> tuple[str, ...]:
-    """The classes of a model in the order of their numbers; none where nobody named them."""
-    from ..models.classes import are_names
-
-    by_number = getattr(getattr(model, "config", model), "id2label", None) or {}
-    names = tuple(by_number[number] for number in sorted(by_number))
-    return names if names and are_names(names) else ()
